@@ -1,0 +1,58 @@
+"""Everything that can go wrong, as one tree.
+
+MetaSpecError
+├── InvalidStructure (also a ValueError)   the array cannot be a structure; nothing was sent
+├── ServerUnreachable                      no connection, or it broke
+├── ServerBusy                             the queue is full; `retry_after` says when to come back
+├── DeadlineExceeded                       no answer in time
+├── ModelUnavailable                       the server has no such model or version
+├── RequestTooLarge                        lower `batch_size`
+├── ServerError                            the server failed, or refused for another reason
+└── ProtocolError                          the answer is not what the protocol says
+"""
+
+from __future__ import annotations
+
+
+class MetaSpecError(Exception):
+    """Base of all errors of this package."""
+
+
+class InvalidStructure(MetaSpecError, ValueError):
+    """The array cannot be a structure. Nothing has been sent."""
+
+
+class ServerUnreachable(MetaSpecError):
+    """No connection to the server, or it broke, also after retrying."""
+
+
+class ServerBusy(MetaSpecError):
+    """The server's queue is full, also after retrying.
+
+    Attributes:
+        retry_after: seconds after which the server expects room, if it said so.
+    """
+
+    def __init__(self, message: str, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class DeadlineExceeded(MetaSpecError):
+    """No answer in time."""
+
+
+class ModelUnavailable(MetaSpecError):
+    """The server has no such model or version."""
+
+
+class RequestTooLarge(MetaSpecError):
+    """The server does not take requests of this size: lower `batch_size`."""
+
+
+class ServerError(MetaSpecError):
+    """The server failed, or refused the request for another reason."""
+
+
+class ProtocolError(MetaSpecError):
+    """The answer is not what the Open Inference Protocol or the model's contract says."""

@@ -1,0 +1,121 @@
+"""Spectra: what a prediction returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+if TYPE_CHECKING:
+    import xarray
+    from matplotlib.axes import Axes
+
+BANDS_NM = {"B": (400.0, 500.0), "G": (500.0, 600.0), "R": (600.0, 700.0)}
+"""Bands of the colours: the lower edge belongs to the band, the upper one does not (invrs-gym's `bayer_sorter`)."""
+
+_DETECTORS = {"R": ("R",), "G": ("G1", "G2"), "B": ("B",)}
+_LINES = {"R": "tab:red", "G1": "tab:green", "G2": "yellowgreen", "B": "tab:blue"}
+
+
+@dataclass(frozen=True, eq=False)
+class Spectra:
+    """Efficiencies of N structures: power through a detector / power incident on the cell.
+
+    Attributes:
+        values: float32 (N, channels, wavelengths).
+        wavelengths_nm: (wavelengths,), ascending.
+        channels: names of the detectors.
+        model: that made the prediction. version: of that model.
+    """
+
+    values: NDArray[np.float32]
+    wavelengths_nm: NDArray[np.float64]
+    channels: tuple[str, ...] = ("R", "G1", "G2", "B")
+    model: str = ""
+    version: str = ""
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __getitem__(self, key: int | slice | NDArray[Any]) -> Spectra:
+        """Some of the structures; always a `Spectra`, with one structure for a whole number."""
+        index = slice(key, key + 1 or None) if isinstance(key, int | np.integer) else key
+        values = self.values[index]
+        if isinstance(key, int | np.integer) and not len(values):
+            raise IndexError(f"structure {key} of {len(self)}")
+        return Spectra(values, self.wavelengths_nm, self.channels, self.model, self.version)
+
+    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
+        return np.array(self.values, dtype=dtype, copy=copy)
+
+    def __repr__(self) -> str:
+        first, last = self.wavelengths_nm[0], self.wavelengths_nm[-1]
+        shape = f"{len(self)} structures, {'/'.join(self.channels)}, {len(self.wavelengths_nm)} wavelengths"
+        return f"<Spectra: {shape} from {first:g} to {last:g} nm, {self.model} version {self.version}>"
+
+    def channel(self, name: str) -> NDArray[np.float32]:
+        """Efficiency of one detector, (N, wavelengths)."""
+        if name not in self.channels:
+            raise ValueError(f"channel must be one of {', '.join(self.channels)}, got {name!r}")
+        return self.values[:, self.channels.index(name)]
+
+    def colour_efficiency(self) -> NDArray[np.float32]:
+        """Efficiency of red, green and blue, (N, 3): the mean over a colour's band of the power in its detectors.
+
+        Green is the sum of G1 and G2.
+        """
+        return np.stack([self._band_mean(colour, [colour]) for colour in "RGB"], axis=1)
+
+    def crosstalk(self) -> NDArray[np.float32]:
+        """Crosstalk of red, green and blue, (N, 3): the mean over the other two bands of the power in its detectors."""
+        return np.stack([self._band_mean(colour, [c for c in "RGB" if c != colour]) for colour in "RGB"], axis=1)
+
+    def min_efficiency(self) -> NDArray[np.float32]:
+        """The smallest of the three colour efficiencies, (N,): what invrs-gym's challenge ranks by."""
+        smallest: NDArray[np.float32] = self.colour_efficiency().min(axis=1)
+        return smallest
+
+    def to_xarray(self) -> xarray.DataArray:
+        """A labelled array with dimensions structure, channel and wavelength. Needs xarray."""
+        import xarray
+
+        coordinates = {
+            "channel": list(self.channels),
+            "wavelength": ("wavelength", self.wavelengths_nm, {"units": "nm"}),
+        }
+        attributes = {"model": self.model, "version": self.version, "long_name": "efficiency"}
+        return xarray.DataArray(
+            self.values, coordinates, ("structure", "channel", "wavelength"), "efficiency", attributes
+        )
+
+    def plot(self, structure: int = 0, ax: Axes | None = None, **line: Any) -> Axes:
+        """Draw the spectra of one structure, a line for each detector. Needs matplotlib.
+
+        Args:
+            structure: which one.
+            ax: where to draw; a new figure by default.
+            **line: properties of the lines, such as `linestyle`.
+        """
+        from matplotlib import pyplot
+
+        if ax is None:
+            _, ax = pyplot.subplots(figsize=(6, 4), layout="constrained")
+            ax.set(xlabel="wavelength (nm)", ylabel="efficiency")
+            ax.set_xlim(self.wavelengths_nm[0], self.wavelengths_nm[-1])
+        for channel, values in zip(self.channels, self[structure].values[0], strict=True):
+            ax.plot(self.wavelengths_nm, values, **{"color": _LINES.get(channel), "label": channel, **line})
+        ax.legend()
+        return ax
+
+    def _band_mean(self, colour: str, bands: list[str]) -> NDArray[np.float32]:
+        power = np.sum([self.channel(name) for name in _DETECTORS[colour]], axis=0)
+        wavelength = self.wavelengths_nm
+        inside = np.zeros(len(wavelength), bool)
+        for low, high in (BANDS_NM[band] for band in bands):
+            inside |= (wavelength >= low) & (wavelength < high)
+        if not inside.any():
+            raise ValueError(f"no wavelength lies in the band of {' or '.join(bands)}")
+        mean: NDArray[np.float32] = power[:, inside].mean(axis=1)
+        return mean

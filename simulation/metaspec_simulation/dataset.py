@@ -1,0 +1,263 @@
+"""The data set on disk: a Zarr v3 store that xarray reads and that many workers append to safely.
+
+Along `sample` every array is cut into chunks of `SHARD` structures, and a worker writes whole shards of its own, so no two
+workers ever touch one file. `complete` is written last: a killed run loses the shard it was in, and a rerun goes on from
+there. Which structure sample i is follows from the data set's seed and i alone, not from who simulates it.
+
+Efficiencies are stored as int16 in steps of `STEP` (xarray scales them back by itself); structures are bit-packed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+
+from metaspec_simulation import structures
+from metaspec_simulation.farfield import harmonic_orders, shifted_basis
+from metaspec_simulation.process import CHANNELS, PIXELS, Process
+from metaspec_simulation.solver import Solver
+
+SCHEMA_VERSION = 1
+SHARD = 64
+STEP = 5e-5
+HARMONIC_STEP_NM = 2  # the spectra resolve about 10 nm, and rms interpolation between these errs by less than 1e-3
+
+Group: TypeAlias = Any  # a zarr.Group; zarr types what lies in one as array or group, whatever the name
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that the samples of a data set have in common.
+
+    Attributes:
+        process: the device.
+        seed: from which, and a sample's number, its structure follows.
+        cells: the solver's grid cells per period.
+        tail: the solver's recording time after the pulse, um / c.
+    """
+
+    process: Process
+    seed: int
+    cells: int
+    tail: float = 25.0
+
+    def family(self, sample: int) -> str:
+        """Family of a sample: they take turns."""
+        return structures.FAMILIES[sample % len(structures.FAMILIES)]
+
+    def structure(self, sample: int) -> structures.Structure:
+        """Structure of a sample, uint8 (128, 128)."""
+        return structures.random_structure(np.random.default_rng([self.seed, sample]), self.family(sample))
+
+    def attributes(self) -> dict[str, Any]:
+        """The recipe as the attributes of the store."""
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "process": self.process.model_dump(mode="json"),
+            "seed": self.seed,
+            "solver": {"name": "metaspec-fdtd", "cells": self.cells, "tail": self.tail},
+            "channels": list(CHANNELS),
+            "harmonic_orders": np.stack(harmonic_orders(), axis=1).tolist(),
+        }
+
+
+def open_dataset(path: Path, recipe: Recipe, count: int) -> Group:
+    """Open a data set for appending up to `count` samples; make it if there is none.
+
+    Raises:
+        ValueError: something else lies at `path`, or a data set made by another recipe.
+    """
+    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        return _create(path, recipe, count)
+    group = read_dataset(path, mode="r+")
+    for name, wanted in recipe.attributes().items():
+        if group.attrs.get(name) != wanted:
+            raise ValueError(
+                f"{path} was made with {name} = {group.attrs.get(name)}, not {wanted}: "
+                "go on with the settings it was made with, or choose another folder"
+            )
+    if count > group["structure"].shape[0]:
+        for _, array in group.arrays():
+            if array.metadata.dimension_names[0] == "sample":
+                array.resize((count, *array.shape[1:]))
+    return group
+
+
+def read_dataset(path: Path, mode: str = "r") -> Group:
+    """Open an existing data set.
+
+    Raises:
+        ValueError: no MetaSpec data set at `path`, or one of another schema version.
+    """
+    try:
+        group = zarr.open_group(path, mode=mode)
+    except (FileNotFoundError, NotADirectoryError, zarr.errors.GroupNotFoundError) as error:
+        raise ValueError(f"{path} is not a MetaSpec data set: it holds no Zarr group") from error
+    found = group.attrs.get("schema_version")
+    if found != SCHEMA_VERSION:
+        raise ValueError(f"{path} is not a MetaSpec data set of schema version {SCHEMA_VERSION}, it says {found}")
+    return group
+
+
+def missing_shards(group: Group) -> list[tuple[int, int]]:
+    """Ranges [start, stop) of samples still to be simulated, one for each shard that is not complete."""
+    complete = group["complete"][:].astype(bool)
+    ranges = []
+    for start in range(0, len(complete), SHARD):
+        absent = np.flatnonzero(~complete[start : start + SHARD])
+        if absent.size:
+            ranges.append((start + int(absent[0]), start + int(absent[-1]) + 1))
+    return ranges
+
+
+def write_samples(group: Group, recipe: Recipe, solver: Solver, start: int, stop: int, report: Any) -> None:
+    """Simulate samples start .. stop - 1, which lie in one shard, and write them; calls `report()` after each."""
+    rows: dict[str, list[Any]] = {name: [] for name in _PER_SAMPLE}
+    for sample in range(start, stop):
+        structure = recipe.structure(sample)
+        simulation = solver.simulate(structure)
+        coarse = simulation.harmonics[:, :: _harmonic_stride(recipe.process)]
+        rows["structure"].append(structures.pack(structure))
+        rows["spectra"].append(np.rint(simulation.spectra / STEP).astype(np.int16))
+        rows["harmonics"].append(np.rint(coarse / STEP).astype(np.int16))
+        rows["family"].append(structures.FAMILIES.index(recipe.family(sample)))
+        rows["split"].append(structures.SPLITS.index(structures.split_of(structure)))
+        rows["energy_error"].append(np.sqrt(np.mean(simulation.energy_error**2)))
+        rows["complete"].append(1)
+        report()
+    for name in _PER_SAMPLE:  # `complete` comes last
+        group[name][start:stop] = np.stack(rows[name])
+
+
+@dataclass(frozen=True)
+class Samples:
+    """The finished samples of a data set, in memory, still compact.
+
+    Attributes:
+        process: the device.
+        packed: bit-packed structures, uint8 (N, 2048).
+        spectra: float32 (N, 4, W).
+        harmonics: int16 (N, 81, V) in units of `STEP`.
+        harmonic_wavelengths_nm: (V,).
+        family: names, (N,).
+        split: names, (N,).
+        energy_error: rms over wavelengths of reflection + transmission - 1, float32 (N,).
+        attributes: those of the store.
+    """
+
+    process: Process
+    packed: NDArray[np.uint8]
+    spectra: NDArray[np.float32]
+    harmonics: NDArray[np.int16]
+    harmonic_wavelengths_nm: NDArray[np.float64]
+    family: NDArray[np.str_]
+    split: NDArray[np.str_]
+    energy_error: NDArray[np.float32]
+    attributes: dict[str, Any]
+
+    def __len__(self) -> int:
+        return len(self.packed)
+
+    @property
+    def structures(self) -> structures.Structure:
+        """Unpacked, uint8 (N, 128, 128)."""
+        return structures.unpack(self.packed)
+
+    def of(self, split: str) -> Samples:
+        """The samples of one split."""
+        if split not in structures.SPLITS:
+            raise ValueError(f"split must be one of {', '.join(structures.SPLITS)}, got {split!r}")
+        rows = np.flatnonzero(self.split == split)
+        return self.take(rows)
+
+    def take(self, rows: NDArray[np.integer]) -> Samples:
+        """Some samples, by number."""
+        picked = {name: getattr(self, name)[rows] for name in _SAMPLE_FIELDS}
+        return Samples(
+            self.process, harmonic_wavelengths_nm=self.harmonic_wavelengths_nm, attributes=self.attributes, **picked
+        )
+
+
+_SAMPLE_FIELDS = ("packed", "spectra", "harmonics", "family", "split", "energy_error")
+
+
+def load(path: Path) -> Samples:
+    """Read all finished samples of a data set.
+
+    Raises:
+        ValueError: no data set at `path`, or nothing in it is finished.
+    """
+    group = read_dataset(path)
+    done = np.flatnonzero(group["complete"][:])
+    if not done.size:
+        raise ValueError(f"{path} has no finished samples: run metaspec-simulate to make some")
+    return Samples(
+        process=Process.model_validate(group.attrs["process"]),
+        packed=group["structure"][:][done],
+        spectra=group["spectra"][:][done].astype(np.float32) * np.float32(STEP),
+        harmonics=group["harmonics"][:][done],
+        harmonic_wavelengths_nm=group["harmonic_wavelength"][:],
+        family=np.array(structures.FAMILIES)[group["family"][:][done]],
+        split=np.array(structures.SPLITS)[group["split"][:][done]],
+        energy_error=group["energy_error"][:][done],
+        attributes=dict(group.attrs),
+    )
+
+
+_PER_SAMPLE: dict[str, tuple[tuple[str, ...], str, dict[str, Any]]] = {
+    "structure": (("byte",), "uint8", {"long_name": "bit-packed structure, rows first, 1 = solid"}),
+    "spectra": (
+        ("channel", "wavelength"),
+        "int16",
+        {"long_name": "power in the detector / incident power", "scale_factor": STEP},
+    ),
+    "harmonics": (
+        ("harmonic", "harmonic_wavelength"),
+        "int16",
+        {"long_name": "Fourier coefficients of the R efficiency under translation", "scale_factor": STEP},
+    ),
+    "family": ((), "uint8", {"flag_meanings": " ".join(structures.FAMILIES)}),
+    "split": ((), "uint8", {"flag_meanings": " ".join(structures.SPLITS)}),
+    "energy_error": ((), "float32", {"long_name": "rms over wavelengths of reflection + transmission - 1"}),
+    "complete": ((), "uint8", {"long_name": "1 once the sample is finished"}),
+}
+
+
+def _create(path: Path, recipe: Recipe, count: int) -> Group:
+    path.mkdir(parents=True, exist_ok=True)
+    wavelengths = recipe.process.wavelengths_nm
+    coarse = wavelengths[:: _harmonic_stride(recipe.process)]
+    harmonics = shifted_basis(np.zeros(1, int), np.zeros(1, int)).shape[-1]
+    sizes = {
+        "byte": PIXELS * PIXELS // 8,
+        "channel": len(CHANNELS),
+        "wavelength": len(wavelengths),
+        "harmonic": harmonics,
+        "harmonic_wavelength": len(coarse),
+    }
+    group = zarr.create_group(path, attributes={**recipe.attributes(), "made_with": f"metaspec {version('metaspec')}"})
+    for name, values in (("wavelength", wavelengths), ("harmonic_wavelength", coarse)):
+        group.create_array(name, data=values, dimension_names=(name,), attributes={"units": "nm"})
+    compressor = zarr.codecs.BloscCodec(cname="zstd", clevel=7, shuffle="bitshuffle")
+    for name, (dimensions, dtype, attributes) in _PER_SAMPLE.items():
+        shape = tuple(sizes[dimension] for dimension in dimensions)
+        group.create_array(
+            name,
+            shape=(count, *shape),
+            chunks=(SHARD, *shape),
+            dtype=dtype,
+            compressors=compressor,
+            dimension_names=("sample", *dimensions),
+            attributes=attributes,
+        )
+    return group
+
+
+def _harmonic_stride(process: Process) -> int:
+    return max(1, round(HARMONIC_STEP_NM / process.wavelength_step_nm))

@@ -1,0 +1,165 @@
+"""The stock Triton client against the real server, and requests that no client would send."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import numpy as np
+import pytest
+import tritonclient.http as triton
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tritonclient.utils import InferenceServerException
+
+INFER = "/v2/models/diffractionnet/infer"
+Expected = Callable[[np.ndarray], np.ndarray]
+
+
+@pytest.fixture
+def client(server) -> triton.InferenceServerClient:
+    with triton.InferenceServerClient(server.address, concurrency=8) as client:
+        yield client
+
+
+def infer_input(structures: np.ndarray, binary: bool = True, datatype: str = "FP32") -> triton.InferInput:
+    dtype = {"FP32": np.float32, "FP16": np.float16, "UINT8": np.uint8, "BOOL": bool}[datatype]
+    tensor = triton.InferInput("structure", [len(structures), 1, 128, 128], datatype)
+    tensor.set_data_from_numpy(structures[:, None].astype(dtype), binary_data=binary)
+    return tensor
+
+
+def test_health_and_metadata(client: triton.InferenceServerClient) -> None:
+    assert client.is_server_live()
+    assert client.is_server_ready()
+    assert client.is_model_ready("diffractionnet")
+    assert client.is_model_ready("diffractionnet", "1")
+    assert not client.is_model_ready("diffractionnet", "2")
+    assert client.get_server_metadata()["name"] == "metaspec"
+    metadata = client.get_model_metadata("diffractionnet")
+    assert metadata["versions"] == ["1"]
+    assert metadata["inputs"] == [{"name": "structure", "datatype": "FP32", "shape": [-1, 1, 128, 128]}]
+    assert metadata["outputs"] == [{"name": "spectra", "datatype": "FP32", "shape": [-1, 4, 301]}]
+    assert metadata["parameters"]["channels"] == ["R", "G1", "G2", "B"]
+    assert client.get_model_config("diffractionnet")["output"][0]["dims"] == [4, 301]
+    index = client.get_model_repository_index()
+    assert index == [{"name": "diffractionnet", "version": "1", "state": "READY"}]
+
+
+@pytest.mark.parametrize("binary_in", [True, False])
+@pytest.mark.parametrize("binary_out", [True, False])
+def test_inference(client, structures, expected: Expected, binary_in: bool, binary_out: bool) -> None:
+    output = triton.InferRequestedOutput("spectra", binary_data=binary_out)
+    result = client.infer("diffractionnet", [infer_input(structures, binary_in)], outputs=[output], request_id="a7")
+    np.testing.assert_allclose(result.as_numpy("spectra"), expected(structures), atol=1e-6)
+    assert result.get_response()["id"] == "a7"
+    assert result.get_response()["model_version"] == "1"
+
+
+@pytest.mark.parametrize("datatype", ["FP16", "UINT8", "BOOL"])
+def test_smaller_datatypes_are_taken_too(client, structures, expected: Expected, datatype: str) -> None:
+    result = client.infer("diffractionnet", [infer_input(structures, datatype=datatype)])
+    np.testing.assert_allclose(result.as_numpy("spectra"), expected(structures), atol=1e-6)
+
+
+@pytest.mark.parametrize("algorithm", ["gzip", "deflate"])
+def test_compressed_requests(client, structures, expected: Expected, algorithm: str) -> None:
+    result = client.infer("diffractionnet", [infer_input(structures)], request_compression_algorithm=algorithm)
+    np.testing.assert_allclose(result.as_numpy("spectra"), expected(structures), atol=1e-6)
+
+
+def test_hundreds_of_concurrent_callers_get_their_own_answers(server, expected: Expected) -> None:
+    rng = np.random.default_rng(0)
+    requests = [rng.integers(0, 2, (rng.integers(1, 6), 128, 128)).astype(np.float32) for _ in range(200)]
+    with httpx.Client(base_url=server.url, limits=httpx.Limits(max_connections=64), timeout=60) as http:
+
+        def ask(structures: np.ndarray) -> np.ndarray:
+            content = structures.tobytes()
+            tensor = {"name": "structure", "datatype": "FP32", "shape": [len(structures), 1, 128, 128]}
+            tensor["parameters"] = {"binary_data_size": len(content)}
+            header = json.dumps({"inputs": [tensor], "parameters": {"binary_data_output": True}}).encode()
+            headers = {"Inference-Header-Content-Length": str(len(header))}
+            answer = http.post(INFER, content=header + content, headers=headers).raise_for_status()
+            offset = int(answer.headers["Inference-Header-Content-Length"])
+            return np.frombuffer(answer.content[offset:], np.float32).reshape(len(structures), 4, 301)
+
+        with ThreadPoolExecutor(64) as pool:
+            answers = list(pool.map(ask, requests))
+    for structures, answer in zip(requests, answers, strict=True):
+        np.testing.assert_allclose(answer, expected(structures), atol=1e-5)
+
+
+def test_errors_reach_the_stock_client(client, structures) -> None:
+    with pytest.raises(InferenceServerException, match="no model 'other'"):
+        client.infer("other", [infer_input(structures)])
+    with pytest.raises(InferenceServerException, match="no version '9'"):
+        client.infer("diffractionnet", [infer_input(structures)], model_version="9")
+    with pytest.raises(InferenceServerException, match="no output 'phase'"):
+        client.infer("diffractionnet", [infer_input(structures)], outputs=[triton.InferRequestedOutput("phase")])
+    with pytest.raises(InferenceServerException, match="got values from 0 to 2"):
+        client.infer("diffractionnet", [infer_input(2 * structures)])
+    with pytest.raises(InferenceServerException, match="at most 600 structures"):
+        client.infer("diffractionnet", [infer_input(np.zeros((601, 128, 128)))])
+    wrong = triton.InferInput("structure", [1, 128, 128], "FP32")
+    wrong.set_data_from_numpy(structures[:1].astype(np.float32))
+    with pytest.raises(InferenceServerException, match=r"shape must be \[N, 1, 128, 128\]"):
+        client.infer("diffractionnet", [wrong])
+
+
+def tensor(**changes: object) -> dict[str, object]:
+    return {"name": "structure", "datatype": "FP32", "shape": [1, 1, 128, 128], **changes}
+
+
+SIZED = {"binary_data_size": 65536}
+
+
+@pytest.mark.parametrize(
+    ("header", "blob", "message"),
+    [
+        ([], b"", "must be a JSON object"),
+        ({}, b"", "inputs must be a list"),
+        ({"inputs": [tensor(name="x")]}, b"", "no input 'x'"),
+        ({"inputs": [tensor(datatype="INT4")]}, b"", "datatype must be one of"),
+        ({"inputs": [tensor(shape=[1, 1, 128])]}, b"", "shape must be"),
+        ({"inputs": [tensor(shape=[0, 1, 128, 128])]}, b"", "N >= 1"),
+        ({"inputs": [tensor(data=[1, 2])]}, b"", "data must be 16384 numbers"),
+        ({"inputs": [tensor(data="x")]}, b"", "data must be a list"),
+        ({"inputs": [tensor(parameters=SIZED)]}, b"\0" * 65535, "only 65535 bytes are left"),
+        ({"inputs": [tensor(parameters=SIZED)]}, b"\0" * 65537, "1 bytes are left over"),
+        ({"inputs": [tensor(parameters={"binary_data_size": 4})]}, b"\0" * 4, "is 65536 bytes, got 4"),
+        ({"inputs": [tensor(parameters={"binary_data_size": -1})]}, b"", "whole number of bytes"),
+        ({"inputs": [tensor(parameters=SIZED)]}, np.full(16384, np.nan, np.float32).tobytes(), "must be finite"),
+    ],
+)
+def test_malformed_requests(server, header: object, blob: bytes, message: str) -> None:
+    content = json.dumps(header).encode()
+    headers = {"Inference-Header-Content-Length": str(len(content))}
+    answer = httpx.post(server.url + INFER, content=content + blob, headers=headers)
+    assert answer.status_code == 400
+    assert message in answer.json()["error"]
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    body=st.one_of(
+        st.binary(max_size=200),
+        st.recursive(
+            st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+            lambda inner: (
+                st.lists(inner, max_size=3)
+                | st.dictionaries(
+                    st.sampled_from(["inputs", "outputs", "parameters", "name", "shape", "data", "id"]), inner
+                )
+            ),
+            max_leaves=12,
+        ).map(lambda value: json.dumps(value).encode()),
+    ),
+    length=st.none() | st.text(alphabet="0123456789-x", max_size=6),
+)
+def test_random_requests_never_break_the_server(server, body: bytes, length: str | None) -> None:
+    headers = {} if length is None else {"Inference-Header-Content-Length": length}
+    answer = httpx.post(server.url + INFER, content=body, headers=headers)
+    assert answer.status_code == 400
+    assert answer.json()["error"]

@@ -1,0 +1,209 @@
+from __future__ import annotations
+
+import base64
+import gzip
+import io
+import json
+import pickle
+import socket
+import threading
+
+import httpx
+import numpy as np
+import pytest
+
+JSON, NPY, RAW = "application/json", "application/x-npy", "application/octet-stream"
+
+
+@pytest.fixture
+def http(server) -> httpx.Client:
+    with httpx.Client(base_url=server.url, timeout=30) as client:
+        yield client
+
+
+def npy(array: np.ndarray, allow_pickle: bool = False) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=allow_pickle)
+    return buffer.getvalue()
+
+
+def post(http: httpx.Client, content: bytes, content_type: str, accept: str = JSON) -> httpx.Response:
+    return http.post("/predict", content=content, headers={"Content-Type": content_type, "Accept": accept})
+
+
+def test_json(http, structures, expected) -> None:
+    answer = http.post("/predict", json={"structures": structures.tolist()})
+    body = answer.raise_for_status().json()
+    np.testing.assert_allclose(np.float32(body["spectra"]), expected(structures), atol=1e-6)
+    assert body["model"] == "diffractionnet"
+    assert body["version"] == "1"
+    assert body["channels"] == ["R", "G1", "G2", "B"]
+    assert body["wavelengths_nm"] == list(range(400, 701))
+    assert body["units"] == "efficiency"
+
+
+def test_one_structure_and_densities(http, expected) -> None:
+    density = np.random.default_rng(1).random((128, 128))
+    body = http.post("/predict", json={"structures": density.tolist()}).raise_for_status().json()
+    np.testing.assert_allclose(np.float32(body["spectra"]), expected(density), atol=1e-6)
+
+
+def test_every_way_in_and_out_gives_the_same(http, structures, expected) -> None:
+    packed = np.packbits(structures, axis=None).tobytes()
+    bodies = [
+        (npy(structures), NPY),
+        (npy(structures[:, None].astype(np.float16)), RAW),
+        (npy(structures.astype(bool)), NPY),
+        (packed, RAW),
+        (json.dumps({"packed": base64.b64encode(packed).decode()}).encode(), JSON),
+    ]
+    for content, content_type in bodies:
+        as_npy = post(http, content, content_type, NPY).raise_for_status()
+        np.testing.assert_allclose(np.load(io.BytesIO(as_npy.content)), expected(structures), atol=1e-6)
+        raw = post(http, content, content_type, RAW).raise_for_status()
+        shape = [int(n) for n in raw.headers["MetaSpec-Shape"].split(",")]
+        np.testing.assert_array_equal(
+            np.frombuffer(raw.content, "<f4").reshape(shape), np.load(io.BytesIO(as_npy.content))
+        )
+
+
+def test_channels_and_interpolated_wavelengths(http, structures, expected) -> None:
+    wanted = {"structures": structures.tolist(), "wavelengths_nm": [400, 450.25, 700], "channels": ["B", "R"]}
+    body = http.post("/predict", json=wanted).raise_for_status().json()
+    full = expected(structures)[:, [3, 0]]
+    between = 0.75 * full[..., 50] + 0.25 * full[..., 51]
+    np.testing.assert_allclose(body["spectra"], np.stack([full[..., 0], between, full[..., 300]], axis=-1), atol=1e-6)
+
+
+def test_compressed_body(http, structures, expected) -> None:
+    headers = {"Content-Type": RAW, "Accept": NPY, "Content-Encoding": "gzip"}
+    answer = http.post("/predict", content=gzip.compress(np.packbits(structures).tobytes()), headers=headers)
+    np.testing.assert_allclose(np.load(io.BytesIO(answer.content)), expected(structures), atol=1e-6)
+
+
+GOOD = np.zeros((128, 128))
+
+
+@pytest.mark.parametrize(
+    ("structures", "message"),
+    [
+        (np.zeros((2, 64, 64)), r"got (2, 64, 64)"),
+        (np.zeros((2, 3, 128, 128)), r"got (2, 3, 128, 128)"),
+        (np.zeros((0, 128, 128)), "at least one structure"),
+        (np.full((128, 128), np.nan), "got nan at structure 0, row 0, column 0"),
+        (GOOD - np.eye(128)[::-1] * np.arange(128), "got -127 at structure 0, row 0, column 127"),
+        (np.full((128, 128), 255, np.uint8), "divide 8-bit images by 255"),
+        (np.zeros((128, 128), complex), "got complex128"),
+    ],
+)
+def test_what_is_no_structure(http, structures: np.ndarray, message: str) -> None:
+    answer = post(http, npy(structures), NPY)
+    assert answer.status_code == 422
+    assert answer.headers["Content-Type"] == "application/problem+json"
+    assert answer.json()["field"] == "structures"
+    assert message in answer.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    ("body", "field", "message"),
+    [
+        (b"{", "body", "cannot be read"),
+        (b"[]", "body", "JSON object"),
+        (b"{}", "structures", "exactly one of"),
+        (b'{"structures": [], "packed": ""}', "structures", "exactly one of"),
+        (b'{"structures": [[1], [1, 2]]}', "structures", "ragged"),
+        (b'{"structures": "x"}', "structures", "expected numbers"),
+        (b'{"packed": "%%"}', "packed", "base64"),
+        (b'{"packed": 3}', "packed", "base64"),
+        (b'{"packed": "AAAA"}', "body", "2048 bytes each, got 3"),
+        (b'{"packed": "", "colour": 1}', "colour", "unknown field"),
+    ],
+)
+def test_malformed_json(http, body: bytes, field: str, message: str) -> None:
+    answer = post(http, body, JSON)
+    assert answer.status_code == 422
+    assert answer.json()["field"] == field
+    assert message in answer.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    ("extra", "field"),
+    [
+        ({"wavelengths_nm": [399]}, "wavelengths_nm"),
+        ({"wavelengths_nm": []}, "wavelengths_nm"),
+        ({"wavelengths_nm": ["red"]}, "wavelengths_nm"),
+        ({"channels": ["X"]}, "channels"),
+        ({"channels": "R"}, "channels"),
+    ],
+)
+def test_bad_selections(http, extra: dict[str, object], field: str) -> None:
+    answer = http.post("/predict", json={"structures": GOOD.tolist(), **extra})
+    assert answer.status_code == 422
+    assert answer.json()["field"] == field
+
+
+def test_damaged_and_pickled_npy(http) -> None:
+    assert "cannot be read" in post(http, npy(GOOD)[:-1], NPY).json()["detail"]
+    pickled = npy(np.array([{"a": 1}], object), allow_pickle=True)
+    assert "allow_pickle=False" in post(http, pickled, NPY).json()["detail"]
+    assert post(http, pickle.dumps(GOOD), RAW).status_code == 422
+
+
+def test_types_that_are_not_spoken(http) -> None:
+    assert post(http, b"", "text/csv").status_code == 415
+    assert post(http, npy(GOOD), NPY, accept="image/png").status_code == 406
+    assert http.post("/predict?model=other", json={"structures": GOOD.tolist()}).status_code == 404
+    assert http.get("/predict").status_code == 405
+    headers = {"Content-Type": NPY, "Content-Encoding": "br"}
+    assert http.post("/predict", content=b"x", headers=headers).status_code == 415
+
+
+def test_too_much(http, start_server, small_repository) -> None:
+    assert post(http, npy(np.zeros((601, 128, 128), bool)), NPY).status_code == 413
+    with start_server("--repository", str(small_repository), "--max-body-bytes", "50000") as small:
+        headers = {"Content-Type": NPY}
+        answer = httpx.post(small.url + "/predict", content=npy(GOOD), headers=headers)
+        assert answer.status_code == 413
+        assert "50000 bytes" in answer.json()["detail"]
+        streamed = httpx.post(small.url + "/predict", content=iter([b"x" * 30000] * 3), headers=headers)
+        assert streamed.status_code == 413, "also without a Content-Length"
+        bomb = gzip.compress(b"\0" * 10**7)
+        answer = httpx.post(small.url + "/predict", content=bomb, headers={**headers, "Content-Encoding": "gzip"})
+        assert answer.status_code == 413
+
+
+def test_a_full_queue_and_a_late_answer(start_server, small_repository) -> None:
+    flags = ("--repository", str(small_repository), "--max-queue", "4", "--request-timeout", "1e-6")
+    with start_server(*flags) as server:
+        body = npy(np.zeros((5, 128, 128), bool))
+        answer = httpx.post(server.url + "/predict", content=body, headers={"Content-Type": NPY})
+        assert answer.status_code == 503
+        assert int(answer.headers["Retry-After"]) >= 1
+        answer = httpx.post(server.url + "/predict", content=npy(GOOD), headers={"Content-Type": NPY})
+        assert answer.status_code == 504
+
+
+def test_a_client_that_hangs_up_harms_nobody(server, http, structures, expected) -> None:
+    host, port = server.address.split(":")
+
+    def hang_up() -> None:
+        with socket.create_connection((host, int(port))) as connection:
+            connection.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/octet-stream\r\n")
+            connection.sendall(b"Content-Length: 2048000\r\n\r\n" + b"\0" * 2048)
+
+    threads = [threading.Thread(target=hang_up) for _ in range(20)]
+    for thread in threads:
+        thread.start()
+    answer = post(http, npy(structures), NPY, NPY)
+    np.testing.assert_allclose(np.load(io.BytesIO(answer.content)), expected(structures), atol=1e-6)
+    for thread in threads:
+        thread.join()
+    assert http.get("/v2/health/ready").status_code == 200
+    assert not server.log, "it is not worth a word in the log, let alone a traceback"
+
+
+def test_documentation_lists_every_route(http) -> None:
+    assert http.get("/", follow_redirects=True).status_code == 200
+    paths = http.get("/openapi.json").json()["paths"]
+    assert {"/predict", "/v2", "/v2/health/ready", "/v2/models/{model}/infer"} <= paths.keys()
+    assert set(paths["/predict"]["post"]["requestBody"]["content"]) == {JSON, NPY, RAW}

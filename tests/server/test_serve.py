@@ -1,0 +1,125 @@
+"""The command itself: what it prints, what it refuses, how it ends."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+import numpy as np
+import onnx
+import pytest
+
+
+def serve(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "metaspec_server.cli", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_it_says_what_it_serves_and_where(server) -> None:
+    assert "diffractionnet version 1 on onnxruntime" in server.banner
+    assert f"MetaSpec serves at {server.url}" in server.banner
+    assert f"{server.url}/docs" in server.banner
+
+
+def test_help_names_every_setting() -> None:
+    text = serve("--help").stdout
+    for flag in ("--repository", "--host", "--port", "--threads", "--max-batch", "--max-queue", "--request-timeout"):
+        assert flag in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--port", "99999"), "--port: Input should be less than or equal to 65535"),
+        (("--max-batch", "0"), "--max-batch"),
+        (("--repository", "no/such/folder"), "no/such/folder: no such folder"),
+    ],
+)
+def test_bad_settings_end_with_one_line(arguments: tuple[str, ...], message: str) -> None:
+    result = serve(*arguments)
+    assert result.returncode == 2
+    assert message in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_a_port_in_use(small_repository: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        result = serve("--repository", str(small_repository), "--port", str(port))
+    assert result.returncode == 2
+    assert f"cannot listen on 127.0.0.1:{port}" in result.stderr
+
+
+def test_damaged_repositories(tmp_path: Path, make_model, make_repository) -> None:
+    def refused(root: Path) -> str:
+        result = serve("--repository", str(root), "--port", "0")
+        assert result.returncode == 2
+        assert len(result.stderr.splitlines()) == 1, result.stderr
+        return result.stderr
+
+    (tmp_path / "empty").mkdir()
+    assert "no models in it" in refused(tmp_path / "empty")
+    (tmp_path / "bare" / "diffractionnet").mkdir(parents=True)
+    assert "has no version" in refused(tmp_path / "bare")
+    (tmp_path / "hollow" / "diffractionnet" / "1").mkdir(parents=True)
+    assert "model.onnx: missing" in refused(tmp_path / "hollow")
+
+    root = make_repository(tmp_path / "cut", make_model())
+    file = root / "diffractionnet" / "1" / "model.onnx"
+    file.write_bytes(file.read_bytes()[:-1000])
+    assert "ONNX Runtime cannot load it" in refused(root)
+
+    silent = make_model()
+    silent.metadata_props.clear()
+    assert 'has no "metaspec" entry' in refused(make_repository(tmp_path / "silent", silent))
+    assert "schema_version" in refused(make_repository(tmp_path / "vague", make_model({"name": "diffractionnet"})))
+    metadata = json.loads(make_model().metadata_props[0].value)
+    stranger = make_model(metadata | {"name": "other"})
+    assert "is model 'other'" in refused(make_repository(tmp_path / "stranger", stranger))
+    fixed = make_model()
+    for value in (*fixed.graph.input, *fixed.graph.output):
+        value.type.tensor_type.shape.dim[0].ClearField("dim_param")
+        value.type.tensor_type.shape.dim[0].dim_value = 4
+    assert "expected [N, fixed, ...]" in refused(make_repository(tmp_path / "fixed", fixed))
+
+
+def test_the_newest_version_is_served(tmp_path: Path, make_model, make_repository, start_server) -> None:
+    root = make_repository(tmp_path, make_model(seed=1), version=2)
+    make_repository(root, make_model(seed=2), version=10)
+    with start_server("--repository", str(root)) as server:
+        assert httpx.get(server.url + "/v2/models/diffractionnet").json()["versions"] == ["10"]
+        assert httpx.get(server.url + "/v2/models/diffractionnet/versions/2").status_code == 404
+
+
+def test_it_ends_cleanly_when_told_to(small_repository: Path, start_server) -> None:
+    with start_server("--repository", str(small_repository)) as server:
+        httpx.get(server.url + "/v2/health/ready").raise_for_status()
+        server.process.send_signal(signal.SIGTERM)
+        server.process.wait(20)
+        assert server.process.returncode in (0, -signal.SIGTERM)
+        assert not server.log
+
+
+def test_the_server_needs_neither_torch_nor_our_other_packages() -> None:
+    code = (
+        "import sys, metaspec_server.cli\n"
+        "unwanted = {'torch', 'metaspec', 'metaspec_simulation', 'metaspec_training', 'metaspec_export', 'onnx'}\n"
+        "print(sorted(unwanted & set(sys.modules)))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+
+
+def test_the_small_model_is_what_the_tests_think(small_repository: Path, expected) -> None:
+    model = onnx.load(small_repository / "diffractionnet" / "1" / "model.onnx")
+    weight = onnx.numpy_helper.to_array(next(t for t in model.graph.initializer if t.name == "weight"))
+    density = np.random.default_rng(3).random((2, 128, 128))
+    pooled = density.reshape(2, 8, 16, 8, 16).mean(axis=(2, 4)).reshape(2, 64)
+    np.testing.assert_allclose(expected(density).reshape(2, -1), 1 / (1 + np.exp(-pooled @ weight)), atol=1e-5)

@@ -1,0 +1,1 @@
+"""DiffractionNet, its loss, its data and its training."""

@@ -1,0 +1,109 @@
+"""Layers that both networks share: circular convolutions and residual blocks.
+
+The cell is periodic, so every convolution pads circularly, and it does so by joining slices: unlike `Pad(wrap)`, that runs
+on every ONNX engine and differentiates into operators that do, too.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+def wrap(x: Tensor, margin: int) -> Tensor:
+    """Pad the last two axes of (B, C, H, W) periodically by `margin` on every side."""
+    if margin == 0:
+        return x
+    x = torch.cat([x[:, :, -margin:], x, x[:, :, :margin]], dim=2)
+    return torch.cat([x[..., -margin:], x, x[..., :margin]], dim=3)
+
+
+class CircularConv(nn.Conv2d):
+    """A 2-D convolution of odd kernel on a torus: (B, C, H, W) to (B, D, H / stride, W / stride)."""
+
+    def __init__(
+        self, inputs: int, outputs: int, kernel: int, stride: int = 1, bias: bool = True, groups: int = 1
+    ) -> None:
+        super().__init__(inputs, outputs, kernel, stride=stride, bias=bias, groups=groups)
+        self.margin = (kernel - 1) // 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(wrap(x, self.margin))
+
+
+class ResidualBlock(nn.Module):
+    """Two 3 x 3 circular convolutions, each with GroupNorm and SiLU, around a skip connection."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int = 1, dropout: float = 0.0, groups: int = 16) -> None:
+        super().__init__()
+        self.first = CircularConv(inputs, outputs, 3, stride=stride, bias=False)
+        self.first_norm = nn.GroupNorm(groups, outputs)
+        self.second = CircularConv(outputs, outputs, 3, bias=False)
+        self.second_norm = nn.GroupNorm(groups, outputs)
+        self.act = nn.SiLU()
+        self.dropout = nn.Dropout2d(dropout)
+        self.skip: nn.Module = nn.Identity()
+        if stride != 1 or inputs != outputs:
+            self.skip = nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.act(self.first_norm(self.first(x)))
+        y = self.second_norm(self.second(self.dropout(y)))
+        return self.act(y + self.skip(x))
+
+
+class FourierMixing(nn.Module):
+    """A learnt periodic convolution as large as the map: one complex weight per channel and frequency.
+
+    y = act(norm(x + irfft2(W * rfft2(x)))), the transforms orthonormal. On maps of 16 x 16 they are written as products with
+    small constant real matrices: exact, faster than an FFT at this size, and free of the DFT nodes that ONNX engines lack.
+
+    Args:
+        channels: C of the map (B, C, size, size).
+        size: height and width of the map.
+        noise: standard deviation of the weights' noise around the identity at the start.
+    """
+
+    row_cos: Tensor
+    row_sin: Tensor
+    column_cos: Tensor
+    column_sin: Tensor
+    back_cos: Tensor
+    back_sin: Tensor
+
+    def __init__(self, channels: int, size: int, noise: float = 0.02) -> None:
+        super().__init__()
+        kept = size // 2 + 1
+        weight = torch.randn(channels, size, kept, 2) * noise
+        weight[..., 0] += 1
+        self.weight = nn.Parameter(weight)
+        self.norm = nn.GroupNorm(16, channels)
+        self.act = nn.SiLU()
+        position = torch.arange(size, dtype=torch.float64)
+        angle = 2 * torch.pi * torch.outer(position, position) / size
+        multiplicity = torch.full((kept,), 2.0, dtype=torch.float64)  # columns that stand for their conjugates, too
+        multiplicity[0] = 1
+        if size % 2 == 0:
+            multiplicity[-1] = 1
+        for name, matrix in (
+            ("row_cos", angle.cos()),
+            ("row_sin", angle.sin()),
+            ("column_cos", angle.cos()[:, :kept]),
+            ("column_sin", angle.sin()[:, :kept]),
+            ("back_cos", (multiplicity * angle.cos()[:, :kept]).T),
+            ("back_sin", (multiplicity * angle.sin()[:, :kept]).T),
+        ):
+            scale = size**0.5
+            self.register_buffer(name, (matrix / scale).float().contiguous(), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.norm(x + self.mix(x)))
+
+    def mix(self, x: Tensor) -> Tensor:
+        """The filter alone: irfft2(W * rfft2(x)) of (B, C, size, size)."""
+        real, imag = x @ self.column_cos, -(x @ self.column_sin)
+        real, imag = self.row_cos @ real + self.row_sin @ imag, self.row_cos @ imag - self.row_sin @ real
+        a, b = self.weight[..., 0], self.weight[..., 1]
+        real, imag = a * real - b * imag, a * imag + b * real
+        real, imag = self.row_cos @ real - self.row_sin @ imag, self.row_cos @ imag + self.row_sin @ real
+        return real @ self.back_cos - imag @ self.back_sin

@@ -1,0 +1,66 @@
+"""AdaptiveSpectralLoss: how far predicted spectra are from simulated ones, in value, ratio, slope and curvature."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+
+class LossTerms(NamedTuple):
+    """The weighted contributions, scalars; their sum is the loss."""
+
+    mse: Tensor
+    rel: Tensor
+    grad: Tensor
+    curv: Tensor
+
+    @property
+    def total(self) -> Tensor:
+        """The loss."""
+        return self.mse + self.rel + self.grad + self.curv
+
+
+class AdaptiveSpectralLoss(nn.Module):
+    """w_mse * MSE + w_rel * RelMSE + w_grad * GradMSE + w_curv * CurvMSE.
+
+    RelMSE is the mean of clamp((p - t) / (|t| + 1e-4), -10, 10)^2; GradMSE and CurvMSE are mean squared errors of first and
+    second differences along wavelength. All take an extra factor `blue_weight` on the squared errors of detector B.
+
+    The weights are plain attributes and may be changed while training runs. The validation losses that MetaSpec reports
+    are those of the weights 2, 0.1, 100, 0.
+    """
+
+    def __init__(
+        self,
+        w_mse: float = 2.0,
+        w_rel: float = 0.1,
+        w_grad: float = 100.0,
+        w_curv: float = 0.0,
+        blue_weight: float = 1.0,
+    ) -> None:
+        super().__init__()
+        for name, value in (("w_mse", w_mse), ("w_rel", w_rel), ("w_grad", w_grad), ("w_curv", w_curv)):
+            if not value >= 0:
+                raise ValueError(f"{name} must not be negative, got {value}")
+        self.w_mse, self.w_rel, self.w_grad, self.w_curv = w_mse, w_rel, w_grad, w_curv
+        self.blue_weight = blue_weight
+
+    def forward(self, prediction: Tensor, target: Tensor) -> LossTerms:
+        """Loss terms of predicted and true efficiencies, both (B, 2, 2, W)."""
+        error = prediction - target
+        slope = error.diff(dim=-1)
+        ratio = (error / (target.abs() + 1e-4)).clamp(-10, 10)
+        return LossTerms(
+            mse=self.w_mse * self._mean_square(error),
+            rel=self.w_rel * self._mean_square(ratio),
+            grad=self.w_grad * self._mean_square(slope),
+            curv=self.w_curv * self._mean_square(slope.diff(dim=-1)),
+        )
+
+    def _mean_square(self, error: Tensor) -> Tensor:
+        square = error.square()
+        weight = torch.ones(2, 2, 1, dtype=square.dtype, device=square.device)
+        weight[1, 1] = self.blue_weight
+        return (square * weight).mean()
