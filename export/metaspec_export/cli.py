@@ -34,6 +34,7 @@ def export(
     network = load_network(checkpoint)
     samples = load(data)
     number = version or models.next_version(repository)
+    models.require_free(repository, number)
     model = forward_graph(network)
     test = samples.of("test")
     difference = check_parity(network, model.SerializeToString(), test.structures[:64])

@@ -17,6 +17,17 @@ def next_version(repository: Path, name: str = NAME) -> int:
     return max(versions, default=0) + 1
 
 
+def require_free(repository: Path, version: int, name: str = NAME) -> None:
+    """Refuse a version that is there already: published versions never change.
+
+    Raises:
+        FileExistsError: it is.
+    """
+    target = repository / name / str(version)
+    if target.exists():
+        raise FileExistsError(f"{target} exists already: choose another --version, or none for the next one")
+
+
 def publish(repository: Path, version: int, graph: bytes, config: str, name: str = NAME) -> Path:
     """Write `<repository>/<name>/<version>/model.onnx` and `config.pbtxt`; the version appears by one atomic rename.
 
@@ -24,12 +35,11 @@ def publish(repository: Path, version: int, graph: bytes, config: str, name: str
         The folder of the version.
 
     Raises:
-        FileExistsError: the version exists; published versions never change.
+        FileExistsError: the version exists.
     """
     folder = repository / name
     target = folder / str(version)
-    if target.exists():
-        raise FileExistsError(f"{target} exists already: choose another --version, or none for the next one")
+    require_free(repository, version, name)
     folder.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=".staging-", dir=folder))
     try:

@@ -22,7 +22,7 @@ def simulate(
     out: Annotated[Path, typer.Option(help="Folder of the data set. If it exists, only what is missing is simulated.")],
     workers: Annotated[int, typer.Option(help="Processes on this machine, one thread each.", min=1)] = 1,
     seed: Annotated[int, typer.Option(help="From which the structures follow.", min=0)] = 0,
-    cells: Annotated[int, typer.Option(help="Solver grid cells per period.", min=16, max=512)] = 64,
+    cells: Annotated[int, typer.Option(help="Solver grid cells per period.", min=24, max=512)] = 64,
     process: Annotated[
         Path | None, typer.Option(help="JSON file with a process other than the default.", exists=True, dir_okay=False)
     ] = None,
@@ -50,8 +50,9 @@ def simulate(
         try:
             for future in as_completed(futures):
                 future.result()
+                future.release()
         except KeyboardInterrupt:
-            client.cancel(futures)
+            client.cancel(futures, force=True)
             left = sum(stop - start for start, stop in missing_shards(read_dataset(out)))
             typer.echo(f"\nInterrupted with {total - left} of {total} samples written. Repeat the command to go on.")
             raise typer.Exit(130) from None

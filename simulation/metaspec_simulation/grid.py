@@ -94,10 +94,10 @@ def make_grid(process: Process, cells: int, tail: float = 25.0) -> Grid:
         tail: how long to record after the pulse, um / c.
 
     Raises:
-        ValueError: `cells` is below 16, where the grid does not resolve the wavelength.
+        ValueError: `cells` is below 24, where the grid does not resolve the wavelength in the solid.
     """
-    if cells < 16:
-        raise ValueError(f"cells must be at least 16, got {cells}")
+    if cells < 24:
+        raise ValueError(f"cells must be at least 24, got {cells}")
     dx = process.period_um / cells
     layers = int(np.ceil(process.thickness_um / dx))
     dz = process.thickness_um / layers

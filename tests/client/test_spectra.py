@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from metaspec import Spectra
+
+WAVELENGTHS = np.linspace(400, 700, 301)
+
+
+@pytest.fixture
+def spectra() -> Spectra:
+    values = np.random.default_rng(0).random((3, 4, 301)).astype(np.float32)
+    return Spectra(values, WAVELENGTHS, model="diffractionnet", version="4")
+
+
+def test_it_behaves_like_an_array_of_structures(spectra: Spectra) -> None:
+    assert len(spectra) == 3
+    assert np.asarray(spectra).shape == (3, 4, 301)
+    np.testing.assert_array_equal(spectra[1].values, spectra.values[1:2])
+    np.testing.assert_array_equal(spectra[-1].values, spectra.values[2:])
+    np.testing.assert_array_equal(spectra[1:].values, spectra.values[1:])
+    np.testing.assert_array_equal(spectra.channel("G2"), spectra.values[:, 2])
+    assert repr(spectra) == (
+        "<Spectra: 3 structures, R/G1/G2/B, 301 wavelengths from 400 to 700 nm, diffractionnet version 4>"
+    )
+    with pytest.raises(IndexError):
+        spectra[3]
+    with pytest.raises(ValueError, match="one of R, G1, G2, B"):
+        spectra.channel("green")
+
+
+def test_figures_of_merit_of_an_ideal_router() -> None:
+    blue, green = WAVELENGTHS < 500, (WAVELENGTHS >= 500) & (WAVELENGTHS < 600)
+    red = (WAVELENGTHS >= 600) & (WAVELENGTHS < 700)  # 700 nm itself belongs to no band
+    values = np.stack([0.9 * red, 0.3 * green, 0.4 * green, 0.6 * blue])[None].astype(np.float32)
+    spectra = Spectra(values, WAVELENGTHS)
+    np.testing.assert_allclose(spectra.colour_efficiency(), [[0.9, 0.7, 0.6]], rtol=1e-5)
+    np.testing.assert_allclose(spectra.crosstalk(), [[0, 0, 0]])
+    np.testing.assert_allclose(spectra.min_efficiency(), [0.6], rtol=1e-5)
+
+
+def test_crosstalk_is_the_mean_over_the_other_bands(spectra: Spectra) -> None:
+    power = spectra.values[:, 1] + spectra.values[:, 2]
+    others = (WAVELENGTHS < 500) | ((WAVELENGTHS >= 600) & (WAVELENGTHS < 700))
+    np.testing.assert_allclose(spectra.crosstalk()[:, 1], power[:, others].mean(axis=1), rtol=1e-5)
+
+
+def test_no_wavelength_in_a_band() -> None:
+    with pytest.raises(ValueError, match="no wavelength lies in the band"):
+        Spectra(np.zeros((1, 4, 2), np.float32), np.array([650.0, 660.0])).colour_efficiency()
+
+
+def test_xarray(spectra: Spectra) -> None:
+    array = spectra.to_xarray()
+    assert array.dims == ("structure", "channel", "wavelength")
+    assert float(array.sel(channel="B", wavelength=550)[2]) == spectra.values[2, 3, 150]
+
+
+def test_plot_draws_a_line_for_each_detector(spectra: Spectra) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    ax = spectra.plot(1)
+    assert [line.get_label() for line in ax.get_lines()] == ["R", "G1", "G2", "B"]
+    np.testing.assert_array_equal(ax.get_lines()[3].get_ydata(), spectra.values[1, 3])
+    assert ax.get_xlabel() == "wavelength (nm)"
+
+
+def test_importing_the_client_is_light() -> None:
+    code = (
+        "import sys, metaspec\n"
+        "heavy = {'torch', 'matplotlib', 'xarray', 'fastapi', 'onnxruntime', 'metaspec_server', 'metaspec_training'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

@@ -1,0 +1,93 @@
+"""What a new user gets: the bundled model, served, agrees with the solver as well as its report says."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tritonclient.http as triton
+from metaspec import Surrogate
+from metaspec_simulation.dataset import Samples, load
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def test_set() -> Samples:
+    return load(ROOT / "datasets" / "bayer-600nm").of("test")
+
+
+@pytest.fixture(scope="module")
+def report() -> dict:
+    return json.loads((ROOT / "docs" / "report" / "report.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def bundled(start_server) -> Iterator[object]:
+    with start_server() as server:  # no arguments: what `make serve` does, but for the port
+        yield server
+
+
+def test_the_sdk_gets_the_reported_error(bundled, test_set: Samples, report: dict) -> None:
+    with Surrogate(bundled.url) as surrogate:
+        predicted = surrogate.predict(test_set.structures)
+        metadata = surrogate.metadata()
+    mae = float(np.abs(predicted.values - test_set.spectra).mean())
+    assert mae == pytest.approx(report["errors"]["network"]["mae"], abs=1e-6)
+    assert mae == pytest.approx(metadata.details["metrics"]["test"]["mae"], abs=1e-6)
+    by_detector = report["errors"]["network"]["mae_by_detector"]
+    for i, channel in enumerate(predicted.channels):
+        error = float(np.abs(predicted.values[:, i] - test_set.spectra[:, i]).mean())
+        assert error == pytest.approx(by_detector[channel], abs=1e-6)
+
+
+def test_the_stock_triton_client_gets_the_reported_error(bundled, test_set: Samples, report: dict) -> None:
+    with triton.InferenceServerClient(bundled.address) as client:
+        tensor = triton.InferInput("structure", [len(test_set), 1, 128, 128], "FP32")
+        tensor.set_data_from_numpy(test_set.structures[:, None].astype(np.float32))
+        spectra = client.infer("diffractionnet", [tensor]).as_numpy("spectra")
+    mae = float(np.abs(spectra - test_set.spectra).mean())
+    assert mae == pytest.approx(report["errors"]["network"]["mae"], abs=1e-6)
+
+
+def test_the_network_clearly_beats_the_trivial_predictors(report: dict) -> None:
+    errors = report["errors"]
+    for trivial in ("mean spectrum", "nearest training structure"):
+        for channel, mae in errors["network"]["mae_by_detector"].items():
+            assert mae < 0.5 * errors[trivial]["mae_by_detector"][channel]
+
+
+def test_a_predicted_symmetry_of_the_device(bundled, test_set: Samples) -> None:
+    """Half a period down swaps the rows of detectors: nothing in the network forces that, it has learnt it."""
+    with Surrogate(bundled.url) as surrogate:
+        spectra = surrogate.predict(test_set.structures).values
+        shifted = surrogate.predict(np.roll(test_set.structures, 64, axis=1)).values[:, [2, 3, 0, 1]]
+    assert np.abs(spectra - shifted).mean() < 0.01
+
+
+def test_the_first_prediction_example(bundled, tmp_path: Path) -> None:
+    script = ROOT / "client" / "examples" / "first_prediction.py"
+    command = [sys.executable, str(script), bundled.url]
+    result = subprocess.run(
+        command, capture_output=True, text=True, check=True, cwd=tmp_path, env={**os.environ, "MPLBACKEND": "Agg"}
+    )
+    assert "10 structures, R/G1/G2/B, 301 wavelengths" in result.stdout
+    assert (tmp_path / "first_prediction.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_curl_commands_of_the_readme(bundled, tmp_path: Path) -> None:
+    blocks = re.findall(r"```console\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    lines = [line[2:] for block in blocks for line in block.splitlines() if line.startswith("$ ")]
+    commands = [line for line in lines if "curl" in line or "numpy" in line]
+    assert len(commands) >= 2
+    for command in commands:
+        script = command.replace("http://127.0.0.1:8000", bundled.url).replace("python3", sys.executable)
+        result = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert json.loads(result.stdout)["channels"] == ["R", "G1", "G2", "B"]

@@ -1,0 +1,126 @@
+"""The solver against exact formulas, against an independent method, and against the symmetries of the device."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from fmmax_reference import efficiencies
+from metaspec_simulation import Process, Simulation, Solver
+from metaspec_simulation.farfield import shifted_basis
+from metaspec_simulation.structures import random_structure
+from metaspec_simulation.symmetry import symmetries
+
+PROCESS = Process()
+
+
+@pytest.fixture(scope="module")
+def coarse() -> Solver:
+    return Solver(PROCESS, cells=32)
+
+
+@pytest.fixture(scope="module")
+def structure() -> np.ndarray:
+    return random_structure(np.random.default_rng(4), "random_field")
+
+
+@pytest.fixture(scope="module")
+def solved(coarse: Solver, structure: np.ndarray) -> Simulation:
+    return coarse.simulate(structure)
+
+
+@pytest.mark.parametrize(("family", "seed"), [("random_field", 1), ("pillars", 2)])
+def test_against_rigorous_coupled_wave_analysis(family: str, seed: int) -> None:
+    """Both methods err by some .005 here: FDTD by its grid, FMMAX by its number of terms."""
+    structure = random_structure(np.random.default_rng(seed), family)
+    solution = Solver(PROCESS, cells=64).simulate(structure)
+    wavelengths = (430.0, 530.0, 640.0)
+    reference = np.stack([efficiencies(structure, PROCESS, w, terms=301) for w in wavelengths], axis=1)
+    ours = solution.spectra[:, [int(w) - 400 for w in wavelengths]]
+    assert np.sqrt(np.mean((ours - reference) ** 2)) < 0.01
+
+
+def film_transmission(index_film: np.ndarray, index_substrate: np.ndarray, thickness_um: float) -> np.ndarray:
+    """Airy's formula for a film between vacuum and a substrate at normal incidence."""
+    k0 = 2 * np.pi * 1000 / PROCESS.wavelengths_nm
+    r1, r2 = (1 - index_film) / (1 + index_film), (index_film - index_substrate) / (index_film + index_substrate)
+    t1, t2 = 2 / (1 + index_film), 2 * index_film / (index_film + index_substrate)
+    phase = np.exp(1j * k0 * index_film * thickness_um)
+    return index_substrate * np.abs(t1 * t2 * phase / (1 + r1 * r2 * phase**2)) ** 2
+
+
+@pytest.mark.parametrize(("value", "finest"), [(0, 0.004), (1, 0.025)])
+def test_uniform_layers_converge_to_thin_films_at_second_order(value: int, finest: float) -> None:
+    """A full film is the hardest case of all: its Fabry-Perot resonances see every error of phase and impedance."""
+    substrate = PROCESS.substrate.index(PROCESS.wavelengths_nm)
+    film = PROCESS.solid.index(PROCESS.wavelengths_nm) if value else np.ones_like(substrate)
+    exact = film_transmission(film, substrate, PROCESS.thickness_um)
+    rms = []
+    for cells in (48, 80):
+        solution = Solver(PROCESS, cells).simulate(np.full((128, 128), value))
+        rms.append(np.sqrt(np.mean((solution.spectra.sum(axis=0) - exact) ** 2)))
+        assert np.sqrt(np.mean((solution.reflection - 1 + exact) ** 2)) < 1.5 * rms[-1] + 1e-3
+        np.testing.assert_allclose(solution.spectra, np.tile(solution.spectra[:1], (4, 1)), atol=1e-5)
+    assert rms[1] < finest
+    assert rms[0] / rms[1] > (80 / 48) ** 1.5
+
+
+def test_energy_is_conserved_and_better_so_the_longer_one_records(structure: np.ndarray) -> None:
+    errors = [Solver(PROCESS, cells=32, tail=tail).simulate(structure).energy_error for tail in (10, 25, 100)]
+    rms = [float(np.sqrt(np.mean(error**2))) for error in errors]
+    assert rms[1] < 0.03
+    assert rms[2] < rms[1] < rms[0]
+
+
+def test_all_symmetries(coarse: Solver, structure: np.ndarray, solved: Simulation) -> None:
+    seen = set()
+    for symmetry in symmetries():
+        image = np.asarray(symmetry.apply(structure))
+        seen.add(image.tobytes())
+        np.testing.assert_allclose(coarse.simulate(image).spectra, solved.spectra[list(symmetry.channels)], atol=2e-4)
+    assert len(seen) == 32
+
+
+def test_translations_follow_from_the_harmonics(coarse: Solver, structure: np.ndarray, solved: Simulation) -> None:
+    """Exact for whole grid cells, of 4 pixels here; in between, the grid itself changes the answer a little."""
+    for rows, columns, tolerance in ((4, 0, 2e-5), (-20, 52, 2e-5), (64, 64, 2e-5), (7, 33, 2e-2)):
+        moved = coarse.simulate(np.roll(structure, (rows, columns), axis=(0, 1)))
+        predicted = shifted_basis(np.array([rows]), np.array([columns]))[0] @ solved.harmonics
+        np.testing.assert_allclose(predicted, moved.spectra, atol=tolerance)
+
+
+def test_efficiencies_are_efficiencies(solved: Simulation) -> None:
+    assert solved.spectra.dtype == np.float32
+    assert solved.spectra.shape == (4, 301)
+    assert (solved.spectra > -0.01).all()
+    assert (solved.spectra.sum(axis=0) < 1.02).all()
+
+
+@pytest.mark.parametrize(
+    ("structure", "message"),
+    [
+        (np.zeros((64, 64)), r"shape \(128, 128\), got \(64, 64\)"),
+        (np.full((128, 128), 0.5), "binary.*0.5"),
+        (np.full((128, 128), 255), "binary.*255"),
+        (np.full((128, 128), np.nan), "binary.*nan"),
+    ],
+)
+def test_what_cannot_be_simulated(coarse: Solver, structure: np.ndarray, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        coarse.simulate(structure)
+
+
+def test_a_grid_that_is_too_coarse() -> None:
+    with pytest.raises(ValueError, match="cells must be at least 24, got 16"):
+        Solver(PROCESS, cells=16)
+
+
+def test_materials_and_process() -> None:
+    wavelengths = np.array([400.0, 450, 550, 650, 700])
+    np.testing.assert_allclose(PROCESS.solid.index(wavelengths), [2.100, 2.079, 2.052, 2.037, 2.032], atol=1e-3)
+    np.testing.assert_allclose(PROCESS.substrate.index(wavelengths[[0, -1]]), [1.470, 1.455], atol=1e-3)
+    assert PROCESS.wavelengths_nm.shape == (301,)
+    assert Process.model_validate_json(PROCESS.model_dump_json()) == PROCESS
+    with pytest.raises(ValueError, match="greater than 0"):
+        Process(thickness_um=-1)
+    with pytest.raises(ValueError, match="whole number"):
+        Process(wavelength_step_nm=0.7)

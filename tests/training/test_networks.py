@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from metaspec_simulation import Process
+from metaspec_simulation.farfield import flux_map, shifted_basis, window_harmonics
+from metaspec_training.field import DiffractionFieldNet, DiffractionFieldNetConfig, Propagation
+from metaspec_training.layers import CircularConv, FourierMixing
+from metaspec_training.model import DiffractionNet, DiffractionNetConfig
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def density() -> torch.Tensor:
+    return torch.randint(0, 2, (2, 1, 128, 128)).float()
+
+
+@pytest.mark.parametrize("config", [DiffractionNetConfig(), DiffractionNetConfig.baseline()])
+def test_diffraction_net_predicts_efficiencies(config: DiffractionNetConfig, density: torch.Tensor) -> None:
+    spectra = DiffractionNet(config).eval()(density)
+    assert spectra.shape == (2, 2, 2, 301)
+    assert ((spectra > 0) & (spectra < 1)).all()
+    assert DiffractionNetConfig.from_dict(config.to_dict()) == config
+
+
+def test_each_improvement_changes_what_it_says() -> None:
+    full, baseline = DiffractionNet(), DiffractionNet(DiffractionNetConfig.baseline())
+    assert isinstance(full.memory_norm, torch.nn.LayerNorm)
+    assert isinstance(baseline.memory_norm, torch.nn.Identity)
+    assert (len(full.heads), len(baseline.heads)) == (4, 1)
+    assert (len(full.positions), len(baseline.positions)) == (65, 17)
+    queries, pooled = full.queries(), torch.randn(3, 256)
+    gamma = full.film.out(full.film.hidden(pooled))[:, :256]
+    assert (gamma == 0).all(), "the scale starts at identity"
+    torch.testing.assert_close(full.film.eval()(queries, pooled) - queries, baseline_shift(full, pooled))
+    assert not [m for m in full.decoder.modules() if isinstance(m, torch.nn.Dropout) and m.p]
+    assert [m.p for m in baseline.decoder.modules() if isinstance(m, torch.nn.Dropout)] == [0.03] * 8
+    parameters = sum(p.numel() for p in full.parameters())
+    assert parameters == pytest.approx(8.5e6, rel=0.01)
+
+
+def baseline_shift(network: DiffractionNet, pooled: torch.Tensor) -> torch.Tensor:
+    return network.film.out(network.film.hidden(pooled))[:, None, 256:].expand(-1, 301, -1)
+
+
+def test_detector_heads_share_nothing(density: torch.Tensor) -> None:
+    network = DiffractionNet().eval()
+    network(density)[:, 0, 1].sum().backward()
+    touched = [any(p.grad is not None and p.grad.any() for p in head.parameters()) for head in network.heads]
+    assert touched == [False, True, False, False]
+
+
+def test_circular_convolution_commutes_with_translation() -> None:
+    conv, x = CircularConv(2, 3, 5), torch.randn(1, 2, 16, 16)
+    torch.testing.assert_close(conv(x.roll((3, -5), (2, 3))), conv(x).roll((3, -5), (2, 3)))
+
+
+@pytest.mark.parametrize("size", [16, 7])
+def test_fourier_mixing_is_the_fft(size: int) -> None:
+    layer, x = FourierMixing(16, size), torch.randn(2, 16, size, size)
+    weight = torch.view_as_complex(layer.weight.detach())
+    reference = torch.fft.irfft2(weight * torch.fft.rfft2(x, norm="ortho"), s=(size, size), norm="ortho")
+    torch.testing.assert_close(layer.mix(x).detach(), reference, atol=2e-6, rtol=0)
+
+
+def test_propagation_is_the_solvers_own_far_field() -> None:
+    """The fixed layer against metaspec_simulation.farfield, on a random field at one of its wavelength nodes."""
+    process, basis = Process(), 8
+    layer = Propagation(process, basis, nodes=76).double()
+    maps = torch.randn(1, 8 * basis, 16, 16, dtype=torch.float64)
+    node = 40
+    wavelength = np.linspace(400, 700, 76)[node]
+    field = (maps.unflatten(1, (2, 2, 2, basis)) * layer.splines[node][:, None, None]).sum(dim=4).numpy()[0]
+    field = field[:, :, 0] + 1j * field[:, :, 1]
+    k0, k = 2 * np.pi * 1000 / wavelength, np.pi * np.arange(-7, 8)
+    position = (np.arange(16) * 8 + 0.5) / 128 * 2.0
+    dft = np.exp(-1j * np.outer(k, position)) / 16
+    orders = dft @ field @ dft.T
+    index = process.substrate.index(np.array([wavelength]))[0]
+    squared = (index * k0) ** 2 - k[:, None] ** 2 - k**2
+    assert not ((squared > 0) & (squared < (0.1 * index * k0) ** 2)).any(), "no order near grazing at this node"
+    kz = np.sqrt(np.maximum(squared, 1e-9))
+    orders = orders * np.where(squared > 0, np.exp(1j * kz * process.distance_um), 0)
+    ez = -(k * orders[:, 0] + k[:, None] * orders[:, 1]) / kz
+    magnetic = np.stack([k[:, None] * ez - kz * orders[:, 1], kz * orders[:, 0] - k * ez], axis=1) / k0
+    flux = flux_map(orders.astype(np.complex64), magnetic.astype(np.complex64)).mean(axis=0)
+    expected = shifted_basis(np.zeros(1, int), np.zeros(1, int))[0] @ window_harmonics(flux)
+    at_node = layer(maps)[0, :, 160].numpy()
+    assert wavelength == 560
+    # The solver keeps harmonics up to 7, the layer all of them: the difference is the tail of a very rough field.
+    np.testing.assert_allclose(at_node, expected, rtol=0.1)
+    np.testing.assert_allclose(at_node.sum(), expected.sum(), rtol=1e-4)
+
+
+def test_field_net_starts_transparent_and_round_trips(density: torch.Tensor) -> None:
+    config = DiffractionFieldNetConfig(width=32, blocks=1)
+    spectra = DiffractionFieldNet(config).eval()(density)
+    assert spectra.shape == (2, 2, 2, 301)
+    assert 0.7 < float(spectra.sum(dim=(1, 2)).mean()) < 1.1
+    assert DiffractionFieldNetConfig.from_dict(config.to_dict()) == config
+
+
+def test_field_net_gradient_reaches_every_pixel(density: torch.Tensor) -> None:
+    density.requires_grad_(True)
+    DiffractionFieldNet(DiffractionFieldNetConfig(width=32, blocks=1)).eval()(density)[:, 0, 0, 150].sum().backward()
+    assert density.grad is not None
+    assert (density.grad != 0).float().mean() > 0.99
