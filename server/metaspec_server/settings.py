@@ -30,7 +30,7 @@ class Settings(BaseSettings):
     """How to serve. Each setting is a flag (`--max-batch 64`) and a variable (`METASPEC_MAX_BATCH=64`)."""
 
     model_config = SettingsConfigDict(
-        env_prefix="METASPEC_", env_file=".env", extra="forbid", cli_kebab_case=True, cli_prog_name="metaspec-serve"
+        env_prefix="METASPEC_", env_file=".env", extra="ignore", cli_kebab_case=True, cli_prog_name="metaspec-serve"
     )
 
     repository: Path = Field(default_factory=bundled_repository, description="folder of models, in Triton's layout")

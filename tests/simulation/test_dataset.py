@@ -139,5 +139,7 @@ def test_the_reference_data_set() -> None:
     assert len(np.unique(samples.packed, axis=0)) == len(samples)
     recipe = data.Recipe(samples.process, seed=samples.attributes["seed"], cells=64)
     np.testing.assert_array_equal(samples.structures[1000], recipe.structure(1000))
+    solved = Solver(samples.process, cells=64).simulate(recipe.structure(1000))
+    np.testing.assert_allclose(samples.spectra[1000], solved.spectra, atol=2e-4)
     with pytest.raises(ValueError, match="split must be one of train, validation, test, got 'all'"):
         samples.of("all")

@@ -29,8 +29,13 @@ def fit(arguments: list[str] | None = None) -> None:
 def main() -> None:
     """Entry point of the command."""
     commands = {"fit": fit, "report": report}
+    if sys.argv[1:2] in (["-h"], ["--help"]):
+        print(
+            "usage: metaspec-train fit --config FILE ...\n       metaspec-train report --checkpoint FILE --data DIR --out DIR"
+        )
+        raise SystemExit(0)
     if len(sys.argv) < 2 or sys.argv[1] not in commands:
-        print("usage: metaspec-train {fit,report} --help", file=sys.stderr)
+        print("usage: metaspec-train {fit,report} ..., see --help", file=sys.stderr)
         raise SystemExit(2)
     try:
         commands[sys.argv[1]](sys.argv[2:])
