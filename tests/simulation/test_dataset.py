@@ -77,7 +77,14 @@ def test_a_killed_run_goes_on_and_ends_up_the_same(finished: Path, tmp_path: Pat
 
 def test_an_interrupted_run_says_how_to_go_on(tmp_path: Path) -> None:
     out = tmp_path / "set"
-    process = subprocess.Popen(command(out, 200), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    process = subprocess.Popen(
+        command(out, 200),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        # A shell's background job ignores Ctrl-C, and would hand that down to what it starts.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     deadline = time.monotonic() + 120
     while not (out / "complete" / "c" / "0").exists():
         assert time.monotonic() < deadline

@@ -101,7 +101,7 @@ def test_field_net_starts_transparent_and_round_trips(density: torch.Tensor) -> 
     config = DiffractionFieldNetConfig(width=32, blocks=1)
     spectra = DiffractionFieldNet(config).eval()(density)
     assert spectra.shape == (2, 2, 2, 301)
-    assert 0.7 < float(spectra.sum(dim=(1, 2)).mean()) < 1.1
+    assert 0.7 < spectra.sum(dim=(1, 2)).mean().item() < 1.1
     assert DiffractionFieldNetConfig.from_dict(config.to_dict()) == config
 
 
