@@ -7,7 +7,6 @@ from importlib.metadata import version as package_version
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
-from starlette.responses import JSONResponse
 
 from metaspec_server import protocol
 from metaspec_server.bodies import read_body
@@ -106,11 +105,6 @@ async def infer(request: Request, model: str, version: str | None = None) -> Res
     results = await service.infer(served, decoded.rows)
     content, headers = await asyncio.to_thread(protocol.encode_response, decoded, results, served.name, served.version)
     return Response(content, headers=headers)
-
-
-def problem_as_oip(problem: Problem) -> JSONResponse:
-    """How this protocol writes errors."""
-    return problem.oip_response()
 
 
 def _config_tensor(tensor: dict[str, Any]) -> dict[str, Any]:
