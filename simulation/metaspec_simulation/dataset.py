@@ -2,13 +2,17 @@
 
 Along `sample` every array is cut into chunks of `SHARD` structures, and a worker writes whole shards of its own, so no two
 workers ever touch one file. `complete` is written last: a killed run loses the shard it was in, and a rerun goes on from
-there. Which structure sample i is follows from the data set's seed and i alone, not from who simulates it.
+there. Which structure sample i is follows from the data set's seed and i alone, not from who simulates it; or the
+structures are given, and stored when the data set is made.
 
-Efficiencies are stored as int16 in steps of `STEP` (xarray scales them back by itself); structures are bit-packed.
+Efficiencies are int16 in steps of `STEP`, their harmonics in steps of `HARMONIC_STEP` (xarray scales both back by itself):
+spectra put together from the harmonics are within 1e-3 (rms) of the solver's. Structures are bit-packed.
 """
 
 from __future__ import annotations
 
+import hashlib
+import os
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -23,10 +27,11 @@ from metaspec_simulation.farfield import harmonic_orders, shifted_basis
 from metaspec_simulation.process import CHANNELS, PIXELS, Process
 from metaspec_simulation.solver import Solver
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 SHARD = 64
-STEP = 5e-5
-HARMONIC_STEP_NM = 2  # the spectra resolve about 10 nm, and rms interpolation between these errs by less than 1e-3
+STEP = 1e-4
+HARMONIC_STEP = 5e-4  # 41 pairs of them add up to an rms error of 9e-4
+HARMONIC_STEP_NM = 2  # the spectra resolve about 10 nm
 
 Group: TypeAlias = Any  # a zarr.Group; zarr types what lies in one as array or group, whatever the name
 
@@ -40,12 +45,14 @@ class Recipe:
         seed: from which, and a sample's number, its structure follows.
         cells: the solver's grid cells per period.
         tail: the solver's recording time after the pulse, um / c.
+        given: SHA-256 of the structures, if they are given and do not follow from the seed.
     """
 
     process: Process
     seed: int
     cells: int
     tail: float = 25.0
+    given: str | None = None
 
     def family(self, sample: int) -> str:
         """Family of a sample: they take turns."""
@@ -61,20 +68,41 @@ class Recipe:
             "schema_version": SCHEMA_VERSION,
             "process": self.process.model_dump(mode="json"),
             "seed": self.seed,
+            "given": self.given,
             "solver": {"name": "metaspec-fdtd", "cells": self.cells, "tail": self.tail},
             "channels": list(CHANNELS),
             "harmonic_orders": np.stack(harmonic_orders(), axis=1).tolist(),
         }
 
 
-def open_dataset(path: Path, recipe: Recipe, count: int) -> Group:
+def given_recipe(process: Process, cells: int, given: structures.Structure) -> Recipe:
+    """The recipe of a data set of given structures, uint8 (N, 128, 128).
+
+    Raises:
+        ValueError: another shape, or values other than 0 and 1.
+    """
+    if given.ndim != 3 or given.shape[1:] != (PIXELS, PIXELS) or not len(given):
+        raise ValueError(f"structures must have shape (N, {PIXELS}, {PIXELS}), got {given.shape}")
+    if not np.isin(given, (0, 1)).all():
+        raise ValueError("structures must be binary, 0 for void and 1 for solid")
+    digest = hashlib.sha256(structures.pack(given.astype(np.uint8)).tobytes()).hexdigest()
+    return Recipe(process, seed=0, cells=cells, given=digest)
+
+
+def open_dataset(path: Path, recipe: Recipe, count: int, given: structures.Structure | None = None) -> Group:
     """Open a data set for appending up to `count` samples; make it if there is none.
+
+    Args:
+        path: its folder.
+        recipe: what the samples have in common.
+        count: how many there shall be.
+        given: the structures, uint8 (count, 128, 128), of a recipe that has them given.
 
     Raises:
         ValueError: something else lies at `path`, or a data set made by another recipe.
     """
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
-        return _create(path, recipe, count)
+        return _create(path, recipe, count, given)
     group = read_dataset(path, mode="r+")
     for name, wanted in recipe.attributes().items():
         if group.attrs.get(name) != wanted:
@@ -119,14 +147,16 @@ def missing_shards(group: Group) -> list[tuple[int, int]]:
 def write_samples(group: Group, recipe: Recipe, solver: Solver, start: int, stop: int, report: Any) -> None:
     """Simulate samples start .. stop - 1, which lie in one shard, and write them; calls `report()` after each."""
     rows: dict[str, list[Any]] = {name: [] for name in _PER_SAMPLE}
+    given = None if recipe.given is None else structures.unpack(group["structure"][start:stop])
     for sample in range(start, stop):
-        structure = recipe.structure(sample)
+        structure = recipe.structure(sample) if given is None else given[sample - start]
+        family = recipe.family(sample) if given is None else "design"
         simulation = solver.simulate(structure)
         coarse = simulation.harmonics[:, :: _harmonic_stride(recipe.process)]
         rows["structure"].append(structures.pack(structure))
         rows["spectra"].append(np.rint(simulation.spectra / STEP).astype(np.int16))
-        rows["harmonics"].append(np.rint(coarse / STEP).astype(np.int16))
-        rows["family"].append(structures.FAMILIES.index(recipe.family(sample)))
+        rows["harmonics"].append(np.rint(coarse / HARMONIC_STEP).astype(np.int16))
+        rows["family"].append(structures.SOURCES.index(family))
         rows["split"].append(structures.SPLITS.index(structures.split_of(structure)))
         rows["energy_error"].append(np.sqrt(np.mean(simulation.energy_error**2)))
         rows["complete"].append(1)
@@ -143,7 +173,7 @@ class Samples:
         process: the device.
         packed: bit-packed structures, uint8 (N, 2048).
         spectra: float32 (N, 4, W).
-        harmonics: int16 (N, 81, V) in units of `STEP`.
+        harmonics: int16 (N, 81, V) in units of `HARMONIC_STEP`; (N, 0, 0) where they are not known.
         harmonic_wavelengths_nm: (V,).
         family: names, (N,).
         split: names, (N,).
@@ -197,13 +227,14 @@ def load(path: Path) -> Samples:
     done = np.flatnonzero(group["complete"][:])
     if not done.size:
         raise ValueError(f"{path} has no finished samples: run metaspec-simulate to make some")
+    known = "harmonics" in group
     return Samples(
         process=Process.model_validate(group.attrs["process"]),
         packed=group["structure"][:][done],
         spectra=group["spectra"][:][done].astype(np.float32) * np.float32(STEP),
-        harmonics=group["harmonics"][:][done],
-        harmonic_wavelengths_nm=group["harmonic_wavelength"][:],
-        family=np.array(structures.FAMILIES)[group["family"][:][done]],
+        harmonics=group["harmonics"][:][done] if known else np.zeros((len(done), 0, 0), np.int16),
+        harmonic_wavelengths_nm=group["harmonic_wavelength"][:] if known else np.zeros(0),
+        family=np.array(structures.SOURCES)[group["family"][:][done]],
         split=np.array(structures.SPLITS)[group["split"][:][done]],
         energy_error=group["energy_error"][:][done],
         attributes=dict(group.attrs),
@@ -220,41 +251,67 @@ _PER_SAMPLE: dict[str, tuple[tuple[str, ...], str, dict[str, Any]]] = {
     "harmonics": (
         ("harmonic", "harmonic_wavelength"),
         "int16",
-        {"long_name": "Fourier coefficients of the R efficiency under translation", "scale_factor": STEP},
+        {"long_name": "Fourier coefficients of the R efficiency under translation", "scale_factor": HARMONIC_STEP},
     ),
-    "family": ((), "uint8", {"flag_meanings": " ".join(structures.FAMILIES)}),
+    "family": ((), "uint8", {"flag_meanings": " ".join(structures.SOURCES)}),
     "split": ((), "uint8", {"flag_meanings": " ".join(structures.SPLITS)}),
     "energy_error": ((), "float32", {"long_name": "rms over wavelengths of reflection + transmission - 1"}),
     "complete": ((), "uint8", {"long_name": "1 once the sample is finished"}),
 }
 
 
-def _create(path: Path, recipe: Recipe, count: int) -> Group:
+def _create(path: Path, recipe: Recipe, count: int, given: structures.Structure | None) -> Group:
+    """Make the empty data set beside its place and move it there: a killed run leaves none or a whole one."""
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    group = create_store(unfinished, recipe.process, recipe.attributes(), count, harmonics=True)
+    if given is not None:
+        group["structure"][:] = structures.pack(given.astype(np.uint8))
+    if path.exists():
+        path.rmdir()
+    unfinished.rename(path)
+    return read_dataset(path, mode="r+")
+
+
+def create_store(
+    path: Path, process: Process, attributes: dict[str, Any], count: int, harmonics: bool, shard: int = SHARD
+) -> Group:
+    """Make the arrays of a data set of `count` samples, all of them still to be filled.
+
+    Args:
+        path: folder, made if there is none.
+        process: the device.
+        attributes: of the store.
+        count: samples.
+        harmonics: whether the samples come with their harmonics.
+        shard: samples in a chunk.
+    """
     path.mkdir(parents=True, exist_ok=True)
-    wavelengths = recipe.process.wavelengths_nm
-    coarse = wavelengths[:: _harmonic_stride(recipe.process)]
-    harmonics = shifted_basis(np.zeros(1, int), np.zeros(1, int)).shape[-1]
+    wavelengths = process.wavelengths_nm
+    coarse = wavelengths[:: _harmonic_stride(process)]
     sizes = {
         "byte": PIXELS * PIXELS // 8,
         "channel": len(CHANNELS),
         "wavelength": len(wavelengths),
-        "harmonic": harmonics,
+        "harmonic": shifted_basis(np.zeros(1, int), np.zeros(1, int)).shape[-1],
         "harmonic_wavelength": len(coarse),
     }
-    group = zarr.create_group(path, attributes={**recipe.attributes(), "made_with": f"metaspec {version('metaspec')}"})
-    for name, values in (("wavelength", wavelengths), ("harmonic_wavelength", coarse)):
+    group = zarr.create_group(path, attributes={**attributes, "made_with": f"metaspec {version('metaspec')}"})
+    axes = {"wavelength": wavelengths} | ({"harmonic_wavelength": coarse} if harmonics else {})
+    for name, values in axes.items():
         group.create_array(name, data=values, dimension_names=(name,), attributes={"units": "nm"})
-    compressor = zarr.codecs.BloscCodec(cname="zstd", clevel=7, shuffle="bitshuffle")
-    for name, (dimensions, dtype, attributes) in _PER_SAMPLE.items():
+    compressor = zarr.codecs.BloscCodec(cname="zstd", clevel=9, shuffle="shuffle")
+    for name, (dimensions, dtype, metadata) in _PER_SAMPLE.items():
+        if "harmonic" in dimensions and not harmonics:
+            continue
         shape = tuple(sizes[dimension] for dimension in dimensions)
         group.create_array(
             name,
             shape=(count, *shape),
-            chunks=(SHARD, *shape),
+            chunks=(shard, *shape),
             dtype=dtype,
             compressors=compressor,
             dimension_names=("sample", *dimensions),
-            attributes=attributes,
+            attributes=metadata,
         )
     return group
 

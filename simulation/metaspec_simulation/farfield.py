@@ -19,6 +19,8 @@ HARMONICS = (0, 1, 3, 5, 7)
 
 _FLUX_GRID = 32  # points per axis that hold every product of two orders up to 7 without aliasing
 
+_DAMPING = 0.02  # c / um, half of what a record of 25 um / c resolves
+
 Complex = NDArray[np.complexfloating]
 Float = NDArray[np.floating]
 
@@ -72,20 +74,22 @@ class PlaneWaves:
         in_plane = self.kx**2 + self.ky**2
         self.kz = np.sqrt((index[:, None, None] * self.k0) ** 2 - in_plane + 0j)
         self.kz[self.kz == 0] = 1e-6
-        omega = grid.discrete_frequency(self.k0)
         bent_x, bent_y = (2 / grid.dx * np.sin(k * grid.dx / 2) for k in (self.kx, self.ky))
+        omega = grid.discrete_frequency(self.k0)
         bent_z = np.sqrt(eps * omega**2 - bent_x**2 - bent_y**2 + 0j)
-        bent_z[bent_z == 0] = 1e-6
         self.discrete_kz = 2 / grid.dz * np.arcsin(bent_z * grid.dz / 2)
         self.propagating = self.kz.imag == 0
         # Near grazing E of an s wave and H of a p wave stay finite, so those two are carried over from the grid, scaled
-        # to equal power. Right at a cut-off, where only one of the two waves propagates, there is nothing to scale.
-        impedance, discrete_impedance = self.kz / (index[:, None, None] ** 2 * self.k0), bent_z / (eps * omega)
-        overlap = np.cos(self.discrete_kz * grid.dz / 2)
-        s_power = np.abs(bent_z / omega * overlap / (self.kz / self.k0))
+        # to equal power. What a run of finite length sees of a cut-off is blurred: so are the factors here, by damping.
+        damped = self.k0 + 1j * _DAMPING
+        kz = np.sqrt((index[:, None, None] * damped) ** 2 - in_plane)
+        omega = grid.discrete_frequency(damped)
+        bent_z = np.sqrt(eps * omega**2 - bent_x**2 - bent_y**2)
+        overlap = np.cos(np.arcsin(bent_z * grid.dz / 2))
+        impedance, discrete_impedance = kz / (index[:, None, None] ** 2 * damped), bent_z / (eps * omega)
+        self.s_scale = np.sqrt(np.abs(bent_z / omega * overlap / (kz / damped)))
         p_power = np.abs(discrete_impedance * overlap / impedance)
-        self.s_scale = np.sqrt(np.clip(s_power, 0.8, 1.25))
-        self.p_scale = np.sqrt(np.clip(p_power, 0.8, 1.25)) * impedance / discrete_impedance
+        self.p_scale = np.sqrt(p_power) * self.kz / (index[:, None, None] ** 2 * self.k0) / discrete_impedance
         norm = np.sqrt(np.where(in_plane == 0, 1, in_plane))
         self.ux = np.where(in_plane == 0, 1, self.kx / norm)
         self.uy = self.ky / norm
@@ -126,15 +130,16 @@ def window_harmonics(flux: Float) -> Float:
     """Fourier coefficients of the power in the R quadrant as a function of the structure's position.
 
     Args:
-        flux: (..., 32, 32) from `flux_map`.
+        flux: (..., P, P) from `flux_map`, or on another number P of points that suffices.
 
     Returns:
         (..., 81): real parts, then imaginary parts without the constant's, in the order of `harmonic_orders`.
     """
     rows, columns = harmonic_orders()
-    position = np.arange(_FLUX_GRID) / _FLUX_GRID
+    points = flux.shape[-1]
+    position = np.arange(points) / points
     low, high = int(min(rows.min(), columns.min())), int(max(rows.max(), columns.max()))
-    kernel = np.exp(-2j * np.pi * np.outer(position, np.arange(low, high + 1))) / _FLUX_GRID
+    kernel = np.exp(-2j * np.pi * np.outer(position, np.arange(low, high + 1))) / points
     coefficients = kernel.T.astype(np.complex64) @ (flux @ kernel.astype(np.complex64))
     picked = coefficients[..., rows - low, columns - low] * _window(rows) * _window(columns)
     picked[..., 1:] *= 2  # each stands for its complex conjugate, too

@@ -10,8 +10,7 @@ so that a neighbour along x is 1 and a neighbour along y is `row` places away, a
 It writes rubbish into the ghost cells at the ends of the rows; the ones that are read are filled again by `_wrap`.
 
 One sweep over z updates H and then E of each plane: the new E of plane k needs the new H of k and k - 1 only, and the new
-H of k needs the old E of k and k + 1, so every plane passes through the cache once a step. Each loop touches few arrays,
-because only then does the compiler check that they do not overlap, and use vector instructions.
+H of k needs the old E of k and k + 1, so every plane passes through the cache once a step.
 """
 
 from __future__ import annotations
@@ -57,11 +56,12 @@ def march(
         rx: dt / dx.
         rz: dt / dz.
         dt: time step.
-        planes: z indices of the reflected record, source, top and bottom of the pattern, transmitted record.
+        planes: z indices of the reflected record, source, first and last plane of Ex in the pattern, transmitted record.
         inverse_plane: 1 / permittivity of the uniform z planes, (depth + 1,).
-        inverse_x: 1 / permittivity at Ex on the pattern's top face, inside, and on its bottom face, (3, y * x).
+        inverse_x: 1 / permittivity at Ex on the pattern's first plane, on those between, and on its last, (3, y * x).
         inverse_y: the same at Ey.
-        inverse_z: the same at Ez; only the inside is read.
+        inverse_z: the same at Ez, which has one plane more: half a cell before the first plane of Ex to half a cell after
+            the last.
         drive_x: force of Ex on the pole, dt w0^2 times its strength, (3, y * x).
         drive_y: the same at Ey.
         drive_z: the same at Ez.
@@ -74,59 +74,58 @@ def march(
     """
     reflected, start, top, bottom, transmitted = planes
     depth = inverse_plane.shape[0] - 1
-    shape, inside = (depth + 1, row * row), (bottom - top + 1, row * row)
+    shape, inside = (depth + 1, row * row), (bottom - top + 2, row * row)
     ex, ey, ez = np.zeros(shape, np.float32), np.zeros(shape, np.float32), np.zeros(shape, np.float32)
     hx, hy, hz = np.zeros(shape, np.float32), np.zeros(shape, np.float32), np.zeros(shape, np.float32)
     px, py, pz = np.zeros(inside, np.float32), np.zeros(inside, np.float32), np.zeros(inside, np.float32)
     jx, jy, jz = np.zeros(inside, np.float32), np.zeros(inside, np.float32), np.zeros(inside, np.float32)
     memory_ex, memory_ey = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
     memory_hx, memory_hy = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
-    first, last = row, row * row - row  # all rows but the ghost ones
+    a, b = row, row * row - row  # all rows but the ghost ones
     for step in range(steps):
         for k in range(depth):
-            hx_k, hy_k, hz_k = hx[k, first:last], hy[k, first:last], hz[k, first:last]
-            ex_k, ey_k, ez_k = ex[k, first:last], ey[k, first:last], ez[k, first:last]
-            ex_next, ey_next = ex[k + 1, first:last], ey[k + 1, first:last]
-            _add(hx_k, rz, ey_next, ey_k, rx, ez_k, ez[k, first + row :])
-            _add(hy_k, rx, ez[k, first + 1 : last + 1], ez_k, rz, ex_k, ex_next)
-            _add(hz_k, rx, ex[k, first + row :], ex_k, rx, ey_k, ey[k, first + 1 : last + 1])
+            e = (ex[k, a:b], ey[k, a:b], ez[k, a:b])
+            e_next = (ex[k + 1, a:b], ey[k + 1, a:b])
+            e_aside = (ex[k, a + row :], ez[k, a + row :], ey[k, a + 1 : b + 1], ez[k, a + 1 : b + 1])
+            h = (hx[k, a:b], hy[k, a:b], hz[k, a:b])
             if gain[1, k] != 0:
-                _absorb(hx_k, memory_hx[k, first:last], ey_next, ey_k, decay[1, k], gain[1, k], rz)
-                _absorb(hy_k, memory_hy[k, first:last], ex_next, ex_k, decay[1, k], gain[1, k], -rz)
-            for h in (hx, hy, hz):
-                _wrap(h[k], row, 0, row - 2)
+                _absorb_h(h, e, e_next, e_aside, rx, rz, memory_hx[k, a:b], memory_hy[k, a:b], decay[1, k], gain[1, k])
+            else:
+                _advance_h(h, e, e_next, e_aside, rx, rz)
+            for plane in (hx, hy, hz):
+                _wrap(plane[k], row, 0, row - 2)
             if k == 0:
                 continue  # E of the outermost plane stays 0, behind the absorbing layer
-            hx_before, hy_before = hx[k - 1, first:last], hy[k - 1, first:last]
-            hz_left, hz_up = hz[k, first - 1 : last - 1], hz[k, : last - row]
-            hy_left, hx_up = hy[k, first - 1 : last - 1], hx[k, : last - row]
-            scale = inverse_plane[k]
-            if top <= k <= bottom:
-                layer, p = (0 if k == top else (2 if k == bottom else 1)), k - top
-                _polarise(jx[p, first:last], px[p, first:last], ex_k, drive_x[layer, first:last], stiffness, dt)
-                _polarise(jy[p, first:last], py[p, first:last], ey_k, drive_y[layer, first:last], stiffness, dt)
-                inverse, current = inverse_x[layer, first:last], jx[p, first:last]
-                _add_in_pattern(ex_k, inverse, rx, hz_k, hz_up, rz, hy_before, hy_k, dt, current)
-                inverse, current = inverse_y[layer, first:last], jy[p, first:last]
-                _add_in_pattern(ey_k, inverse, rz, hx_k, hx_before, rx, hz_left, hz_k, dt, current)
+            h_before = (hx[k - 1, a:b], hy[k - 1, a:b])
+            h_aside = (hx[k, : b - row], hz[k, : b - row], hy[k, a - 1 : b - 1], hz[k, a - 1 : b - 1])
+            sx, sz = inverse_plane[k] * rx, inverse_plane[k] * rz
+            if top - 1 <= k <= bottom:
+                if k >= top:
+                    layer, p = (0 if k == top else (2 if k == bottom else 1)), k - top
+                    pole = (jx[p, a:b], px[p, a:b], drive_x[layer, a:b])
+                    _polarise(
+                        e[0], inverse_x[layer, a:b], rx, h[2], h_aside[1], rz, h_before[1], h[1], dt, pole, stiffness
+                    )
+                    pole = (jy[p, a:b], py[p, a:b], drive_y[layer, a:b])
+                    _polarise(
+                        e[1], inverse_y[layer, a:b], rz, h[0], h_before[0], rx, h_aside[3], h[2], dt, pole, stiffness
+                    )
+                else:
+                    _advance_transverse(e, h, h_before, h_aside, sx, sz)
+                layer, p = (0 if k == top - 1 else (2 if k == bottom else 1)), k - top + 1
+                pole = (jz[p, a:b], pz[p, a:b], drive_z[layer, a:b])
+                _polarise(e[2], inverse_z[layer, a:b], rx, h[1], h_aside[2], rx, h_aside[0], h[0], dt, pole, stiffness)
+            elif gain[0, k] != 0:
+                _absorb_e(
+                    e, h, h_before, h_aside, sx, sz, memory_ex[k, a:b], memory_ey[k, a:b], decay[0, k], gain[0, k]
+                )
             else:
-                _add(ex_k, scale * rx, hz_k, hz_up, scale * rz, hy_before, hy_k)
-                _add(ey_k, scale * rz, hx_k, hx_before, scale * rx, hz_left, hz_k)
-                if gain[0, k] != 0:
-                    _absorb(ex_k, memory_ex[k, first:last], hy_before, hy_k, decay[0, k], gain[0, k], scale * rz)
-                    _absorb(ey_k, memory_ey[k, first:last], hx_k, hx_before, decay[0, k], gain[0, k], scale * rz)
-            if top <= k < bottom:
-                p = k - top
-                _polarise(jz[p, first:last], pz[p, first:last], ez_k, drive_z[1, first:last], stiffness, dt)
-                inverse, current = inverse_z[1, first:last], jz[p, first:last]
-                _add_in_pattern(ez_k, inverse, rx, hy_k, hy_left, rx, hx_up, hx_k, dt, current)
-            else:
-                _add(ez_k, scale * rx, hy_k, hy_left, scale * rx, hx_up, hx_k)
+                _advance_e(e, h, h_before, h_aside, sx, sz)
             if k == start:
-                driven = ex_k if polarisation == 0 else ey_k
+                driven = ex[k] if polarisation == 0 else ey[k]
                 driven += source[step]
-            for e in (ex, ey, ez):
-                _wrap(e[k], row, row - 1, 1)
+            for plane in (ex, ey, ez):
+                _wrap(plane[k], row, row - 1, 1)
         if step % stride == 0:
             for index, k in enumerate((reflected, transmitted)):
                 recorded[index, step // stride, 0] = ex[k]
@@ -134,50 +133,77 @@ def march(
 
 
 @_jit
-def _add(out: Field, s: np.float32, a: Field, b: Field, t: np.float32, c: Field, d: Field) -> None:
-    """Add one component of a curl: out += s (a - b) + t (c - d)."""
-    for i in range(out.size):
-        out[i] += s * (a[i] - b[i]) + t * (c[i] - d[i])
+def _advance_h(h, e, e_next, e_aside, rx, rz):  # type: ignore[no-untyped-def]
+    """H of one plane: dH/dt = -curl E. `e_aside`: Ex and Ez of the next row, Ey and Ez of the next column."""
+    (hx, hy, hz), (ex, ey, ez), (ex_next, ey_next) = h, e, e_next
+    ex_up, ez_up, ey_right, ez_right = e_aside
+    for i in range(hx.size):
+        hx[i] += rz * (ey_next[i] - ey[i]) - rx * (ez_up[i] - ez[i])
+        hy[i] += rx * (ez_right[i] - ez[i]) - rz * (ex_next[i] - ex[i])
+        hz[i] += rx * ((ex_up[i] - ex[i]) - (ey_right[i] - ey[i]))
 
 
 @_jit
-def _add_in_pattern(
-    out: Field,
-    inverse: Field,
-    s: np.float32,
-    a: Field,
-    b: Field,
-    t: np.float32,
-    c: Field,
-    d: Field,
-    dt: np.float32,
-    current: Field,
-) -> None:
-    """Add one component of (curl - current) / permittivity."""
-    for i in range(out.size):
-        out[i] += inverse[i] * (s * (a[i] - b[i]) + t * (c[i] - d[i]) - dt * current[i])
+def _absorb_h(h, e, e_next, e_aside, rx, rz, memory_x, memory_y, decay, gain):  # type: ignore[no-untyped-def]
+    """The same in an absorbing layer, whose memory stretches the z differences."""
+    (hx, hy, hz), (ex, ey, ez), (ex_next, ey_next) = h, e, e_next
+    ex_up, ez_up, ey_right, ez_right = e_aside
+    for i in range(hx.size):
+        dy, dx = ey_next[i] - ey[i], ex_next[i] - ex[i]
+        memory_x[i] = decay * memory_x[i] + gain * dy
+        memory_y[i] = decay * memory_y[i] + gain * dx
+        hx[i] += rz * (dy + memory_x[i]) - rx * (ez_up[i] - ez[i])
+        hy[i] += rx * (ez_right[i] - ez[i]) - rz * (dx + memory_y[i])
+        hz[i] += rx * ((ex_up[i] - ex[i]) - (ey_right[i] - ey[i]))
 
 
 @_jit
-def _polarise(
-    current: Field, polarisation: Field, e: Field, drive: Field, stiffness: np.float32, dt: np.float32
-) -> None:
-    """Advance the pole: dJ/dt = w0^2 (strength E - P), dP/dt = J."""
-    for i in range(current.size):
-        current[i] += drive[i] * e[i] - stiffness * polarisation[i]
-    for i in range(current.size):
-        polarisation[i] += dt * current[i]
+def _advance_e(e, h, h_before, h_aside, sx, sz):  # type: ignore[no-untyped-def]
+    """E of one plane: dE/dt = curl H / permittivity. `h_aside`: Hx and Hz of the row, Hy and Hz of the column before."""
+    (ex, ey, ez), (hx, hy, hz), (hx_before, hy_before) = e, h, h_before
+    hx_down, hz_down, hy_left, hz_left = h_aside
+    for i in range(ex.size):
+        ex[i] += sx * (hz[i] - hz_down[i]) - sz * (hy[i] - hy_before[i])
+        ey[i] += sz * (hx[i] - hx_before[i]) - sx * (hz[i] - hz_left[i])
+        ez[i] += sx * ((hy[i] - hy_left[i]) - (hx[i] - hx_down[i]))
 
 
 @_jit
-def _absorb(
-    out: Field, memory: Field, a: Field, b: Field, decay: np.float32, gain: np.float32, scale: np.float32
-) -> None:
-    """Add the absorbing layer's memory of a z difference of the other field."""
-    for i in range(out.size):
-        memory[i] = decay * memory[i] + gain * (a[i] - b[i])
-    for i in range(out.size):
-        out[i] += scale * memory[i]
+def _advance_transverse(e, h, h_before, h_aside, sx, sz):  # type: ignore[no-untyped-def]
+    """Only Ex and Ey of one plane."""
+    (ex, ey, _), (hx, hy, hz), (hx_before, hy_before) = e, h, h_before
+    _, hz_down, _, hz_left = h_aside
+    for i in range(ex.size):
+        ex[i] += sx * (hz[i] - hz_down[i]) - sz * (hy[i] - hy_before[i])
+        ey[i] += sz * (hx[i] - hx_before[i]) - sx * (hz[i] - hz_left[i])
+
+
+@_jit
+def _absorb_e(e, h, h_before, h_aside, sx, sz, memory_x, memory_y, decay, gain):  # type: ignore[no-untyped-def]
+    """E of one plane in an absorbing layer."""
+    (ex, ey, ez), (hx, hy, hz), (hx_before, hy_before) = e, h, h_before
+    hx_down, hz_down, hy_left, hz_left = h_aside
+    for i in range(ex.size):
+        dy, dx = hy[i] - hy_before[i], hx[i] - hx_before[i]
+        memory_x[i] = decay * memory_x[i] + gain * dy
+        memory_y[i] = decay * memory_y[i] + gain * dx
+        ex[i] += sx * (hz[i] - hz_down[i]) - sz * (dy + memory_x[i])
+        ey[i] += sz * (dx + memory_y[i]) - sx * (hz[i] - hz_left[i])
+        ez[i] += sx * ((hy[i] - hy_left[i]) - (hx[i] - hx_down[i]))
+
+
+@_jit
+def _polarise(e, inverse, s, a, b, t, c, d, dt, pole, stiffness):  # type: ignore[no-untyped-def]
+    """One component of E in the pattern, += (s (a - b) + t (c - d) - dt J) / permittivity.
+
+    The pole: dJ/dt = w0^2 (strength E - P), dP/dt = J.
+    """
+    current, polarisation, drive = pole
+    for i in range(e.size):
+        j = current[i] + drive[i] * e[i] - stiffness * polarisation[i]
+        current[i] = j
+        polarisation[i] += dt * j
+        e[i] += inverse[i] * (s * (a[i] - b[i]) + t * (c[i] - d[i]) - dt * j)
 
 
 @_jit

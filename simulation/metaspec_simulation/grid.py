@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,14 @@ COURANT = 0.55
 """Time step in units of the cell; three dimensions are stable below 0.577."""
 
 PML_CELLS = 10
+
+FACE_SHARE = 0.92
+"""How much of a cell the pattern fills on the first and on the last plane of Ex and Ey.
+
+Reflection at a face is wrong by a term of second order in the cell. It has one sign for a face in the middle between two
+planes (share 1) and the other for a face on a plane (share 1/2), and goes through zero in between: for a wave at normal
+incidence in a solid whose phase is exact, at s (1 - s) = 1/12, which is 0.908. 0.92 is best for Si3N4 from 400 to 700 nm.
+"""
 
 PULSE_WIDTH = 0.53
 """Standard deviation of the pulse in um / c: its spectrum covers 400 to 700 nm."""
@@ -37,14 +46,14 @@ class Grid:
     Attributes:
         cells: cells along x and along y.
         dx: cell in x and y, um.
-        dz: cell in z, um; a whole number of them makes up the pattern.
+        dz: cell in z, um, chosen so that the pattern fills `FACE_SHARE` of a cell around `top` and `bottom`.
         dt: time step, um / c.
         steps: time steps of a run.
         stride: steps between two recorded planes.
         reflected: z index of the plane, above the source, that records what comes back.
         source: z index of the plane that light starts from.
-        top: z index of the upper face of the pattern.
-        bottom: z index of the lower face of the pattern.
+        top: z index of the first plane of Ex and Ey in the pattern.
+        bottom: z index of the last one.
         transmitted: z index of the recorded plane in the substrate.
         depth: number of z planes.
         eps_substrate: relative permittivity of the substrate.
@@ -71,6 +80,11 @@ class Grid:
     pole_frequency: float
 
     @property
+    def face_um(self) -> float:
+        """Distance of the pattern's faces from the planes `top` and `bottom`, outwards."""
+        return (FACE_SHARE - 0.5) * self.dz
+
+    @property
     def samples(self) -> int:
         """Number of recorded planes."""
         return self.steps // self.stride
@@ -80,8 +94,8 @@ class Grid:
         """Times of the recorded planes, um / c, shape (samples,)."""
         return np.arange(self.samples) * self.stride * self.dt
 
-    def discrete_frequency(self, omega: NDArray[np.floating]) -> NDArray[np.floating]:
-        """What a central difference in time makes of the angular frequency omega."""
+    def discrete_frequency(self, omega: NDArray[Any]) -> NDArray[Any]:
+        """What a central difference in time makes of the angular frequency omega, real or complex."""
         return 2 / self.dt * np.sin(omega * self.dt / 2)
 
 
@@ -99,8 +113,8 @@ def make_grid(process: Process, cells: int, tail: float = 25.0) -> Grid:
     if cells < 24:
         raise ValueError(f"cells must be at least 24, got {cells}")
     dx = process.period_um / cells
-    layers = int(np.ceil(process.thickness_um / dx))
-    dz = process.thickness_um / layers
+    layers = max(1, int(np.ceil(process.thickness_um / dx - (2 * FACE_SHARE - 1))))
+    dz = process.thickness_um / (layers + 2 * FACE_SHARE - 1)
     dt = COURANT * min(dx, dz)
     stride = max(1, int(SAMPLE_INTERVAL / dt))
     gap = max(3, round(0.12 / dz))
@@ -125,7 +139,7 @@ def make_grid(process: Process, cells: int, tail: float = 25.0) -> Grid:
         bottom=bottom,
         transmitted=transmitted,
         depth=transmitted + gap + PML_CELLS,
-        eps_substrate=float(np.mean(process.substrate.permittivity(process.wavelengths_nm))),
+        eps_substrate=_fit_substrate(process.substrate.index(process.wavelengths_nm[::5]), omega, dx, dt),
         eps_solid=eps_solid,
         pole_strength=strength,
         pole_frequency=frequency,
@@ -149,6 +163,19 @@ def _fit_solid(index: Array, omega: Array, dz: float, dt: float) -> tuple[float,
     if best is None:
         raise ValueError(f"no stable material model for an index of {index.min():.2f} to {index.max():.2f}")
     return best[1]
+
+
+def _fit_substrate(index: Array, omega: Array, dx: float, dt: float) -> float:
+    """Fit the permittivity with which waves along the plane are as long in the grid as they really are.
+
+    It is the mean over wavelengths and directions: orders are then cut off where they should be. One number will do, because
+    on coarse grids the numerical dispersion compensates the substrate's own.
+    """
+    azimuth = np.pi / 4 * (np.arange(8) + 0.5) / 8
+    k = (index * omega)[:, None]
+    bent = sum((2 / dx * np.sin(k * dx / 2 * along)) ** 2 for along in (np.cos(azimuth), np.sin(azimuth)))
+    discrete = 2 / dt * np.sin(omega * dt / 2)
+    return float(np.mean(bent / discrete[:, None] ** 2))
 
 
 def fill_fractions(structure: NDArray[np.generic], cells: int) -> tuple[Array, Array, Array]:

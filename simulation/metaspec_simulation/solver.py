@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from metaspec_simulation import farfield
 from metaspec_simulation.fdtd import march
-from metaspec_simulation.grid import Grid, fill_fractions, make_grid, pml_profile, pulse
+from metaspec_simulation.grid import FACE_SHARE, Grid, fill_fractions, make_grid, pml_profile, pulse
 from metaspec_simulation.process import PIXELS, Process
 
 
@@ -79,7 +79,11 @@ class Solver:
             odd = pattern[~np.isin(pattern, (0, 1))].flat[0]
             raise ValueError(f"structure must be binary, 0 for void and 1 for solid, got a value of {odd}")
         fractions = fill_fractions(pattern, self.grid.cells)
-        passed = [self._fields(run(self.grid, self._pulse, fractions, polarisation)) for polarisation in (0, 1)]
+        passed = [self._fields(run(self.grid, self._pulse, fractions, polarisation=0))]
+        if np.array_equal(pattern, pattern.T):  # what one polarisation does is the transpose of what the other does
+            passed.append(tuple(field[:, ::-1].swapaxes(-1, -2) for field in passed[0]))
+        else:
+            passed.append(self._fields(run(self.grid, self._pulse, fractions, polarisation=1)))
         back = np.stack([reflected for reflected, _ in passed])
         through = np.stack([transmitted for _, transmitted in passed])
 
@@ -87,8 +91,8 @@ class Solver:
         for polarisation in (0, 1):  # the source sheet shines upwards as much as it does downwards
             back[polarisation, :, polarisation, zero, zero] -= 1
         incident_power = self._above.s_scale[:, zero, zero] ** 2
-        back = self._above.continuous(back, (grid.top - grid.reflected) * grid.dz, 0.0)
-        offset = (grid.transmitted - grid.bottom) * grid.dz
+        back = self._above.continuous(back, (grid.top - grid.reflected) * grid.dz - grid.face_um, 0.0)
+        offset = (grid.transmitted - grid.bottom) * grid.dz - grid.face_um
         through = self._below.continuous(through, offset, self.process.distance_um)
         reflected = self._power(self._above, back) / incident_power
         flux = farfield.flux_map(through, self._below.magnetic(through)).mean(axis=0) / incident_power[:, None, None]
@@ -101,7 +105,7 @@ class Solver:
             reflection=reflected.astype(np.float32),
         )
 
-    def _fields(self, recorded: NDArray[np.float32]) -> tuple[farfield.Complex, farfield.Complex]:
+    def _fields(self, recorded: NDArray[np.float32]) -> tuple[farfield.Complex, ...]:
         """Relative amplitudes of the orders on the two recorded planes, each (W, 2, ky, kx)."""
         reflected, transmitted = (
             farfield.spectrum(farfield.project(plane, self.grid, self._order), self.grid, self.wavelengths_nm)
@@ -145,12 +149,13 @@ def run(
         in_vacuum: leave out the substrate, too.
     """
     below = 1.0 if in_vacuum else grid.eps_substrate
-    permittivity = np.where(np.arange(grid.depth + 1) < grid.bottom, 1.0, below)
-    share = np.array([0.5, 1.0, 0.5])[:, None]  # nodes on a face belong to the pattern by half
-    outside = np.array([0.5, 0.0, 0.5 * below])[:, None]
+    permittivity = np.where(np.arange(grid.depth + 1) <= grid.bottom, 1.0, below)
+    across, along = FACE_SHARE, FACE_SHARE - 0.5  # of the outermost cells of Ex and Ey, and of Ez
     inverse, drive = [], []
-    for fraction in fractions:  # Ex, Ey, Ez
+    for fraction, at_face in zip(fractions, (across, across, along), strict=True):  # Ex, Ey, Ez
+        share = np.array([at_face, 1.0, at_face])[:, None]
         solid = np.pad(fraction, 1, mode="wrap").ravel()
+        outside = (1 - share) * np.array([1.0, 1.0, below])[:, None]
         inverse.append((1 / (outside + share * (1 + solid * (grid.eps_solid - 1)))).astype(np.float32))
         drive.append((share * solid * grid.dt * grid.pole_frequency**2 * grid.pole_strength).astype(np.float32))
     decay, gain = pml_profile(grid)

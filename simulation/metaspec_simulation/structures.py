@@ -20,6 +20,9 @@ SHAPES = ("random_field", "rectangles", "pillars")
 FAMILIES = tuple(shape + symmetry for shape in SHAPES for symmetry in ("", "_diagonal"))
 """Names of the families; those that end in `_diagonal` equal their own transpose."""
 
+SOURCES = (*FAMILIES, "design", "imported")
+"""Where a structure of a data set can come from: a random family, an optimiser, or files made by someone else."""
+
 MINIMUM_FEATURE = 5
 """Smallest width of a feature in pixels; 5 pixels of the default cell are 78 nm."""
 
@@ -38,7 +41,7 @@ def random_structure(rng: np.random.Generator, family: str) -> Structure:
     shape, diagonal = family.removesuffix("_diagonal"), family.endswith("_diagonal")
     draw = {"random_field": _random_field, "rectangles": _rectangles, "pillars": _pillars}[shape]
     # Opening and closing treat rows and columns alike, so a symmetric pattern stays symmetric.
-    return _without_small_features(draw(rng, diagonal))
+    return without_small_features(draw(rng, diagonal))
 
 
 def _random_field(rng: np.random.Generator, diagonal: bool) -> Structure:
@@ -83,7 +86,7 @@ def _pillars(rng: np.random.Generator, diagonal: bool) -> Structure:
     return structure if rng.random() < 0.5 else 1 - structure
 
 
-def _without_small_features(structure: Structure) -> Structure:
+def without_small_features(structure: Structure) -> Structure:
     """Open and close with a disc of the minimum feature, periodically: small islands, holes and necks go."""
     axis = np.arange(MINIMUM_FEATURE) - (MINIMUM_FEATURE - 1) / 2
     disc = axis[:, None] ** 2 + axis**2 <= (MINIMUM_FEATURE / 2) ** 2

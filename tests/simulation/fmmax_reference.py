@@ -16,17 +16,23 @@ from numpy.typing import NDArray
 
 
 def efficiencies(
-    structure: NDArray[np.uint8], process: Process, wavelength_nm: float, terms: int
+    structure: NDArray[np.uint8], process: Process, wavelength_nm: float, terms: int, formulation: str = "FFT"
 ) -> NDArray[np.float64]:
     """Efficiency of R, G1, G2, B at one wavelength, shape (4,), with about `terms` Fourier terms.
 
-    `Formulation.FFT` converges best for pixelated patterns.
+    `formulation` names one of `fmmax.Formulation`: FFT and POL_FOURIER approach the same limit from different sides.
     """
     with jax.enable_x64(True):
-        return _solve(structure, process, wavelength_nm, terms)
+        return _solve(structure, process, wavelength_nm, terms, fmmax.Formulation[formulation])
 
 
-def _solve(structure: NDArray[np.uint8], process: Process, wavelength_nm: float, terms: int) -> NDArray[np.float64]:
+def _solve(
+    structure: NDArray[np.uint8],
+    process: Process,
+    wavelength_nm: float,
+    terms: int,
+    formulation: fmmax.Formulation,
+) -> NDArray[np.float64]:
     period, wavelength = process.period_um, jnp.asarray(wavelength_nm / 1000)
     lattice = fmmax.LatticeVectors(u=period * fmmax.X, v=period * fmmax.Y)
     expansion = fmmax.generate_expansion(lattice, terms)
@@ -41,7 +47,7 @@ def _solve(structure: NDArray[np.uint8], process: Process, wavelength_nm: float,
             primitive_lattice_vectors=lattice,
             permittivity=permittivity.astype(complex),
             expansion=expansion,
-            formulation=fmmax.Formulation.FFT,
+            formulation=formulation,
         )
         for permittivity in permittivities
     ]

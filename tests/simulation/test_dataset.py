@@ -17,9 +17,10 @@ import zarr
 from metaspec_simulation import Process, Solver
 from metaspec_simulation import dataset as data
 from metaspec_simulation.farfield import shifted_basis
+from metaspec_simulation.structures import random_structure
 
 CELLS = 24
-REFERENCE = Path(__file__).parents[2] / "datasets" / "bayer-600nm"
+DATASETS = Path(__file__).parents[2] / "datasets"
 
 
 def command(out: Path, count: int, *more: str) -> list[str]:
@@ -52,7 +53,7 @@ def test_samples_are_what_the_solver_says(finished: Path) -> None:
         np.testing.assert_allclose(samples.spectra[sample], solved.spectra, atol=data.STEP)
         basis = shifted_basis(np.array([9]), np.array([-30]))[0]
         np.testing.assert_allclose(
-            basis @ (samples.harmonics[sample] * data.STEP), basis @ solved.harmonics[:, ::2], atol=20 * data.STEP
+            basis @ (samples.harmonics[sample] * data.HARMONIC_STEP), basis @ solved.harmonics[:, ::2], atol=6e-3
         )
         assert samples.family[sample] == recipe.family(sample)
         assert samples.energy_error[sample] == pytest.approx(np.sqrt(np.mean(solved.energy_error**2)), rel=1e-5)
@@ -72,7 +73,10 @@ def test_a_killed_run_goes_on_and_ends_up_the_same(finished: Path, tmp_path: Pat
     assert left == 1, "the first shard is there, the second is not"
     assert simulate(out, 70).returncode == 0
     for array in ("structure", "spectra", "harmonics", "family", "split", "energy_error"):
-        np.testing.assert_array_equal(zarr.open_group(out)[array][:], zarr.open_group(finished)[array][:])
+        # One step of the integers: how memory is aligned decides over the last bit of a float.
+        tolerance = {"spectra": 1, "harmonics": 1, "energy_error": 1e-6}.get(array, 0)
+        ours, theirs = (zarr.open_group(folder)[array][:].astype(float) for folder in (out, finished))
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=tolerance)
 
 
 def test_an_interrupted_run_says_how_to_go_on(tmp_path: Path) -> None:
@@ -130,23 +134,52 @@ def test_what_is_refused(finished: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no Zarr group"):
         data.load(tmp_path / "missing")
     zarr.create_group(tmp_path / "foreign")
-    with pytest.raises(ValueError, match="schema version 1, it says None"):
+    with pytest.raises(ValueError, match="schema version 2, it says None"):
         data.load(tmp_path / "foreign")
     data.open_dataset(tmp_path / "fresh", data.Recipe(Process(), seed=0, cells=CELLS), count=3)
     with pytest.raises(ValueError, match="no finished samples"):
         data.load(tmp_path / "fresh")
 
 
-def test_the_reference_data_set() -> None:
-    samples = data.load(REFERENCE)
-    assert len(samples) >= 1000
-    assert (samples.split == "test").sum() >= 100
+def test_given_structures(tmp_path: Path) -> None:
+    rng = np.random.default_rng(3)
+    given = np.stack([random_structure(rng, "rectangles") for _ in range(2)])
+    np.save(tmp_path / "given.npy", given)
+    settings = ["--structures", str(tmp_path / "given.npy"), "--out", str(tmp_path / "set"), "--cells", str(CELLS)]
+
+    def run(*more: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "metaspec_simulation.cli", "run", *settings, *more]
+        return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+
+    assert run().returncode == 0
+    samples = data.load(tmp_path / "set")
+    np.testing.assert_array_equal(samples.structures, given)
+    assert set(samples.family) == {"design"}
+    solved = Solver(Process(), CELLS).simulate(given[1])
+    np.testing.assert_allclose(samples.spectra[1], solved.spectra, atol=data.STEP)
+    assert "nothing to do" in run().stdout
+    assert "exclude each other" in run("--count", "3").stderr
+    np.save(tmp_path / "given.npy", 1 - given)
+    assert "was made with given" in run().stderr
+    np.save(tmp_path / "given.npy", given[:, :64])
+    assert "structures must have shape (N, 128, 128), got (2, 64, 128)" in run().stderr
+
+
+@pytest.mark.parametrize(("name", "cells", "count"), [("bayer-600nm", 80, 384), ("bayer-600nm-coarse", 48, 2304)])
+def test_the_reference_data_sets(name: str, cells: int, count: int) -> None:
+    """Complete, distinct, small, the same structures on both grids, and what today's solver says of them."""
+    path = DATASETS / name
+    samples = data.load(path)
+    assert len(samples) >= count
+    assert (samples.split == "test").sum() >= count // 12
     assert np.isfinite(samples.spectra).all()
-    assert samples.energy_error.mean() < 0.015
+    assert samples.energy_error.mean() < 0.008
     assert len(np.unique(samples.packed, axis=0)) == len(samples)
-    recipe = data.Recipe(samples.process, seed=samples.attributes["seed"], cells=64)
-    np.testing.assert_array_equal(samples.structures[1000], recipe.structure(1000))
-    solved = Solver(samples.process, cells=64).simulate(recipe.structure(1000))
-    np.testing.assert_allclose(samples.spectra[1000], solved.spectra, atol=2e-4)
+    recipe = data.Recipe(samples.process, seed=samples.attributes["seed"], cells=cells)
+    np.testing.assert_array_equal(samples.structures[320], recipe.structure(320))
+    solved = Solver(samples.process, cells).simulate(recipe.structure(320))
+    np.testing.assert_allclose(samples.spectra[320], solved.spectra, atol=2e-4)
+    size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    assert size / len(samples) < 5.2e3, "23,000 structures take less than 120 MB"
     with pytest.raises(ValueError, match="split must be one of train, validation, test, got 'all'"):
         samples.of("all")
