@@ -23,7 +23,7 @@ def main() -> None:
     rounds = parser.parse_args().rounds
 
     structures = load(ROOT / "datasets" / "bayer-600nm").of("test").structures
-    solver = Solver(Process(), cells=64)
+    solver = Solver(Process(), cells=80)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1  # the solver has one thread, too
     model = ROOT / "server" / "models" / "diffractionnet" / "1" / "model.onnx"

@@ -17,19 +17,20 @@ from typing import Any
 import numpy as np
 import torch
 from metaspec_simulation import Process
-from metaspec_simulation.farfield import max_order
+from metaspec_simulation.farfield import HARMONICS, max_order, window_harmonics
 from numpy.typing import NDArray
 from scipy.interpolate import BSpline, CubicSpline
 from torch import Tensor, nn
 
-from metaspec_training.layers import CircularConv, FourierMixing, ResidualBlock
+from metaspec_training.layers import CircularConv, FourierMixing, NetworkConfig, ResidualBlock
+from metaspec_training.translation import Translation
 
 GRID = 16
 """Points per axis on which the field is predicted: enough for orders up to 7."""
 
 
 @dataclass(frozen=True)
-class DiffractionFieldNetConfig:
+class DiffractionFieldNetConfig(NetworkConfig):
     """Shape of the network.
 
     Attributes:
@@ -45,6 +46,10 @@ class DiffractionFieldNetConfig:
     spectral_basis: int = 32
     wavelength_nodes: int = 76
     process: Process = field(default_factory=Process)
+
+    def build(self) -> DiffractionFieldNet:
+        """The network, freshly initialised."""
+        return DiffractionFieldNet(self)
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values, for a checkpoint."""
@@ -84,10 +89,30 @@ class DiffractionFieldNet(nn.Module):
         self.propagation = Propagation(config.process, basis, config.wavelength_nodes)
 
     def forward(self, density: Tensor) -> Tensor:
-        maps = self.head(self.body(self.stem(2 * density - 1)))
+        maps = self.maps(density)
         with torch.autocast(maps.device.type, enabled=False):  # interference needs more than 8 bits of phase
             spectra: Tensor = self.propagation(maps.float())
         return spectra.unflatten(1, (2, 2))
+
+    def maps(self, density: Tensor) -> Tensor:
+        """The field under the pattern, in splines over frequency: (B, 8 * basis, 16, 16)."""
+        maps: Tensor = self.head(self.body(self.stem(2 * density - 1)))
+        return maps
+
+    def at(self, density: Tensor, shift: Tensor) -> Tensor:
+        """Spectra of the structure at other positions over the detectors, from one prediction of the field.
+
+        Args:
+            density: (B, 1, 128, 128).
+            shift: along rows and columns in pixels, (B, K, 2).
+
+        Returns:
+            (B, K, 2, 2, wavelengths); at shift (0, 0) what `forward` returns, but for flux harmonics above the seventh.
+        """
+        maps = self.maps(density)
+        with torch.autocast(maps.device.type, enabled=False):
+            spectra: Tensor = self.propagation.at(maps.float(), shift)
+        return spectra.unflatten(2, (2, 2))
 
 
 def _start_transparent(last: nn.Conv2d, basis: int) -> None:
@@ -114,10 +139,13 @@ class Propagation(nn.Module):
     square_wave: Tensor
     interpolation: Tensor
     quadrants: Tensor
+    to_points: Tensor
+    window: Tensor
 
     def __init__(self, process: Process, basis: int, nodes: int) -> None:
         super().__init__()
         self.basis = basis
+        self.translation = Translation()
         wavelengths = process.wavelengths_nm
         node = np.linspace(wavelengths[0], wavelengths[-1], nodes)
         order = np.arange(-max_order(process), max_order(process) + 1)
@@ -137,7 +165,14 @@ class Propagation(nn.Module):
         angle = 2 * np.pi * np.outer(order, position)
         distance = order[:, None] - order[None, :]
         square_wave = np.where(distance % 2 != 0, 2 / (np.pi * np.where(distance == 0, 1, distance)), 0)
+        self.points = points = (
+            2 * int(order[-1]) + max(HARMONICS) + 1
+        )  # no product of two orders aliases into a harmonic
+        wave = np.exp(2j * np.pi * np.outer(order, np.arange(points) / points))
+        window = window_harmonics(np.eye(points**2).reshape(-1, points, points).swapaxes(1, 2))
         for name, matrix in (
+            ("to_points", np.block([[wave.real, wave.imag], [-wave.imag, wave.real]])),
+            ("window", window),
             ("dft_cos", np.cos(angle) / GRID),
             ("dft_sin", np.sin(angle) / GRID),
             ("splines", spline_basis(1000 / node, basis)),
@@ -151,10 +186,7 @@ class Propagation(nn.Module):
             self.register_buffer(name, torch.tensor(matrix, dtype=torch.float32), persistent=False)
 
     def forward(self, maps: Tensor) -> Tensor:
-        maps = maps.unflatten(1, (2, 2, 2, self.basis))
-        real, imag = self._orders(maps[:, :, :, 0], maps[:, :, :, 1])
-        real, imag = self._at_wavelengths(real), self._at_wavelengths(imag)  # (B, 2, 2, nodes, ky, kx)
-        real, imag = real * self.phase_cos - imag * self.phase_sin, real * self.phase_sin + imag * self.phase_cos
+        real, imag = self._at_detectors(maps)
         h_real, h_imag = self._magnetic(real), self._magnetic(imag)
         total = (real * h_real + imag * h_imag).sum(dim=(1, 2, -2, -1))
         # A half-period window is (1 +- square wave) / 2 along each axis; the wave's coefficients are -i * square_wave.
@@ -165,6 +197,29 @@ class Propagation(nn.Module):
         both = -(real * (y_real @ across) + imag * (y_imag @ across)).sum(dim=(1, 2, -2, -1))
         parts = torch.stack([total, rows, columns, both], dim=1) / 2  # mean of two polarisations
         return (self.quadrants @ parts) @ self.interpolation.T
+
+    def at(self, maps: Tensor, shift: Tensor) -> Tensor:
+        """The same with the pattern moved by shifts (B, K, 2), in pixels: (B, K, 4, wavelengths)."""
+        real, imag = self._at_detectors(maps)
+        e = self._on_points(real, imag)
+        h = self._on_points(self._magnetic(real), self._magnetic(imag))
+        flux = (e * h).unflatten(-1, (2, -1)).sum(
+            dim=(1, 2, -2)
+        ) / 2  # real and imaginary parts, components, polarisations
+        harmonics = flux.flatten(-2) @ self.window
+        return self.translation(harmonics.transpose(1, 2), shift) @ self.interpolation.T
+
+    def _at_detectors(self, maps: Tensor) -> tuple[Tensor, Tensor]:
+        """Real and imaginary parts of the orders at the detectors, each (B, 2, 2, nodes, ky, kx)."""
+        maps = maps.unflatten(1, (2, 2, 2, self.basis))
+        real, imag = self._orders(maps[:, :, :, 0], maps[:, :, :, 1])
+        real, imag = self._at_wavelengths(real), self._at_wavelengths(imag)
+        return real * self.phase_cos - imag * self.phase_sin, real * self.phase_sin + imag * self.phase_cos
+
+    def _on_points(self, real: Tensor, imag: Tensor) -> Tensor:
+        """Orders (..., ky, kx) to points of the cell (..., x, 2 y), real parts before imaginary ones."""
+        along_x = torch.cat([real, imag], dim=-1) @ self.to_points
+        return torch.cat(along_x.transpose(-1, -2).chunk(2, dim=-2), dim=-1) @ self.to_points
 
     def _orders(self, real: Tensor, imag: Tensor) -> tuple[Tensor, Tensor]:
         """Fourier orders of complex maps: (..., 16, 16) to (..., ky, kx), with exp(-i k x)."""

@@ -6,8 +6,28 @@ on every ONNX engine and differentiates into operators that do, too.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from typing import Any, Self
+
 import torch
 from torch import Tensor, nn
+
+
+class NetworkConfig(ABC):
+    """What a network is built from; each network has its own."""
+
+    @abstractmethod
+    def build(self) -> nn.Module:
+        """The network, freshly initialised."""
+
+    @abstractmethod
+    def to_dict(self) -> dict[str, Any]:
+        """As plain values, for a checkpoint."""
+
+    @classmethod
+    @abstractmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """The inverse of `to_dict`."""
 
 
 def wrap(x: Tensor, margin: int) -> Tensor:

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from metaspec_training.layers import CircularConv, FourierMixing, ResidualBlock
+from metaspec_training.layers import CircularConv, FourierMixing, NetworkConfig, ResidualBlock
 
 
 @dataclass(frozen=True)
-class DiffractionNetConfig:
+class DiffractionNetConfig(NetworkConfig):
     """Shape and switches of the network; the defaults are the "full" preset.
 
     Attributes:
@@ -42,6 +42,10 @@ class DiffractionNetConfig:
     blocks: int = 4
     heads: int = 8
     wavelengths: int = 301
+
+    def build(self) -> DiffractionNet:
+        """The network, freshly initialised."""
+        return DiffractionNet(self)
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values, for a checkpoint."""

@@ -5,32 +5,28 @@ from __future__ import annotations
 import math
 import pickle
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from metaspec_training.data import Batch
+from metaspec_training.data import Batch, SpectraDataModule
 from metaspec_training.field import DiffractionFieldNet, DiffractionFieldNetConfig
+from metaspec_training.layers import NetworkConfig
 from metaspec_training.loss import AdaptiveSpectralLoss
-from metaspec_training.model import DiffractionNet, DiffractionNetConfig
+from metaspec_training.model import DiffractionNetConfig
+from metaspec_training.optimizer import MuonAdamW
 
-ModelConfig = DiffractionNetConfig | DiffractionFieldNetConfig
-
-_CONFIGS: dict[str, type[DiffractionNetConfig] | type[DiffractionFieldNetConfig]] = {
+_CONFIGS: dict[str, type[NetworkConfig]] = {
     kind.__name__: kind for kind in (DiffractionNetConfig, DiffractionFieldNetConfig)
 }
 
 _REPORTED = AdaptiveSpectralLoss()
-
-
-def build(config: ModelConfig) -> nn.Module:
-    """The network of a configuration, freshly initialised."""
-    return DiffractionNet(config) if isinstance(config, DiffractionNetConfig) else DiffractionFieldNet(config)
 
 
 def load_network(checkpoint: Path) -> nn.Module:
@@ -42,7 +38,7 @@ def load_network(checkpoint: Path) -> nn.Module:
     try:
         state = torch.load(checkpoint, map_location="cpu", weights_only=True)
         name, settings = state["network"]
-        network = build(_CONFIGS[name].from_dict(settings))
+        network = _CONFIGS[name].from_dict(settings).build()
         weights = {key.removeprefix("network."): value for key, value in state["state_dict"].items()}
         network.load_state_dict(weights)
     except (RuntimeError, KeyError, TypeError, ValueError, EOFError, pickle.UnpicklingError) as error:
@@ -52,6 +48,23 @@ def load_network(checkpoint: Path) -> nn.Module:
         if not torch.isfinite(weight).all():
             raise ValueError(f"{checkpoint} has weights that are not finite, in {key}")
     return network.eval()
+
+
+def warm_start(network: nn.Module, checkpoint: Path) -> list[str]:
+    """Take over the weights of a checkpoint that have the same name and shape; returns the names of those left out.
+
+    Raises:
+        ValueError: the checkpoint cannot be read, or nothing in it fits.
+    """
+    trained, own = load_network(checkpoint).state_dict(), network.state_dict()
+    fitting = {name: value for name, value in trained.items() if name in own and own[name].shape == value.shape}
+    if not fitting:
+        raise ValueError(f"model.weights: nothing in {checkpoint} fits this network")
+    network.load_state_dict(fitting, strict=False)
+    left = sorted(set(own) - set(fitting))
+    if left:
+        rank_zero_warn(f"{checkpoint} has no weights for {', '.join(left)}: they start from scratch")
+    return left
 
 
 class SpectraModule(LightningModule):
@@ -64,44 +77,98 @@ class SpectraModule(LightningModule):
         weight_decay: of AdamW, on matrices and kernels only.
         warm_up: share of all steps.
         clip_norm: gradients are scaled down to this norm.
+        weights: checkpoint to start from (warm start). Weights that the new network has no place for, or that have another
+            shape there, are left out and named; the schedule starts anew.
+        compile: compile the network with torch.compile; pays off on GPUs.
+        optimizer: adamw, or muon (see `MuonAdamW`).
+
+    Raises:
+        ValueError: a number out of range, or `weights` that fit nowhere.
     """
 
     def __init__(
         self,
-        config: ModelConfig,
+        config: NetworkConfig,
         loss: AdaptiveSpectralLoss,
         learning_rate: float = 1e-3,
         weight_decay: float = 5e-3,
         warm_up: float = 0.05,
         clip_norm: float = 1.0,
+        weights: Path | None = None,
+        compile: bool = False,
+        optimizer: Literal["adamw", "muon"] = "adamw",
     ) -> None:
         super().__init__()
+        for name, value in (("learning_rate", learning_rate), ("clip_norm", clip_norm)):
+            if not 0 < value < math.inf:
+                raise ValueError(f"model.{name} must be above 0, got {value}")
+        if not 0 <= warm_up < 1:
+            raise ValueError(f"model.warm_up is a share of all steps, from 0 to below 1, got {warm_up}")
+        if not 0 <= weight_decay < math.inf:
+            raise ValueError(f"model.weight_decay must not be negative, got {weight_decay}")
         self.config = config
-        self.network = build(config)
+        self.network = config.build()
+        if weights is not None:
+            warm_start(self.network, weights)
+        if compile:
+            self.network.compile()
         self.loss = loss
         self.learning_rate, self.weight_decay, self.warm_up = learning_rate, weight_decay, warm_up
         self.clip_norm = clip_norm
+        self.optimizer = optimizer
 
     def forward(self, density: Tensor) -> Tensor:
         """Efficiencies (B, 2, 2, W) of densities (B, 1, 128, 128)."""
         spectra: Tensor = self.network(density)
         return spectra
 
+    def on_fit_start(self) -> None:
+        """Refuse what only fails later, in the middle of an epoch.
+
+        Raises:
+            ValueError: several positions for a network that does not predict the field, or Muon in float16.
+        """
+        if self._data.positions > 1 and not isinstance(self.network, DiffractionFieldNet):
+            raise ValueError("data.positions above 1 needs a network that predicts the field: DiffractionFieldNet")
+        if self.optimizer == "muon" and str(self.trainer.precision).startswith("16"):
+            raise ValueError("model.optimizer muon has no loss scaling for float16: train with bf16-mixed or 32")
+
     def training_step(self, batch: Batch, index: int) -> Tensor:
         """One batch's loss; logs each term's contribution."""
-        density, target = batch
-        terms = self.loss(self(density).float(), target)
-        self.log("train/loss", terms.total, prog_bar=True)
-        self.log_dict({f"train/{name}": value for name, value in terms._asdict().items()})
+        if isinstance(self.network, DiffractionFieldNet) and self._data.positions > 1:
+            prediction = self.network.at(batch.density, batch.shift)
+        else:
+            prediction = self(batch.density).unsqueeze(1)
+        terms = self.loss(self._comparable(prediction.float()), batch.spectra)
+        size = len(batch.density)
+        self.log("train/loss", terms.total, prog_bar=True, batch_size=size)
+        self.log_dict({f"train/{name}": value for name, value in terms._asdict().items()}, batch_size=size)
         return torch.as_tensor(terms.total)
 
     def validation_step(self, batch: Batch, index: int) -> None:
         """Mean absolute error and the reported loss."""
-        density, target = batch
-        prediction = self(density).float()
-        size = len(density)
-        self.log("validation/mae", (prediction - target).abs().mean(), prog_bar=True, batch_size=size)
-        self.log("validation/loss", _REPORTED(prediction, target).total, prog_bar=True, batch_size=size)
+        prediction = self._comparable(self(batch.density).unsqueeze(1).float())
+        logged = {
+            "validation/mae": (prediction - batch.spectra).abs().mean(),
+            "validation/loss": _REPORTED(prediction, batch.spectra).total,
+        }
+        self.log_dict(logged, prog_bar=True, batch_size=len(batch.density), sync_dist=True)
+
+    @property
+    def _data(self) -> SpectraDataModule:
+        data: SpectraDataModule = self.trainer.datamodule  # type: ignore[attr-defined]
+        return data
+
+    def _comparable(self, prediction: Tensor) -> Tensor:
+        """Where only the mean of G1 and G2 is known, only their mean can be compared."""
+        if not self._data.merged_greens:
+            return prediction
+        green = (prediction[..., 0, 1, :] + prediction[..., 1, 0, :]) / 2
+        rows = (
+            torch.stack([prediction[..., 0, 0, :], green], dim=-2),
+            torch.stack([green, prediction[..., 1, 1, :]], dim=-2),
+        )
+        return torch.stack(rows, dim=-3)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store which network the weights belong to."""
@@ -114,11 +181,15 @@ class SpectraModule(LightningModule):
         self.log("train/clipped_fraction", (norm > self.clip_norm).float())
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """AdamW; vectors (norms, biases) are not decayed."""
-        decayed = [p for p in self.parameters() if p.ndim >= 2]
-        others = [p for p in self.parameters() if p.ndim < 2]
-        groups = [{"params": decayed, "weight_decay": self.weight_decay}, {"params": others, "weight_decay": 0.0}]
-        optimizer = AdamW(groups, lr=self.learning_rate, betas=(0.9, 0.99))
+        """The optimiser and its schedule; vectors (norms, biases) are not decayed."""
+        optimizer: Optimizer
+        if self.optimizer == "muon":
+            optimizer = MuonAdamW(list(self.parameters()), self.learning_rate, self.weight_decay)
+        else:
+            decayed = [p for p in self.parameters() if p.ndim >= 2]
+            others = [p for p in self.parameters() if p.ndim < 2]
+            groups = [{"params": decayed, "weight_decay": self.weight_decay}, {"params": others, "weight_decay": 0.0}]
+            optimizer = AdamW(groups, lr=self.learning_rate, betas=(0.9, 0.99))
         total = int(self.trainer.estimated_stepping_batches)
         warm = max(1, int(self.warm_up * total))
 

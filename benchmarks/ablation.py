@@ -1,0 +1,154 @@
+"""What is each of the seven improvements worth? Same data, same budget, several seeds.
+
+Trains the baseline, the full network, the full one without each improvement and the baseline with each, and writes a table
+and a plot. Finished runs are kept in OUT/results.json: repeat the command to go on.
+
+python benchmarks/ablation.py --out runs/ablation [--epochs 4] [--seeds 0 1] [--limit 512]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch.callbacks import Callback
+from metaspec_simulation import CHANNELS
+from metaspec_training.data import SpectraDataModule
+from metaspec_training.evaluation import errors, predict
+from metaspec_training.loss import AdaptiveSpectralLoss
+from metaspec_training.model import DiffractionNetConfig
+from metaspec_training.module import SpectraModule
+
+matplotlib.use("Agg")
+from matplotlib import pyplot
+
+FULL, BASELINE = DiffractionNetConfig(), DiffractionNetConfig.baseline()
+PARTS = {1: "memory_norm", 2: "film_scale", 3: "detector_heads", 6: "decoder_dropout", 7: "fine_tokens"}
+NAMES = {
+    1: "memory norm",
+    2: "FiLM scale",
+    3: "detector heads",
+    4: "clip 1.0",
+    5: "curvature",
+    6: "no dropout",
+    7: "65 tokens",
+}
+ALL = frozenset(NAMES)
+
+
+def variants() -> dict[str, frozenset[int]]:
+    """Which improvements are on, by the name of the variant."""
+    without = {f"full - {n} {name}": ALL - {n} for n, name in NAMES.items()}
+    alone = {f"baseline + {n} {name}": frozenset({n}) for n, name in NAMES.items()}
+    return {"baseline": frozenset(), **alone, **without, "full": ALL}
+
+
+class GradientNorms(Callback):
+    """Collects the norm of every step."""
+
+    def __init__(self) -> None:
+        self.norms: list[float] = []
+
+    def on_train_batch_end(self, trainer: Trainer, *args: object) -> None:
+        self.norms.append(float(trainer.callback_metrics["train/gradient_norm"]))
+
+
+def train(improvements: frozenset[int], seed: int, arguments: argparse.Namespace) -> dict:
+    seed_everything(seed, verbose=False)
+    config = replace(BASELINE, **{name: getattr(FULL, name) for n, name in PARTS.items() if n in improvements})
+    loss = AdaptiveSpectralLoss(w_curv=200.0 if 5 in improvements else 0.0)
+    clip = 1.0 if 4 in improvements else 0.5
+    module = SpectraModule(config, loss, learning_rate=1e-3, clip_norm=clip, optimizer=arguments.optimizer)
+    data = SpectraDataModule(str(arguments.data), batch_size=32, seed=seed, limit=arguments.limit)
+    norms = GradientNorms()
+    trainer = Trainer(
+        max_epochs=arguments.epochs,
+        precision="bf16-mixed",
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        reload_dataloaders_every_n_epochs=1,
+        limit_val_batches=0,
+        callbacks=[norms],
+    )
+    trainer.fit(module, data)
+    validation = data.first.of("validation")
+    measured = asdict(errors(predict(module.network, validation.structures), validation.spectra, validation.process))
+    return measured | {
+        "gradient_norm": float(np.median(norms.norms)),
+        "clipped": float(np.mean(np.array(norms.norms) > clip)),
+    }
+
+
+def table(results: dict[str, list[dict]]) -> str:
+    head = ["variant", "loss x 1000", *(f"MAE {c}" for c in CHANNELS), "peak nm", "gradient norm", "clipped"]
+    lines = [" | ".join(head), " | ".join(["---"] * len(head))]
+    for name, runs in results.items():
+        detectors = [np.mean([run["mae_by_detector"][c] for run in runs]) for c in CHANNELS]
+        losses = [1000 * run["loss"] for run in runs]
+        cells = [
+            name,
+            f"{np.mean(losses):.3f} ({min(losses):.3f} to {max(losses):.3f})",
+            *(f"{d:.4f}" for d in detectors),
+        ]
+        cells += [f"{np.mean([run[key] for run in runs]):.{digits}f}" for key, digits in
+                  (("peak_nm", 1), ("gradient_norm", 2), ("clipped", 2))]  # fmt: skip
+        lines.append(" | ".join(cells))
+    return "".join(f"| {line} |\n" for line in lines)
+
+
+def draw(results: dict[str, list[dict]], path: Path) -> None:
+    figure, axes = pyplot.subplots(figsize=(8, 0.32 * len(results) + 1), layout="constrained")
+    for row, (name, runs) in enumerate(results.items()):
+        losses = [run["loss"] for run in runs]
+        axes.plot(losses, [row] * len(losses), "o", color="C0" if "baseline" in name else "C1")
+        axes.plot([min(losses), max(losses)], [row, row], "-", color="0.7", zorder=0)
+    axes.set_yticks(range(len(results)), list(results))
+    axes.invert_yaxis()
+    axes.set(xlabel="validation loss (2 / 0.1 / 100), one point for each seed")
+    figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=Path(__file__).parents[1] / "datasets" / "bayer-600nm")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--limit", type=int, default=512)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--optimizer", choices=["adamw", "muon"], default="muon")
+    parser.add_argument("--only", nargs="+", help="names of variants")
+    arguments = parser.parse_args()
+
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    file = arguments.out / "results.json"
+    budget = {name: str(getattr(arguments, name)) for name in ("data", "epochs", "limit", "optimizer")}
+    stored = json.loads(file.read_text()) if file.exists() else {"budget": budget, "runs": {}}
+    if stored["budget"] != budget:
+        sys.exit(f"{file} was made with {stored['budget']}: choose another --out")
+    for seed in arguments.seeds:
+        for name, improvements in variants().items():
+            key = f"{name}, seed {seed}"
+            if key in stored["runs"] or (arguments.only and name not in arguments.only):
+                continue
+            print(key, flush=True)
+            stored["runs"][key] = train(improvements, seed, arguments)
+            file.write_text(json.dumps(stored, indent=2))
+    results = {
+        name: [run for key, run in stored["runs"].items() if key.startswith(f"{name}, seed ")] for name in variants()
+    }
+    results = {name: runs for name, runs in results.items() if runs}
+    text = table(results)
+    (arguments.out / "ablation.md").write_text(text)
+    draw(results, arguments.out / "ablation.png")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
