@@ -25,11 +25,15 @@ format: $(DEV_ENV)/.done ## format the code
 	$(DEV_ENV)/bin/ruff check --fix .
 	$(DEV_ENV)/bin/ruff format .
 
-data: $(DEV_ENV)/.done ## simulate the reference data set, or what is missing of it
-	$(DEV_ENV)/bin/metaspec-simulate --count 1408 --out datasets/bayer-600nm --workers $$(nproc) --seed 1 $(ARGS)
+data: $(DEV_ENV)/.done ## simulate the reference data sets, or what is missing of them
+	$(DEV_ENV)/bin/metaspec-simulate --count 3000 --cells 80 --out datasets/bayer-600nm --workers $$(nproc) --seed 1
+	$(DEV_ENV)/bin/metaspec-simulate --count 20000 --cells 48 --out datasets/bayer-600nm-coarse --workers $$(nproc) --seed 1
 
-train: $(DEV_ENV)/.done ## train the bundled network
-	$(DEV_ENV)/bin/python training/train.py --config training/configs/field.yaml $(ARGS)
+train: $(DEV_ENV)/.done ## train the bundled network: on both data sets, then on the fine one
+	$(DEV_ENV)/bin/python training/train.py --config training/configs/field.yaml $(ARGS) \
+		--data.path "[datasets/bayer-600nm, datasets/bayer-600nm-coarse]"
+	$(DEV_ENV)/bin/python training/train.py --config training/configs/field.yaml --config training/configs/finetune.yaml $(ARGS) \
+		--model.weights $$(ls -td runs/field/lightning_logs/version_* | head -1)/checkpoints/best.ckpt
 
 clean: ## remove both environments and all caches
 	rm -rf $(SERVE_ENV) $(DEV_ENV) .mypy_cache .pytest_cache .ruff_cache

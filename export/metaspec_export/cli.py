@@ -12,11 +12,12 @@ import torch
 import typer
 from metaspec_simulation import CHANNELS
 from metaspec_simulation.dataset import Samples, load
+from metaspec_training.evaluation import errors, predict
 from metaspec_training.module import load_network
-from metaspec_training.report import errors, predict
 from torch import nn
 
 from metaspec_export import repository as models
+from metaspec_export.card import model_card
 from metaspec_export.onnx import forward_graph, weights_sha256
 from metaspec_export.parity import TOLERANCE, ParityError, check_parity
 
@@ -24,7 +25,12 @@ from metaspec_export.parity import TOLERANCE, ParityError, check_parity
 def export(
     checkpoint: Annotated[Path, typer.Argument(help="Lightning checkpoint of a run.", exists=True, dir_okay=False)],
     repository: Annotated[Path, typer.Option(help="Model repository to publish to.")],
-    data: Annotated[Path, typer.Option(help="Data set that the model was trained on.")] = Path("datasets/bayer-600nm"),
+    data: Annotated[
+        list[Path],
+        typer.Option(
+            help="Data set that the model was trained on; more than one is possible, the first is evaluated on."
+        ),
+    ] = [Path("datasets/bayer-600nm")],  # noqa: B006, typer copies it
     version: Annotated[int | None, typer.Option(help="Version number; the next one by default.", min=1)] = None,
 ) -> None:
     """Export a trained network to ONNX, verify it on real structures, and publish it.
@@ -32,29 +38,33 @@ def export(
     The repository is as it was if anything fails.
     """
     network = load_network(checkpoint)
-    samples = load(data)
+    sets = {path.name: load(path) for path in data}
+    samples = sets[data[0].name]
     number = version or models.next_version(repository)
     models.require_free(repository, number)
     model = forward_graph(network)
     test = samples.of("test")
     difference = check_parity(network, model.SerializeToString(), test.structures[:64])
     typer.echo(f"ONNX Runtime agrees with PyTorch to {difference:.1e} on {min(64, len(test))} test structures.")
-    metadata = _metadata(network, samples, difference) | {"weights_sha256": weights_sha256(model)}
+    metadata = _metadata(network, sets, difference) | {"weights_sha256": weights_sha256(model)}
     model.metadata_props.clear()
     entry = model.metadata_props.add()
     entry.key, entry.value = "metaspec", json.dumps(metadata)
     config = models.config_pbtxt(len(samples.process.wavelengths_nm))
-    folder = models.publish(repository, number, model.SerializeToString(), config)
+    folder = models.publish(repository, number, model.SerializeToString(), config, model_card(metadata))
     size = (folder / "model.onnx").stat().st_size / 2**20
     typer.echo(f"Published {folder} ({size:.1f} MiB).")
 
 
-def _metadata(network: nn.Module, samples: Samples, difference: float) -> dict[str, Any]:
+def _metadata(network: nn.Module, sets: dict[str, Samples], difference: float) -> dict[str, Any]:
     """What the model will say of itself."""
-    measured = {}
+    measured, samples = {}, next(iter(sets.values()))
     for split in ("validation", "test"):
         part = samples.of(split)
-        measured[split] = {"count": len(part), **asdict(errors(predict(network, part.structures), part.spectra))}
+        measured[split] = {
+            "count": len(part),
+            **asdict(errors(predict(network, part.structures), part.spectra, part.process)),
+        }
     return {
         "schema_version": 1,
         "name": models.NAME,
@@ -70,8 +80,14 @@ def _metadata(network: nn.Module, samples: Samples, difference: float) -> dict[s
         "training": {
             "network": type(network).__name__,
             "parameters": sum(weight.numel() for weight in network.parameters()),
-            "structures": len(samples.of("train")),
-            "data": {name: samples.attributes[name] for name in ("seed", "solver", "made_with")},
+            "data": [
+                {
+                    "name": name,
+                    "structures": len(part.of("train")),
+                    **{key: part.attributes[key] for key in ("solver", "made_with")},
+                }
+                for name, part in sets.items()
+            ],
         },
         "metrics": measured,
         "source_revision": _revision(),

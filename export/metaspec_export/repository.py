@@ -28,8 +28,18 @@ def require_free(repository: Path, version: int, name: str = NAME) -> None:
         raise FileExistsError(f"{target} exists already: choose another --version, or none for the next one")
 
 
-def publish(repository: Path, version: int, graph: bytes, config: str, name: str = NAME) -> Path:
+def publish(
+    repository: Path, version: int, graph: bytes, config: str, card: str | None = None, name: str = NAME
+) -> Path:
     """Write `<repository>/<name>/<version>/model.onnx` and `config.pbtxt`; the version appears by one atomic rename.
+
+    Args:
+        repository: folder of the repository.
+        version: number that is still free.
+        graph: the model, serialised.
+        config: Triton's configuration.
+        card: the model card, written beside the model.
+        name: of the model.
 
     Returns:
         The folder of the version.
@@ -48,6 +58,8 @@ def publish(repository: Path, version: int, graph: bytes, config: str, name: str
         version_folder.mkdir()
         version_folder.chmod(0o755)  # the server may run as another user
         _write_durably(version_folder / "model.onnx", graph)
+        if card is not None:
+            _write_durably(version_folder / "MODEL_CARD.md", card.encode())
         (staging / "config.pbtxt").rename(folder / "config.pbtxt")
         version_folder.rename(target)
     finally:

@@ -19,7 +19,7 @@ from metaspec_export.repository import publish
 from metaspec_simulation.dataset import load
 from metaspec_training.field import DiffractionFieldNetConfig
 from metaspec_training.model import DiffractionNet, DiffractionNetConfig
-from metaspec_training.module import build, load_network
+from metaspec_training.module import load_network
 from tritonclient.grpc import model_config_pb2
 
 ROOT = Path(__file__).parents[2]
@@ -28,7 +28,7 @@ DATA = ROOT / "datasets" / "bayer-600nm"
 
 def write_checkpoint(path: Path, config: DiffractionFieldNetConfig | DiffractionNetConfig) -> Path:
     torch.manual_seed(0)
-    state = {f"network.{name}": value for name, value in build(config).state_dict().items()}
+    state = {f"network.{name}": value for name, value in config.build().state_dict().items()}
     torch.save({"network": (type(config).__name__, config.to_dict()), "state_dict": state}, path)
     return path
 
@@ -54,7 +54,11 @@ def repository(checkpoint: Path) -> Path:
 
 def test_layout_and_config(repository: Path) -> None:
     files = sorted(str(path.relative_to(repository)) for path in repository.rglob("*") if path.is_file())
-    assert files == ["diffractionnet/1/model.onnx", "diffractionnet/config.pbtxt"]
+    assert files == [
+        "diffractionnet/1/MODEL_CARD.md",
+        "diffractionnet/1/model.onnx",
+        "diffractionnet/config.pbtxt",
+    ]
     text = (repository / "diffractionnet" / "config.pbtxt").read_text()
     config = text_format.Parse(text, model_config_pb2.ModelConfig())
     assert config.name == "diffractionnet"
@@ -81,6 +85,9 @@ def test_metadata(repository: Path) -> None:
     assert metadata["process"]["thickness_um"] == 0.6
     assert 0 < metadata["metrics"]["test"]["mae"] < 1
     assert metadata["tolerance"]["measured"] <= 1e-5
+    card = (repository / "diffractionnet" / "1" / "MODEL_CARD.md").read_text()
+    assert f"| test | {metadata['metrics']['test']['count']} | {metadata['metrics']['test']['mae']:.4f} |" in card
+    assert metadata["weights_sha256"] in card
 
 
 def test_versions_count_up_and_never_change(repository: Path, checkpoint: Path) -> None:
