@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Trainer
-from metaspec_simulation.dataset import HARMONIC_STEP, Samples, load
+from metaspec_simulation import Process
+from metaspec_simulation.dataset import HARMONIC_STEP, Samples, given_recipe, load
 from metaspec_simulation.farfield import shifted_basis
 from metaspec_simulation.structures import SOURCES
 from metaspec_simulation.symmetry import symmetries
 from metaspec_training.data import Batch, Expansion, Packed, PackedSpectra
+from metaspec_training.designs import make_designs
 from metaspec_training.evaluation import errors, mean_predictor, nearest_predictor
 from metaspec_training.field import DiffractionFieldNetConfig
 from metaspec_training.live import LossWeights, PlateauAdvice, change_weights
@@ -307,6 +309,33 @@ def test_two_processes_train_one_network(tmp_path: Path) -> None:
     assert state["epoch"] == 1
     assert state["global_step"] == 6, "48 samples are 6 batches of 8: 3 for each process in an epoch"
     assert all(torch.isfinite(weight).all() for weight in state["state_dict"].values())
+
+
+def test_compiling_changes_how_not_what() -> None:
+    config = DiffractionFieldNetConfig(width=32, blocks=1)
+    modules = [SpectraModule(config, AdaptiveSpectralLoss(), compile=compiled) for compiled in (False, True)]
+    assert [module.network._compiled_call_impl is not None for module in modules] == [False, True]
+    assert modules[0].state_dict().keys() == modules[1].state_dict().keys()
+
+
+def test_designs_are_binary_and_reproducible(trained: Path, tmp_path: Path) -> None:
+    checkpoint = str(folder(trained) / "checkpoints" / "last.ckpt")
+
+    def make(name: str, *more: str) -> np.ndarray:
+        command = [sys.executable, "-m", "metaspec_training.cli", "designs", "--checkpoint", checkpoint]
+        settings = ["--out", str(tmp_path / name), "--count", "20", "--steps", "4", *more]
+        subprocess.run([*command, *settings], capture_output=True, text=True, check=True)
+        return np.load(tmp_path / name)
+
+    designs = make("a.npy")
+    assert designs.shape == (20, 128, 128)
+    assert designs.dtype == np.uint8
+    assert set(np.unique(designs)) == {0, 1}
+    np.testing.assert_array_equal(make("b.npy"), designs)
+    assert not np.array_equal(make("c.npy", "--seed", "1"), designs)
+    assert given_recipe(Process(), 48, designs).given
+    with pytest.raises(ValueError, match="must be at least 2, got 1 and 24"):
+        make_designs(Path(checkpoint), tmp_path / "d.npy", count=1)
 
 
 def test_report(trained: Path, tmp_path: Path) -> None:
