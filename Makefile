@@ -45,9 +45,10 @@ $(SERVE_ENV)/.done: pyproject.toml
 	touch $@
 
 # PyTorch first and by its exact version: where a CPU build is offered, that is what a plain version number selects, and
-# nothing installed later replaces it by one of several gigabytes.
+# nothing installed later replaces it by one of several gigabytes. Triton's server, for the tests, lies apart: it needs NumPy 1.
 $(DEV_ENV)/.done: pyproject.toml
 	$(PYTHON) -m venv $(DEV_ENV)
 	$(DEV_ENV)/bin/pip install --quiet torch==2.13.0
 	$(DEV_ENV)/bin/pip install --quiet -e ".[dev]"
+	$(DEV_ENV)/bin/pip install --quiet --no-deps --target $(DEV_ENV)/triton "nvidia-pytriton>=0.7,<0.8" "numpy>=1.26,<2"
 	touch $@

@@ -1,27 +1,57 @@
-"""`metaspec-export`: turn a checkpoint into a verified version in a model repository."""
+"""`metaspec-export`: turn a checkpoint into verified models in a repository, and look at what is in one."""
 
 from __future__ import annotations
 
-import json
-import subprocess
+import signal
+import sys
 from dataclasses import asdict
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Any
 
+import numpy as np
+import onnx
 import torch
 import typer
-from metaspec_simulation import CHANNELS
 from metaspec_simulation.dataset import Samples, load
-from metaspec_training.evaluation import errors, predict
 from metaspec_training.module import load_network
-from torch import nn
+from rich.console import Console
 
+from metaspec_export import inspect as inspection
 from metaspec_export import repository as models
+from metaspec_export import tensorrt, triton
 from metaspec_export.card import model_card
-from metaspec_export.onnx import forward_graph, weights_sha256
-from metaspec_export.parity import TOLERANCE, ParityError, check_parity
+from metaspec_export.gradient import gradient_graph
+from metaspec_export.metadata import attach, describe_training, measure, read
+from metaspec_export.onnx import forward_graph
+from metaspec_export.operators import OperatorError, require_portable
+from metaspec_export.parity import (
+    GRADIENT_TOLERANCE,
+    TOLERANCE,
+    ParityError,
+    check_gradient_parity,
+    check_parity,
+    run,
+    session,
+)
+from metaspec_export.precision import (
+    TOLERANCES,
+    DeviationError,
+    Precision,
+    deviation,
+    parse_precisions,
+    reduce,
+    require_within,
+)
+from metaspec_export.tensorrt import TensorRTUnavailable
+
+COMPARED = 64
+"""Structures that graphs are compared on."""
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None, no_args_is_help=True)
 
 
+@app.command()
 def export(
     checkpoint: Annotated[Path, typer.Argument(help="Lightning checkpoint of a run.", exists=True, dir_okay=False)],
     repository: Annotated[Path, typer.Option(help="Model repository to publish to.")],
@@ -32,85 +62,142 @@ def export(
         ),
     ] = [Path("datasets/bayer-600nm")],  # noqa: B006, typer copies it
     version: Annotated[int | None, typer.Option(help="Version number; the next one by default.", min=1)] = None,
+    precision: Annotated[
+        str, typer.Option(help="Precisions to publish, comma-separated: fp32, fp16 (GPU), int8 (CPU).")
+    ] = "fp32",
+    gradient: Annotated[bool, typer.Option(help="Publish the gradient model, too.")] = True,
+    tensorrt_engines: Annotated[
+        bool, typer.Option("--tensorrt", help="Build TensorRT engines for this machine's GPU, too.")
+    ] = False,
 ) -> None:
     """Export a trained network to ONNX, verify it on real structures, and publish it.
 
     The repository is as it was if anything fails.
     """
+    precisions = parse_precisions(precision)
+    kinds = (True, False) if gradient else (False,)  # the gradient model first: who sees the other will look for it
+    names = [models.model_name(p, kind) for kind in kinds for p in precisions]
+    number = version or models.next_version(repository, names)
+    models.require_free(repository, number, names)
+    if tensorrt_engines:
+        tensorrt.require_tensorrt()
     network = load_network(checkpoint)
     sets = {path.name: load(path) for path in data}
+    common = describe_training(network, sets)
     samples = sets[data[0].name]
-    number = version or models.next_version(repository)
-    models.require_free(repository, number)
-    model = forward_graph(network)
-    test = samples.of("test")
-    difference = check_parity(network, model.SerializeToString(), test.structures[:64])
-    typer.echo(f"ONNX Runtime agrees with PyTorch to {difference:.1e} on {min(64, len(test))} test structures.")
-    metadata = _metadata(network, sets, difference) | {"weights_sha256": weights_sha256(model)}
-    model.metadata_props.clear()
-    entry = model.metadata_props.add()
-    entry.key, entry.value = "metaspec", json.dumps(metadata)
-    config = models.config_pbtxt(len(samples.process.wavelengths_nm))
-    folder = models.publish(repository, number, model.SerializeToString(), config, model_card(metadata))
-    size = (folder / "model.onnx").stat().st_size / 2**20
-    typer.echo(f"Published {folder} ({size:.1f} MiB).")
+    publications = []
+    for kind in kinds:
+        graph, tolerance = _trace(network, samples, gradient=kind)
+        for chosen in precisions:
+            name = models.model_name(chosen, kind)
+            model, metadata = _in_precision(graph, chosen, samples, common | {"tolerance": tolerance})
+            attach(model, metadata | {"name": name, "kind": "vjp" if kind else "forward", "precision": chosen})
+            publications.append(_publication(model, name, kind, chosen, tensorrt_engines))
+    for folder in models.publish(repository, number, publications):
+        size = (folder / "model.onnx").stat().st_size / 2**20
+        typer.echo(f"Published {folder} ({size:.1f} MiB).")
 
 
-def _metadata(network: nn.Module, sets: dict[str, Samples], difference: float) -> dict[str, Any]:
-    """What the model will say of itself."""
-    measured, samples = {}, next(iter(sets.values()))
-    for split in ("validation", "test"):
-        part = samples.of(split)
-        measured[split] = {
-            "count": len(part),
-            **asdict(errors(predict(network, part.structures), part.spectra, part.process)),
-        }
-    return {
-        "schema_version": 1,
-        "name": models.NAME,
-        "kind": "forward",
-        "process": samples.process.model_dump(mode="json"),
-        "wavelengths_nm": samples.process.wavelengths_nm.tolist(),
-        "channels": list(CHANNELS),
-        "units": {
-            "spectra": "efficiency: power through the detector / power incident on the cell",
-            "wavelengths": "nm",
-        },
-        "input": {"name": "structure", "solid": 1.0, "void": 0.0},
-        "training": {
-            "network": type(network).__name__,
-            "parameters": sum(weight.numel() for weight in network.parameters()),
-            "data": [
-                {
-                    "name": name,
-                    "structures": len(part.of("train")),
-                    **{key: part.attributes[key] for key in ("solver", "made_with")},
-                }
-                for name, part in sets.items()
-            ],
-        },
-        "metrics": measured,
-        "source_revision": _revision(),
-        "tolerance": {"allowed": TOLERANCE, "measured": difference, "against": f"torch {torch.__version__}"},
-    }
+def _trace(network: torch.nn.Module, samples: Samples, gradient: bool) -> tuple[onnx.ModelProto, dict[str, Any]]:
+    """The float32 graph, proven, and how exact it is."""
+    typer.echo(f"Tracing the network{' and its gradient, which takes about a minute' if gradient else ''} ...")
+    compared = samples.of("test").structures[:COMPARED]
+    graph = gradient_graph(network) if gradient else forward_graph(network)
+    require_portable(graph)
+    if not gradient:
+        difference = check_parity(network, graph.SerializeToString(), compared)
+        typer.echo(f"ONNX Runtime agrees with PyTorch to {difference:.1e} on {len(compared)} test structures.")
+        return graph, _tolerance(difference)
+    parity = check_gradient_parity(network, graph.SerializeToString(), compared[:16])
+    typer.echo(
+        f"The gradient agrees with torch.autograd to {parity.autograd:.1e}, with finite differences to "
+        f"{parity.finite_differences:.1e} of its largest element."
+    )
+    measured = {"measured": parity.autograd, "finite_differences": parity.finite_differences}
+    return graph, _tolerance(parity.spectra) | {"gradient": {"allowed": GRADIENT_TOLERANCE, **measured}}
 
 
-def _revision() -> str:
-    """Commit of the source tree, if this is one."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+def _tolerance(difference: float) -> dict[str, Any]:
+    return {"allowed": TOLERANCE, "measured": difference, "against": f"torch {torch.__version__}"}
+
+
+def _in_precision(
+    graph: onnx.ModelProto, precision: Precision, samples: Samples, metadata: dict[str, Any]
+) -> tuple[onnx.ModelProto, dict[str, Any]]:
+    """The graph in a precision, within its tolerance, and its metadata with the errors that it has itself."""
+    train, validation = samples.of("train").structures[:COMPARED], samples.of("validation").structures[:COMPARED]
+    model = reduce(graph, precision, train)
+    served = session(model.SerializeToString())
+    if precision != "fp32":
+        cotangent = None
+        if len(graph.graph.input) > 1:
+            shape = (len(validation), len(metadata["channels"]), len(metadata["wavelengths_nm"]))
+            cotangent = np.random.default_rng(0).standard_normal(shape, np.float32)
+        expected = run(session(graph.SerializeToString()), validation, cotangent)
+        measured = deviation(tuple(run(served, validation, cotangent)), tuple(expected), samples.process)
+        require_within(measured, precision)
+        allowed = TOLERANCES[precision]
+        typer.echo(
+            f"{precision} deviates from fp32 by {measured.mean_abs:.1e} in the mean, {measured.max_abs:.1e} at most"
+            + (f", the gradient by {100 * measured.gradient:.2g} %." if measured.gradient is not None else ".")
+        )
+        tolerance = {"allowed": allowed.max_abs, "measured": measured.max_abs, "against": "fp32"}
+        if measured.gradient is not None:
+            tolerance["gradient"] = {"allowed": allowed.gradient, "measured": measured.gradient}
+        metadata = metadata | {"tolerance": tolerance, "deviation": asdict(measured)}
+    return model, metadata | {"metrics": measure(served, samples)}
+
+
+def _publication(
+    model: onnx.ModelProto, name: str, gradient: bool, precision: Precision, engines: bool
+) -> models.Publication:
+    """The files of a model's version."""
+    metadata = read(model)
+    wavelengths = len(metadata["wavelengths_nm"])
+    graph = model.SerializeToString()
+    files = {"model.onnx": graph, "MODEL_CARD.md": model_card(metadata).encode()}
+    if precision != "int8":
+        files["tensorrt.json"] = triton.to_json(triton.tensorrt_options(wavelengths, gradient))
+    if engines and precision != "int8":
+        typer.echo(f"Building TensorRT engines of {name} ...")
+        files |= tensorrt.build_engines(graph, wavelengths, gradient)
+    return models.Publication(name, triton.config_pbtxt(name, wavelengths, gradient, precision), files)
+
+
+@app.command()
+def inspect(
+    repository: Annotated[Path, typer.Argument(help="Model repository.", exists=True, file_okay=False)],
+) -> None:
+    """Print what a repository holds, verify the weights' SHA-256, and try which execution providers run it here."""
+    found = inspection.inspect(repository)
+    console = Console(highlight=False)
+    console.print(inspection.table(found))
+    for line in inspection.remarks(found):
+        console.print(line)
+    if any(model.problem for model in found):
+        raise typer.Exit(1)
+
+
+def _terminated(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)  # unlike the default, this cleans up on the way out
 
 
 def main() -> None:
     """Entry point of the command."""
-    app = typer.Typer(add_completion=False, rich_markup_mode=None)
-    app.command()(export)
+    signal.signal(signal.SIGTERM, _terminated)
+    arguments = sys.argv[1:]
+    if arguments and arguments[0] not in ("inspect", "export", "--help"):
+        arguments = ["export", *arguments]  # exporting is what the command is for
     try:
-        app(standalone_mode=True)
-    except (ValueError, OSError, ParityError) as error:
+        app(arguments)
+    except (
+        ValueError,
+        OSError,
+        ParityError,
+        DeviationError,
+        OperatorError,
+        TensorRTUnavailable,
+    ) as error:
         typer.echo(f"metaspec-export: {error}", err=True)
         raise SystemExit(2) from None
 

@@ -1,6 +1,10 @@
-"""Proof that the exported graph computes what the trained network does."""
+"""Proof that the exported graphs compute what the trained network does."""
 
 from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -11,32 +15,125 @@ from torch import nn
 TOLERANCE = 1e-5
 """Largest absolute difference between PyTorch and ONNX Runtime that an export may have, in efficiency."""
 
+GRADIENT_TOLERANCE = 1e-4
+"""Largest difference of the gradient, from autograd and from finite differences, as a share of its largest element."""
+
+Array = NDArray[np.float32]
+
 
 class ParityError(Exception):
     """The exported graph deviates from the network."""
 
 
-def check_parity(network: nn.Module, graph: bytes, structures: NDArray[np.uint8], batch: int = 16) -> float:
+@dataclass(frozen=True)
+class GradientParity:
+    """How far the gradient graph is from the network.
+
+    Attributes:
+        spectra: largest absolute difference of its spectra.
+        autograd: largest difference from `torch.autograd`, as a share of the gradient's largest element.
+        finite_differences: the same from central differences in float64, on a few pixels.
+    """
+
+    spectra: float
+    autograd: float
+    finite_differences: float
+
+
+def session(graph: bytes) -> ort.InferenceSession:
+    """The graph in ONNX Runtime on the CPU."""
+    return ort.InferenceSession(graph, providers=["CPUExecutionProvider"])
+
+
+def run(
+    graph: ort.InferenceSession, structures: NDArray[Any], cotangent: Array | None = None, batch: int = 16
+) -> list[Array]:
+    """All outputs of a graph for structures (N, 128, 128) and, for a gradient graph, cotangents (N, 4, W)."""
+    parts = []
+    for start in range(0, len(structures), batch):
+        rows = slice(start, start + batch)
+        feed = {"structure": np.ascontiguousarray(structures[rows, None], np.float32)}
+        if cotangent is not None:
+            feed["cotangent"] = cotangent[rows]
+        parts.append(graph.run(None, feed))
+    return [np.concatenate(part) for part in zip(*parts, strict=True)]
+
+
+def check_parity(network: nn.Module, graph: bytes, structures: NDArray[np.uint8]) -> float:
     """Largest absolute difference of spectra between PyTorch and ONNX Runtime, both float32 on CPU.
 
     Args:
         network: in PyTorch.
-        graph: serialised ONNX.
-        structures: to compare on, (N, 128, 128).
-        batch: structures in a run; one structure alone is run, too.
+        graph: the forward graph, serialised.
+        structures: to compare on, (N, 128, 128); in batches, and the first one alone, too.
 
     Raises:
         ParityError: the difference exceeds `TOLERANCE`, or a value is not finite.
     """
-    session = ort.InferenceSession(graph, providers=["CPUExecutionProvider"])
-    density = structures[:, None].astype(np.float32)
+    served = session(graph)
     worst = 0.0
-    for rows in (density[:1], *(density[start : start + batch] for start in range(0, len(density), batch))):
-        with torch.inference_mode():
-            expected = network.eval()(torch.from_numpy(rows)).flatten(1, 2).numpy()
-        (got,) = session.run(["spectra"], {"structure": rows})
-        difference = float(np.abs(got - expected).max())
-        if not difference <= TOLERANCE:  # so written, NaN fails too
-            raise ParityError(f"ONNX Runtime deviates from PyTorch by {difference:.1e}, allowed is {TOLERANCE:.0e}")
-        worst = max(worst, difference)
+    for rows in (structures[:1], structures):
+        (got,) = run(served, rows)
+        worst = max(worst, _spectra_difference(network, rows, got))
     return worst
+
+
+def check_gradient_parity(network: nn.Module, graph: bytes, structures: NDArray[np.uint8]) -> GradientParity:
+    """Compare the gradient graph with `torch.autograd`, and with central finite differences in float64.
+
+    Args:
+        network: in PyTorch.
+        graph: the gradient graph, serialised.
+        structures: to compare on, (N, 128, 128); in a batch, and the first one alone, too.
+
+    Raises:
+        ParityError: a difference exceeds `TOLERANCE` or `GRADIENT_TOLERANCE`, or a value is not finite.
+    """
+    served = session(graph)
+    generator = np.random.default_rng(0)
+    spectra = autograd = 0.0
+    for rows in (structures[:1], structures):
+        density = torch.from_numpy(rows[:, None].astype(np.float32)).requires_grad_()
+        expected = network.eval()(density).flatten(1, 2)
+        cotangent = generator.standard_normal(expected.shape, np.float32)
+        (wanted,) = torch.autograd.grad(expected, density, torch.from_numpy(cotangent))
+        got, gradient = run(served, rows, cotangent)
+        spectra = max(spectra, _spectra_difference(network, rows, got))
+        autograd = max(autograd, float(np.abs(gradient - wanted.numpy()).max() / wanted.abs().max()))
+    differences = _finite_differences(network, rows[:1], cotangent[:1], gradient[0, 0])
+    for name, share in (("torch.autograd", autograd), ("finite differences", differences)):
+        if not share <= GRADIENT_TOLERANCE:
+            raise ParityError(
+                f"the gradient deviates from {name} by {share:.1e} of its largest element, allowed is {GRADIENT_TOLERANCE:.0e}"
+            )
+    return GradientParity(spectra, autograd, differences)
+
+
+def _spectra_difference(network: nn.Module, structures: NDArray[np.uint8], got: Array) -> float:
+    with torch.inference_mode():
+        expected = network.eval()(torch.from_numpy(structures[:, None].astype(np.float32))).flatten(1, 2).numpy()
+    difference = float(np.abs(got - expected).max())
+    if not difference <= TOLERANCE:  # so written, NaN fails too
+        raise ParityError(f"ONNX Runtime deviates from PyTorch by {difference:.1e}, allowed is {TOLERANCE:.0e}")
+    return difference
+
+
+def _finite_differences(
+    network: nn.Module, structure: NDArray[np.uint8], cotangent: Array, gradient: Array, step: float = 1e-4
+) -> float:
+    """Largest difference of a gradient (128, 128) from central differences at the pixel where it is largest and at others."""
+    exact = copy.deepcopy(network).double().eval()
+    density = torch.from_numpy(structure[:, None].astype(np.float64))
+    weights = torch.from_numpy(cotangent.astype(np.float64))
+    largest = np.abs(gradient).argmax()
+    worst = 0.0
+    for pixel in (largest, 0, 5000, 128 * 128 - 1):
+        row, column = divmod(int(pixel), gradient.shape[1])
+        values = []
+        for sign in (1, -1):
+            moved = density.clone()
+            moved[0, 0, row, column] += sign * step
+            with torch.inference_mode():
+                values.append(float((exact(moved).flatten(1, 2) * weights).sum()))
+        worst = max(worst, abs((values[0] - values[1]) / (2 * step) - float(gradient[row, column])))
+    return worst / float(np.abs(gradient).max())

@@ -1,88 +1,143 @@
-"""Publishing to a model repository in Triton's layout: all of a version, or nothing of it."""
+"""Publishing to a model repository in Triton's layout: all models of a version, or nothing of it."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+
+from metaspec_export.precision import Precision
 
 NAME = "diffractionnet"
 
 
-def next_version(repository: Path, name: str = NAME) -> int:
-    """One more than the newest version in the repository, or 1."""
-    folder = repository / name
-    versions = [int(path.name) for path in folder.iterdir() if path.name.isdigit()] if folder.is_dir() else []
+def model_name(precision: Precision = "fp32", gradient: bool = False) -> str:
+    """Folder of a model: `NAME`, the precision if it is not float32, and "_vjp" for the gradient model."""
+    return NAME + ("" if precision == "fp32" else f"_{precision}") + ("_vjp" if gradient else "")
+
+
+@dataclass(frozen=True)
+class Publication:
+    """One version of one model, ready to be written.
+
+    Attributes:
+        name: folder of the model.
+        config: Triton's configuration, `config.pbtxt`.
+        files: what goes into the version's folder, by relative path.
+    """
+
+    name: str
+    config: str
+    files: dict[str, bytes]
+
+
+def next_version(repository: Path, names: Sequence[str] = (NAME,)) -> int:
+    """One more than the newest version of any of these models in the repository, or 1."""
+    folders = [repository / name for name in names]
+    versions = [
+        int(path.name) for folder in folders if folder.is_dir() for path in folder.iterdir() if path.name.isdigit()
+    ]
     return max(versions, default=0) + 1
 
 
-def require_free(repository: Path, version: int, name: str = NAME) -> None:
+def require_free(repository: Path, version: int, names: Sequence[str] = (NAME,)) -> None:
     """Refuse a version that is there already: published versions never change.
 
     Raises:
         FileExistsError: it is.
     """
-    target = repository / name / str(version)
-    if target.exists():
-        raise FileExistsError(f"{target} exists already: choose another --version, or none for the next one")
+    for name in names:
+        target = repository / name / str(version)
+        if target.exists():
+            raise FileExistsError(f"{target} exists already: choose another --version, or none for the next one")
 
 
-def publish(
-    repository: Path, version: int, graph: bytes, config: str, card: str | None = None, name: str = NAME
-) -> Path:
-    """Write `<repository>/<name>/<version>/model.onnx` and `config.pbtxt`; the version appears by one atomic rename.
+def publish(repository: Path, version: int, models: Sequence[Publication]) -> list[Path]:
+    """Write one version of several models. Each appears by an atomic rename; if anything fails, none of them stays.
 
     Args:
-        repository: folder of the repository.
+        repository: folder of the repository, made if there is none.
         version: number that is still free.
-        graph: the model, serialised.
-        config: Triton's configuration.
-        card: the model card, written beside the model.
-        name: of the model.
+        models: in the order in which they should appear.
 
     Returns:
-        The folder of the version.
+        The folders of the version, one for each model.
 
     Raises:
         FileExistsError: the version exists.
+        OSError: a file could not be written; the repository is as it was.
     """
-    folder = repository / name
-    target = folder / str(version)
-    require_free(repository, version, name)
-    folder.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=".staging-", dir=folder))
+    require_free(repository, version, [model.name for model in models])
+    made = _make_folder(repository)
     try:
-        _write_durably(staging / "config.pbtxt", config.encode())
-        version_folder = staging / "version"
-        version_folder.mkdir()
-        version_folder.chmod(0o755)  # the server may run as another user
-        _write_durably(version_folder / "model.onnx", graph)
-        if card is not None:
-            _write_durably(version_folder / "MODEL_CARD.md", card.encode())
-        (staging / "config.pbtxt").rename(folder / "config.pbtxt")
-        version_folder.rename(target)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-    return target
+        with tempfile.TemporaryDirectory(prefix=".staging-", dir=repository) as folder:
+            staging = Path(folder)
+            for model in models:
+                _write_durably(staging / model.name / "config.pbtxt", model.config.encode())
+                for relative, content in model.files.items():
+                    _write_durably(staging / model.name / str(version) / relative, content)
+            return _reveal(staging, repository, version, models)
+    except BaseException:
+        if made is not None:
+            shutil.rmtree(made, ignore_errors=True)
+        raise
 
 
-def config_pbtxt(wavelengths: int, name: str = NAME) -> str:
-    """Triton's configuration of the model: what goes in and out, and that requests may be batched."""
-    return f"""\
-name: "{name}"
-backend: "onnxruntime"
-max_batch_size: 256
-input [ {{ name: "structure", data_type: TYPE_FP32, dims: [ 1, 128, 128 ] }} ]
-output [ {{ name: "spectra", data_type: TYPE_FP32, dims: [ 4, {wavelengths} ] }} ]
-dynamic_batching {{ }}
-version_policy {{ latest {{ num_versions: 1 }} }}
-"""
+def _make_folder(path: Path) -> Path | None:
+    """Make a folder; returns the topmost one that did not exist before, or None."""
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    return missing[-1] if missing else None
+
+
+def _reveal(staging: Path, repository: Path, version: int, models: Sequence[Publication]) -> list[Path]:
+    """Rename what was staged to its place, undoing all of it if one rename fails."""
+    undo: list[tuple[Path, str | None]] = []
+    targets = []
+    try:
+        for model in models:
+            staged, folder = staging / model.name, repository / model.name
+            target = folder / str(version)
+            if folder.exists():
+                config = folder / "config.pbtxt"
+                undo.append((config, config.read_text() if config.exists() else None))
+                (staged / "config.pbtxt").replace(config)
+                undo.append((target, None))
+                (staged / str(version)).rename(target)
+            else:
+                undo.append((folder, None))
+                staged.rename(folder)
+            _sync_folder(folder)
+            targets.append(target)
+        _sync_folder(repository)
+    except BaseException:
+        for path, before in reversed(undo):
+            if before is not None:
+                path.write_text(before)
+            elif path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+        raise
+    return targets
 
 
 def _write_durably(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-    path.chmod(0o644)
+    path.chmod(0o644)  # the server may run as another user
+
+
+def _sync_folder(path: Path) -> None:
+    """Make renames in a folder survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -65,6 +65,9 @@ async def predict(request: Request, model: str = "diffractionnet") -> Response:
     """
     service: Service = request.app.state.service
     served = service.model(model)
+    if len(served.engine.inputs) > 1:
+        names = " and ".join(spec.name for spec in served.engine.inputs)
+        raise Problem(422, f"model {model!r} takes {names}: ask for it at /v2/models/{model}/infer", field="model")
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if content_type not in (formats.JSON, formats.NPY, formats.RAW):
         known = f"{formats.JSON}, {formats.NPY} or {formats.RAW}"

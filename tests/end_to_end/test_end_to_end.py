@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 import tritonclient.http as triton
@@ -55,6 +56,38 @@ def test_the_stock_triton_client_gets_the_reported_error(bundled, test_set: Samp
         spectra = client.infer("diffractionnet", [tensor]).as_numpy("spectra")
     mae = float(np.abs(spectra - test_set.spectra).mean())
     assert mae == pytest.approx(report["errors"]["network"]["mae"], abs=1e-6)
+
+
+def test_the_gradient_of_a_figure_of_merit_through_the_server(bundled, test_set: Samples) -> None:
+    """Moving along the gradient raises the figure of merit as much as the gradient says."""
+    with triton.InferenceServerClient(bundled.address) as client:
+
+        def ask(density: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            tensors = []
+            for name, value in (("structure", density), ("cotangent", cotangent)):
+                tensor = triton.InferInput(name, list(value.shape), "FP32")
+                tensor.set_data_from_numpy(value)
+                tensors.append(tensor)
+            answer = client.infer("diffractionnet_vjp", tensors)
+            return (answer.as_numpy("spectra") * cotangent).sum(axis=(1, 2)), answer.as_numpy("gradient")
+
+        density = 0.2 + 0.6 * test_set.structures[:4, None].astype(np.float32)
+        cotangent = np.zeros((4, 4, 301), np.float32)
+        cotangent[:, 0, 200:300] = 0.01  # red efficiency
+        merit, gradient = ask(density)
+        step = 0.02 * gradient / np.abs(gradient).max(axis=(1, 2, 3), keepdims=True)
+        raised, _ = ask(density + step)
+    expected = (gradient * step).sum(axis=(1, 2, 3))
+    assert (expected > 0).all()
+    np.testing.assert_allclose(raised - merit, expected, rtol=0.25)
+
+
+def test_predict_refuses_a_gradient_model(bundled) -> None:
+    body = np.zeros(2048, np.uint8).tobytes()
+    headers = {"Content-Type": "application/octet-stream"}
+    answer = httpx.post(f"{bundled.url}/predict?model=diffractionnet_vjp", content=body, headers=headers)
+    assert answer.status_code == 422
+    assert "takes structure and cotangent" in answer.json()["detail"]
 
 
 def test_the_network_clearly_beats_the_trivial_predictors(report: dict) -> None:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
+import shutil
+import signal
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import numpy as np
@@ -12,15 +17,20 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+import tritonclient.grpc
+import tritonclient.http
 from google.protobuf import text_format
+from metaspec_export import cli
 from metaspec_export.onnx import forward_graph, weights_sha256
 from metaspec_export.parity import ParityError, check_parity
-from metaspec_export.repository import publish
+from metaspec_export.repository import Publication, publish
 from metaspec_simulation.dataset import load
 from metaspec_training.field import DiffractionFieldNetConfig
-from metaspec_training.model import DiffractionNet, DiffractionNetConfig
+from metaspec_training.model import DiffractionNetConfig
 from metaspec_training.module import load_network
 from tritonclient.grpc import model_config_pb2
+
+from tests.triton import python_repository, start_triton
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT / "datasets" / "bayer-600nm"
@@ -33,9 +43,24 @@ def write_checkpoint(path: Path, config: DiffractionFieldNetConfig | Diffraction
     return path
 
 
+def command(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """The command in this process, which has PyTorch loaded; one test below runs it in a process of its own."""
+    out, err = io.StringIO(), io.StringIO()
+    before = signal.getsignal(signal.SIGTERM)
+    code = 0
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.setattr(sys, "argv", ["metaspec-export", *map(str, arguments)])
+        try:
+            cli.main()
+        except SystemExit as exit_:
+            code = int(exit_.code or 0)
+        finally:
+            signal.signal(signal.SIGTERM, before)
+    return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
+
+
 def export(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "metaspec_export.cli", *map(str, arguments), "--data", str(DATA)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+    return command(*arguments, "--data", DATA)
 
 
 @pytest.fixture(scope="module")
@@ -46,23 +71,46 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def repository(checkpoint: Path) -> Path:
     root = checkpoint.parent / "repository"
-    result = export(checkpoint, "--repository", root)
+    result = export(checkpoint, "--repository", root, "--precision", "fp32,fp16")
     assert result.returncode == 0, result.stderr
     assert "agrees with PyTorch" in result.stdout
+    assert "The gradient agrees with torch.autograd" in result.stdout
+    assert "fp16 deviates from fp32" in result.stdout
+    assert not result.stderr
+    result = export(checkpoint, "--repository", root, "--precision", "int8", "--no-gradient")
+    assert result.returncode == 0, result.stderr
+    assert "int8 deviates from fp32" in result.stdout
     return root
 
 
 def test_layout_and_config(repository: Path) -> None:
-    files = sorted(str(path.relative_to(repository)) for path in repository.rglob("*") if path.is_file())
-    assert files == [
-        "diffractionnet/1/MODEL_CARD.md",
-        "diffractionnet/1/model.onnx",
-        "diffractionnet/config.pbtxt",
-    ]
-    text = (repository / "diffractionnet" / "config.pbtxt").read_text()
-    config = text_format.Parse(text, model_config_pb2.ModelConfig())
-    assert config.name == "diffractionnet"
-    assert [tuple(t.dims) for t in (*config.input, *config.output)] == [(1, 128, 128), (4, 301)]
+    names = [f"diffractionnet{precision}{kind}" for precision in ("", "_fp16") for kind in ("", "_vjp")]
+    names.append("diffractionnet_int8")
+    assert sorted(path.name for path in repository.iterdir()) == sorted(names)
+    for name in names:
+        files = {str(path.relative_to(repository / name)) for path in (repository / name).rglob("*") if path.is_file()}
+        options = set() if "int8" in name else {"1/tensorrt.json"}
+        assert files == {"config.pbtxt", "1/model.onnx", "1/MODEL_CARD.md"} | options
+        config = text_format.Parse((repository / name / "config.pbtxt").read_text(), model_config_pb2.ModelConfig())
+        session = onnxruntime.InferenceSession(repository / name / "1" / "model.onnx")
+        assert config.name == name
+        assert [(t.name, tuple(t.dims)) for t in config.input] == [
+            (t.name, tuple(t.shape[1:])) for t in session.get_inputs()
+        ]
+        assert [(t.name, tuple(t.dims)) for t in config.output] == [
+            (t.name, tuple(t.shape[1:])) for t in session.get_outputs()
+        ]
+        assert config.response_cache.enable
+        assert [sample.batch_size for sample in config.model_warmup] == [1, 128]
+        accelerators = [a.name for a in config.optimization.execution_accelerators.gpu_execution_accelerator]
+        assert accelerators == ([] if "int8" in name else ["tensorrt"])
+
+
+def test_tensorrt_options_cover_every_batch(repository: Path) -> None:
+    options = json.loads((repository / "diffractionnet_vjp" / "1" / "tensorrt.json").read_text())
+    assert options["trt_profile_min_shapes"] == "structure:1x1x128x128,cotangent:1x4x301"
+    assert options["trt_profile_max_shapes"] == "structure:256x1x128x128,cotangent:256x4x301"
+    assert not any("fp16" in key for key in options)  # TensorRT 11 takes the precision from the graph
 
 
 def test_any_batch_size_equals_pytorch(repository: Path, checkpoint: Path) -> None:
@@ -91,23 +139,13 @@ def test_metadata(repository: Path) -> None:
 
 
 def test_versions_count_up_and_never_change(repository: Path, checkpoint: Path) -> None:
-    assert export(checkpoint, "--repository", repository).returncode == 0
+    assert export(checkpoint, "--repository", repository, "--no-gradient").returncode == 0
     file = repository / "diffractionnet" / "2" / "model.onnx"
     before = file.read_bytes()
     result = export(checkpoint, "--repository", repository, "--version", 2)
     assert result.returncode == 2
     assert "exists already" in result.stderr
     assert file.read_bytes() == before
-
-
-def test_both_presets_of_diffraction_net_export() -> None:
-    structures = load(DATA).of("test").structures[:3]
-    for config in (DiffractionNetConfig(), DiffractionNetConfig.baseline()):
-        torch.manual_seed(0)
-        network = DiffractionNet(config).eval()
-        model = forward_graph(network)
-        assert "DFT" not in {node.op_type for node in model.graph.node}
-        assert check_parity(network, model.SerializeToString(), structures) <= 1e-5
 
 
 def test_a_wrong_graph_is_found_out(checkpoint: Path) -> None:
@@ -143,14 +181,142 @@ def test_what_cannot_be_exported(tmp_path: Path, checkpoint: Path) -> None:
     assert "does not exist" in refused(tmp_path / "missing.ckpt")
 
 
-def test_a_failed_publication_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    publish(tmp_path, 1, b"first", "one")
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--precision", "fp8"), "expected one or more of fp32, fp16, int8, got 'fp8'"),
+        (("--precision", "bf16"), "no bfloat16 convolution on CPUs"),
+        (("--tensorrt",), "has no TensorrtExecutionProvider"),
+        (("--data", "no/such/data"), "no/such/data"),
+    ],
+)
+def test_bad_options_end_with_one_line(
+    tmp_path: Path, checkpoint: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    if arguments == ("--tensorrt",) and "TensorrtExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("this machine has TensorRT")
+    result = export(checkpoint, "--repository", tmp_path / "repository", *arguments)
+    assert result.returncode == 2
+    assert message in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert not (tmp_path / "repository").exists()
 
+
+def publication(name: str, content: str) -> Publication:
+    return Publication(name, f"config {content}", {"model.onnx": content.encode(), "tensorrt/engine": b"engine"})
+
+
+def snapshot(root: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    publish(tmp_path, 1, [publication("forward", "first"), publication("vjp", "first")])
+    before = snapshot(tmp_path)
+    fsync = os.fsync
+
+    def fails_after(calls: int) -> None:
+        remaining = iter(range(calls))
+
+        def full_disk(descriptor: int) -> None:
+            if next(remaining, None) is None:
+                raise OSError(28, "No space left on device")
+            fsync(descriptor)
+
+        monkeypatch.setattr("os.fsync", full_disk)
+
+    second = [publication("forward", "second"), publication("vjp", "second")]
+    total = 2 * 3 + 2 + 1  # files of two models, their folders, the repository
+    for calls in range(total):
+        fails_after(calls)
+        with pytest.raises(OSError, match="No space left"):
+            publish(tmp_path, 2, second)
+        assert snapshot(tmp_path) == before
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["forward", "vjp"]
+    fails_after(total)
+    publish(tmp_path, 2, second)
+    assert (tmp_path / "vjp" / "2" / "model.onnx").read_bytes() == b"second"
+    assert (tmp_path / "vjp" / "config.pbtxt").read_text() == "config second"
+
+
+def test_a_first_publication_that_fails_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full_disk(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full_disk)
     with pytest.raises(OSError, match="No space left"):
-        publish(tmp_path, 2, b"second", "two")
-    assert sorted(path.name for path in (tmp_path / "diffractionnet").iterdir()) == ["1", "config.pbtxt"]
-    assert (tmp_path / "diffractionnet" / "config.pbtxt").read_text() == "one"
+        publish(tmp_path / "new" / "repository", 1, [publication("forward", "first")])
+    assert not (tmp_path / "new").exists()
+
+
+def test_an_interrupted_export_leaves_nothing_behind(tmp_path: Path, checkpoint: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "metaspec_export.cli",
+        str(checkpoint),
+        "--repository",
+        str(tmp_path / "repository"),
+    ]
+    process = subprocess.Popen([*command, "--data", str(DATA)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert "Tracing" in process.stdout.readline()
+    process.terminate()
+    assert process.wait(timeout=60) != 0
+    assert not (tmp_path / "repository").exists()
+
+
+def inspect(repository: Path) -> subprocess.CompletedProcess[str]:
+    return command("inspect", repository)
+
+
+def test_inspect(repository: Path, tmp_path: Path) -> None:
+    result = inspect(repository)
+    assert result.returncode == 0
+    assert "diffractionnet_fp16_vjp" in result.stdout
+    assert "intact" in result.stdout
+    assert "CPU" in result.stdout
+    assert "DiffractionFieldNet" in result.stdout
+    damaged = tmp_path / "damaged"
+    shutil.copytree(repository / "diffractionnet", damaged / "diffractionnet")
+    file = damaged / "diffractionnet" / "1" / "model.onnx"
+    model = onnx.load(file)
+    weight = model.graph.initializer[0]
+    weight.CopyFrom(onnx.numpy_helper.from_array(2 * onnx.numpy_helper.to_array(weight), weight.name))
+    onnx.save(model, file)
+    result = inspect(damaged)
+    assert result.returncode == 1
+    assert "BROKEN" in result.stdout
+    assert "SHA-256 differs" in " ".join(result.stdout.split())
+    file.write_bytes(b"no onnx")
+    assert "cannot be read" in inspect(damaged).stdout
+    (tmp_path / "empty").mkdir()
+    result = inspect(tmp_path / "empty")
+    assert result.returncode == 2
+    assert "no model here" in result.stderr
+
+
+def test_the_served_models_through_a_real_triton(repository: Path, tmp_path: Path) -> None:
+    structures = load(DATA).of("test").structures[:5]
+    density = structures[:, None].astype(np.float32)
+    cotangent = np.random.default_rng(0).standard_normal((5, 4, 301), np.float32)
+    feeds = {
+        "diffractionnet": {"structure": density},
+        "diffractionnet_vjp": {"structure": density, "cotangent": cotangent},
+    }
+    source = tmp_path / "source"
+    for name in feeds:
+        shutil.copytree(repository / name, source / name)
+    with start_triton(python_repository(source, tmp_path / "repository"), tmp_path) as triton:
+        for client, address in ((tritonclient.http, triton.http), (tritonclient.grpc, triton.grpc)):
+            with client.InferenceServerClient(address) as connection:
+                for name, feed in feeds.items():
+                    tensors = []
+                    for key, value in feed.items():
+                        tensor = client.InferInput(key, list(value.shape), "FP32")
+                        tensor.set_data_from_numpy(value)
+                        tensors.append(tensor)
+                    answer = connection.infer(name, tensors)
+                    session = onnxruntime.InferenceSession(max((source / name).glob("*/model.onnx")))
+                    for output, expected in zip(session.get_outputs(), session.run(None, feed), strict=True):
+                        np.testing.assert_allclose(answer.as_numpy(output.name), expected, rtol=1e-5, atol=1e-6)

@@ -91,7 +91,7 @@ class DiffractionFieldNet(nn.Module):
     def forward(self, density: Tensor) -> Tensor:
         maps = self.maps(density)
         with torch.autocast(maps.device.type, enabled=False):  # interference needs more than 8 bits of phase
-            spectra: Tensor = self.propagation(maps.float())
+            spectra: Tensor = self.propagation(_at_least_float32(maps))
         return spectra.unflatten(1, (2, 2))
 
     def maps(self, density: Tensor) -> Tensor:
@@ -111,8 +111,12 @@ class DiffractionFieldNet(nn.Module):
         """
         maps = self.maps(density)
         with torch.autocast(maps.device.type, enabled=False):
-            spectra: Tensor = self.propagation.at(maps.float(), shift)
+            spectra: Tensor = self.propagation.at(_at_least_float32(maps), shift)
         return spectra.unflatten(2, (2, 2))
+
+
+def _at_least_float32(maps: Tensor) -> Tensor:
+    return maps.to(torch.promote_types(maps.dtype, torch.float32))
 
 
 def _start_transparent(last: nn.Conv2d, basis: int) -> None:
@@ -212,7 +216,7 @@ class Propagation(nn.Module):
     def _at_detectors(self, maps: Tensor) -> tuple[Tensor, Tensor]:
         """Real and imaginary parts of the orders at the detectors, each (B, 2, 2, nodes, ky, kx)."""
         maps = maps.unflatten(1, (2, 2, 2, self.basis))
-        real, imag = self._orders(maps[:, :, :, 0], maps[:, :, :, 1])
+        real, imag = self._orders(*maps.unbind(3))
         real, imag = self._at_wavelengths(real), self._at_wavelengths(imag)
         return real * self.phase_cos - imag * self.phase_sin, real * self.phase_sin + imag * self.phase_cos
 
@@ -234,7 +238,7 @@ class Propagation(nn.Module):
     def _magnetic(self, e: Tensor) -> Tensor:
         """(Hy, -Hx) of plane waves with (Ex, Ey) along axis 2: what E is multiplied with for the flux."""
         xx, xy, yy = self.h_from_e.unbind()
-        ex, ey = e[:, :, 0], e[:, :, 1]
+        ex, ey = e.unbind(2)
         return torch.stack([xx * ex + xy * ey, xy * ex + yy * ey], dim=2)
 
 

@@ -31,11 +31,34 @@ class NetworkConfig(ABC):
 
 
 def wrap(x: Tensor, margin: int) -> Tensor:
-    """Pad the last two axes of (B, C, H, W) periodically by `margin` on every side."""
+    """Pad the last two axes of (B, C, H, W) periodically by `margin`, at most half of them, on every side."""
     if margin == 0:
         return x
-    x = torch.cat([x[:, :, -margin:], x, x[:, :, :margin]], dim=2)
-    return torch.cat([x[..., -margin:], x, x[..., :margin]], dim=3)
+    padded: Tensor = _Wrap.apply(x, margin)
+    return padded
+
+
+class _Wrap(torch.autograd.Function):
+    """Padding with its adjoint written out: autograd's own is a chain of zeros and scatters, slow in every engine."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, margin: int) -> Tensor:
+        ctx.margin = margin
+        x = torch.cat([x[:, :, -margin:], x, x[:, :, :margin]], dim=2)
+        return torch.cat([x[..., -margin:], x, x[..., :margin]], dim=3)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        for axis in (3, 2):
+            gradient = _fold(gradient, ctx.margin, axis)
+        return gradient, None
+
+
+def _fold(gradient: Tensor, margin: int, axis: int) -> Tensor:
+    """Add what fell on the margins of one axis to the places that they were copied from."""
+    size = gradient.shape[axis] - 2 * margin
+    before, first, between, last, after = gradient.split([margin, margin, size - 2 * margin, margin, margin], axis)
+    return torch.cat([first + after, between, last + before], dim=axis)
 
 
 class CircularConv(nn.Conv2d):

@@ -170,6 +170,7 @@ class DecoderBlock(nn.Module):
         self.conv_norm = nn.LayerNorm(width)
         self.depthwise = nn.Conv1d(width, width, 15, padding=7, groups=width)
         self.pointwise = nn.Conv1d(width, width, 1)
+        self.act = nn.SiLU()
         self.feed_norm = nn.LayerNorm(width)
         self.feed = nn.Sequential(
             nn.Linear(width, 4 * width),
@@ -182,7 +183,7 @@ class DecoderBlock(nn.Module):
     def forward(self, x: Tensor, memory: Tensor) -> Tensor:
         x = x + self.attention(self.query_norm(x), memory)
         y = self.conv_norm(x).transpose(1, 2)
-        x = x + self.pointwise(nn.functional.silu(self.depthwise(y))).transpose(1, 2)
+        x = x + self.pointwise(self.act(self.depthwise(y))).transpose(1, 2)
         return x + self.feed(self.feed_norm(x))
 
     def attention(self, x: Tensor, memory: Tensor) -> Tensor:

@@ -1,0 +1,180 @@
+"""How fast is what is exported? PyTorch and ONNX Runtime side by side, forward and gradient, every precision and batch size.
+
+python benchmarks/export_bench.py [--threads 2] [--rounds 7] [--batches 1 8 32 128] [--plot FILE.svg]
+
+Each contender lives in a process of its own, so that its peak memory can be told, and they take turns in every round.
+Speed does not depend on the weights: the network is the default one, not trained.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing as mp
+import os
+import resource
+import tempfile
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from metaspec_export.gradient import gradient_graph
+from metaspec_export.onnx import forward_graph
+from metaspec_export.precision import PRECISIONS, reduce
+from metaspec_simulation.structures import FAMILIES, random_structure
+from metaspec_training.field import DiffractionFieldNetConfig
+
+GRADIENT = "_vjp"
+
+
+def network() -> torch.nn.Module:
+    torch.manual_seed(0)
+    return DiffractionFieldNetConfig().build().eval().requires_grad_(False)
+
+
+def pytorch(gradient: bool, compiled: bool) -> Callable[[np.ndarray, np.ndarray], object]:
+    """A call that computes spectra, or spectra and gradient."""
+    model = network()
+    if compiled:
+        model.compile(dynamic=False)
+
+    def forward(density: np.ndarray, cotangent: np.ndarray) -> object:
+        with torch.inference_mode():
+            return model(torch.from_numpy(density))
+
+    def joint(density: np.ndarray, cotangent: np.ndarray) -> object:
+        x = torch.from_numpy(density).requires_grad_()
+        return torch.autograd.grad(model(x).flatten(1, 2), x, torch.from_numpy(cotangent))
+
+    return joint if gradient else forward
+
+
+def onnx_runtime(path: Path, threads: int, optimised: bool) -> Callable[[np.ndarray, np.ndarray], object]:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    if not optimised:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    names = [value.name for value in session.get_inputs()]
+    return lambda density, cotangent: session.run(
+        None, {name: value for name, value in (("structure", density), ("cotangent", cotangent)) if name in names}
+    )
+
+
+def worker(pipe: Connection, name: str, folder: Path, gradient: bool, threads: int) -> None:
+    """Build one contender, then time a batch whenever asked to; an error is answered as its text."""
+    torch.set_num_threads(threads)
+    kind = GRADIENT if gradient else ""
+    try:
+        if name.startswith("PyTorch"):
+            call = pytorch(gradient, compiled="compile" in name)
+        else:
+            precision = name.split()[2]
+            call = onnx_runtime(folder / f"{precision}{kind}.onnx", threads, optimised="unoptimised" not in name)
+        pipe.send(None)
+        while (batch := pipe.recv()) is not None:
+            rng = np.random.default_rng(batch)
+            structures = np.stack(
+                [random_structure(np.random.default_rng(n), FAMILIES[0]) for n in range(min(batch, 8))]
+            )
+            density = np.resize(structures, (batch, 1, 128, 128)).astype(np.float32)
+            cotangent = rng.standard_normal((batch, 4, 301), np.float32)
+            started = time.perf_counter()
+            call(density, cotangent)
+            seconds = time.perf_counter() - started
+            pipe.send((seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024))
+    except Exception as error:
+        pipe.send(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:100])
+
+
+def compare(folder: Path, gradient: bool, batches: list[int], rounds: int, threads: int) -> dict[str, dict[int, float]]:
+    """Print structures per second of every contender, taking turns; returns them by name and batch size."""
+    names = ["PyTorch eager", "PyTorch compile", "ONNX Runtime fp32 unoptimised"]
+    names += [f"ONNX Runtime {precision}" for precision in PRECISIONS]
+    context = mp.get_context("spawn")
+    pipes, processes, failures = {}, [], {}
+    for name in names:
+        ours, theirs = context.Pipe()
+        process = context.Process(target=worker, args=(theirs, name, folder, gradient, threads), daemon=True)
+        process.start()
+        processes.append(process)
+        answer = ours.recv()
+        if answer is None:
+            pipes[name] = ours
+        else:
+            failures[name] = answer
+    seconds: dict[str, dict[int, list[float]]] = {name: {batch: [] for batch in batches} for name in pipes}
+    memory: dict[str, float] = {}
+    for batch in batches:
+        for turn in range(rounds + 1):
+            for name in list(pipes):
+                pipes[name].send(batch)
+                answer = pipes[name].recv()
+                if isinstance(answer, str):
+                    failures[name] = answer
+                    del pipes[name], seconds[name]
+                    continue
+                memory[name] = answer[1]
+                if turn:  # the first one warms up
+                    seconds[name][batch].append(answer[0])
+    for pipe in pipes.values():
+        pipe.send(None)
+    rates = {name: {b: b / float(np.median(values[b])) for b in batches} for name, values in seconds.items()}
+    title = "Spectra and gradient" if gradient else "Spectra"
+    print(f"\n## {title}: structures per second (and times PyTorch eager)\n")
+    print("| | " + " | ".join(f"batch {b}" for b in batches) + " | peak memory | file |")
+    print("|---" * (len(batches) + 3) + "|")
+    for name, rate in rates.items():
+        cells = [f"{rate[b]:.0f} ({rate[b] / rates['PyTorch eager'][b]:.2f})" for b in batches]
+        file = folder / f"{name.split()[-1]}{GRADIENT if gradient else ''}.onnx"
+        size = f"{file.stat().st_size / 2**20:.1f} MiB" if file.exists() else ""
+        print(f"| {name} | " + " | ".join(cells) + f" | {memory[name]:.0f} MiB | {size} |")
+    for name, reason in failures.items():
+        print(f"| {name} | not run: {reason} |" + " |" * (len(batches) + 1))
+    return rates
+
+
+def plot(results: dict[str, dict[str, dict[int, float]]], path: Path) -> None:
+    figure, axes = plt.subplots(1, len(results), figsize=(10, 3.6), sharey=True, constrained_layout=True)
+    for axis, (title, rates) in zip(axes, results.items(), strict=True):
+        for name, rate in rates.items():
+            axis.plot(list(rate), list(rate.values()), "o-", label=name)
+        axis.set(title=title, xlabel="structures in a batch", xscale="log", ylim=(0, None))
+        axis.set_xticks(list(rate), [str(b) for b in rate])
+    axes[0].set_ylabel("structures / s")
+    axes[-1].legend(fontsize="small")
+    figure.savefig(path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32, 128])
+    parser.add_argument("--plot", type=Path)
+    arguments = parser.parse_args()
+    print(f"{arguments.threads} threads, median of {arguments.rounds} rounds, ONNX Runtime {onnxruntime.__version__}")
+    calibration = np.stack([random_structure(np.random.default_rng(n), f) for n, f in enumerate(FAMILIES)])
+    results = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for gradient, graph in ((False, forward_graph(network())), (True, gradient_graph(network()))):
+            for precision in PRECISIONS:
+                reduced = reduce(graph, precision, calibration)
+                onnx.save(reduced, folder / f"{precision}{GRADIENT if gradient else ''}.onnx")
+            title = "spectra and gradient" if gradient else "spectra"
+            results[title] = compare(folder, gradient, arguments.batches, arguments.rounds, arguments.threads)
+    fp32 = {title: rates["ONNX Runtime fp32"] for title, rates in results.items()}
+    cost = [f"{fp32['spectra'][b] / fp32['spectra and gradient'][b]:.2f}" for b in arguments.batches]
+    print(f"\nA gradient costs {', '.join(cost)} forward passes in float32 (batch {arguments.batches}).")
+    if arguments.plot:
+        plot(results, arguments.plot)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,232 @@
+"""Reduced precision: smaller and faster versions of a graph, each with its measured deviation from float32.
+
+- fp16: weights and arithmetic in float16, for GPUs; normalisations and softmax stay float32. TensorRT takes the precision
+  from the graph, too.
+- int8: 3 x 3 convolutions in 8-bit integers, one scale per output channel, ranges of the activations measured on
+  training structures (static quantisation; Jacob et al., CVPR 2018), for CPUs. Of a gradient graph only the forward pass:
+  a cotangent has no range that could be known beforehand.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import onnx
+from metaspec_simulation import PIXELS, Process
+from metaspec_training.evaluation import COLOURS, colour_efficiencies
+from numpy.typing import NDArray
+from onnx import helper, numpy_helper
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+from onnxruntime.transformers.float16 import convert_float_to_float16
+
+from metaspec_export.onnx import quiet
+
+Precision = Literal["fp32", "fp16", "int8"]
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+
+_KEPT_FLOAT32 = ["InstanceNormalization", "LayerNormalization", "Softmax"]
+
+
+class DeviationError(Exception):
+    """A graph of reduced precision deviates too much from float32."""
+
+
+@dataclass(frozen=True)
+class Deviation:
+    """How far the spectra, or the gradient, of a graph are from those in float32.
+
+    Attributes:
+        max_abs: largest difference of an efficiency.
+        mean_abs: mean difference.
+        colour: largest change of the blue, green and red efficiency of a structure.
+        gradient: root mean square difference of the gradient over the gradient's own; None for a forward graph.
+    """
+
+    max_abs: float
+    mean_abs: float
+    colour: dict[str, float]
+    gradient: float | None = None
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """What is allowed of a `Deviation`; `colour` is of the worst colour."""
+
+    max_abs: float
+    mean_abs: float
+    colour: float
+    gradient: float
+
+
+TOLERANCES = {
+    "fp16": Tolerance(max_abs=5e-3, mean_abs=5e-4, colour=2e-3, gradient=0.02),
+    "int8": Tolerance(max_abs=2e-2, mean_abs=1e-3, colour=5e-3, gradient=0.10),
+}
+"""Well below the error of the network itself, which is some 0.007 in the mean."""
+
+
+def parse_precisions(text: str) -> list[Precision]:
+    """The precisions named in a list like "fp32,int8".
+
+    Raises:
+        ValueError: one of them is unknown, or none is named.
+    """
+    chosen: list[Precision] = []
+    for name in (part.strip() for part in text.split(",")):
+        if name == "bf16":
+            raise ValueError(
+                "--precision bf16: ONNX Runtime has no bfloat16 convolution on CPUs, so the graph could not be verified; "
+                "choose fp16 for GPUs or int8 for CPUs"
+            )
+        match = [precision for precision in PRECISIONS if precision == name]
+        if not match:
+            raise ValueError(f"--precision: expected one or more of {', '.join(PRECISIONS)}, got {name!r}")
+        chosen += [precision for precision in match if precision not in chosen]
+    return chosen
+
+
+def reduce(model: onnx.ModelProto, precision: Precision, structures: NDArray[np.uint8]) -> onnx.ModelProto:
+    """The graph in another precision; inputs and outputs stay float32.
+
+    Args:
+        model: in float32.
+        precision: one of `PRECISIONS`; fp32 returns a copy.
+        structures: to measure the range of activations on, (N, 128, 128).
+    """
+    copy = onnx.ModelProto()  # both converters work in place
+    copy.CopyFrom(model)
+    if precision == "fp32":
+        return copy
+    if precision == "fp16":
+        half: onnx.ModelProto = convert_float_to_float16(copy, keep_io_types=True, op_block_list=_KEPT_FLOAT32)
+        if any(value.name == "cotangent" for value in half.graph.input):
+            _scale_cotangent(half)
+        return half
+    with tempfile.TemporaryDirectory() as folder, quiet():
+        quantised = Path(folder) / "model.onnx"
+        quantize_static(
+            copy,
+            quantised,
+            _Calibration(model, structures),
+            quant_format=QuantFormat.QDQ,
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            op_types_to_quantize=["Conv"],
+            nodes_to_quantize=_forward_convolutions(model),
+        )
+        return onnx.load(quantised)
+
+
+def _scale_cotangent(model: onnx.ModelProto) -> None:
+    """Bring every cotangent to a largest value of 64, and the gradient back: what is small would be lost in float16.
+
+    The gradient is linear in the cotangent, so this changes nothing else (the loss scaling of Micikevicius et al., ICLR 2018).
+    """
+    graph = model.graph
+    for node in graph.node:
+        for names, old, new in (
+            (node.input, "cotangent", "cotangent_scaled"),
+            (node.output, "gradient", "gradient_scaled"),
+        ):
+            for i, name in enumerate(names):
+                if name == old:
+                    names[i] = new
+    for name, value in (
+        ("cotangent_axes", np.array([1, 2])),
+        ("cotangent_target", np.float32(64)),
+        ("cotangent_least", np.float32(1e-20)),  # keeps a cotangent of zeros from being divided by 0
+        ("gradient_axes", np.array([3])),
+    ):
+        graph.initializer.append(numpy_helper.from_array(np.asarray(value), name))
+    before = [
+        helper.make_node("Abs", ["cotangent"], ["cotangent_abs"]),
+        helper.make_node("ReduceMax", ["cotangent_abs", "cotangent_axes"], ["cotangent_max"]),
+        helper.make_node("Max", ["cotangent_max", "cotangent_least"], ["cotangent_size"]),
+        helper.make_node("Div", ["cotangent_size", "cotangent_target"], ["cotangent_unit"]),
+        helper.make_node("Div", ["cotangent", "cotangent_unit"], ["cotangent_scaled"]),
+    ]
+    after = [
+        helper.make_node("Unsqueeze", ["cotangent_unit", "gradient_axes"], ["gradient_unit"]),
+        helper.make_node("Mul", ["gradient_scaled", "gradient_unit"], ["gradient"]),
+    ]
+    nodes = [*before, *graph.node, *after]
+    del graph.node[:]
+    graph.node.extend(nodes)
+
+
+def _forward_convolutions(model: onnx.ModelProto) -> list[str]:
+    """Names of the 3 x 3 convolutions of several channels that do not depend on the cotangent."""
+    weights = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
+    backward, names = {"cotangent"}, []
+    for node in model.graph.node:
+        if backward.intersection(node.input) and node.op_type != "Shape":
+            backward.update(node.output)
+        elif node.op_type == "Conv":
+            shape = weights.get(node.input[1], ())
+            if shape[2:] == (3, 3) and shape[1] > 1:
+                names.append(node.name)
+    return names
+
+
+class _Calibration(CalibrationDataReader):
+    """Batches of structures, as the quantiser wants them; the cotangent does not enter what is quantised."""
+
+    def __init__(self, model: onnx.ModelProto, structures: NDArray[np.uint8], batch: int = 16) -> None:
+        self._batches = self._iterate(model, structures, batch)
+
+    @staticmethod
+    def _iterate(model: onnx.ModelProto, structures: NDArray[np.uint8], batch: int) -> Iterator[dict[str, Any]]:
+        others = [value for value in model.graph.input if value.name != "structure"]
+        for start in range(0, len(structures), batch):
+            density = structures[start : start + batch].reshape(-1, 1, PIXELS, PIXELS).astype(np.float32)
+            feed = {"structure": density}
+            for value in others:
+                shape = [dim.dim_value for dim in value.type.tensor_type.shape.dim[1:]]
+                feed[value.name] = np.zeros((len(density), *shape), np.float32)
+            yield feed
+
+    def get_next(self) -> dict[str, Any] | None:
+        """The next batch, or None."""
+        return next(self._batches, None)
+
+
+def deviation(
+    got: tuple[NDArray[np.float32], ...], expected: tuple[NDArray[np.float32], ...], process: Process
+) -> Deviation:
+    """Measure outputs (spectra,) or (spectra, gradient) of a graph against those of the graph in float32."""
+    change = np.abs(got[0] - expected[0])
+    colours = np.abs(
+        colour_efficiencies(got[0], process.wavelengths_nm) - colour_efficiencies(expected[0], process.wavelengths_nm)
+    )
+    gradient = None
+    if len(got) > 1:
+        gradient = float(np.sqrt(((got[1] - expected[1]) ** 2).mean() / (expected[1] ** 2).mean()))
+    return Deviation(
+        max_abs=float(change.max()),
+        mean_abs=float(change.mean()),
+        colour=dict(zip(COLOURS, colours.max(axis=0).tolist(), strict=True)),
+        gradient=gradient,
+    )
+
+
+def require_within(measured: Deviation, precision: Precision) -> None:
+    """Refuse a deviation past the precision's tolerance.
+
+    Raises:
+        DeviationError: with the number that is too large, or not finite.
+    """
+    allowed = TOLERANCES[precision]
+    for name, got, limit in (
+        ("largest deviation of an efficiency", measured.max_abs, allowed.max_abs),
+        ("mean deviation of efficiencies", measured.mean_abs, allowed.mean_abs),
+        ("largest change of a colour's efficiency", max(measured.colour.values()), allowed.colour),
+        ("relative deviation of the gradient", measured.gradient or 0.0, allowed.gradient),
+    ):
+        if not got <= limit:
+            raise DeviationError(f"{precision} refused: {name} from float32 is {got:.1e}, allowed is {limit:.0e}")

@@ -1,0 +1,137 @@
+"""A real Triton Inference Server on this machine: the binary in the package nvidia-pytriton, with its Python backend.
+
+That build has no onnxruntime backend, so the exported `config.pbtxt` is used with its backend line exchanged, and a small
+Python model runs the same model.onnx.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import site
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import tritonclient.http
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2
+
+PACKAGES = Path(sys.prefix) / "triton"
+"""Where `make` installs Triton apart from everything else: its Python backend reads arrays of NumPy 1 only."""
+
+MODEL = """
+import sys
+
+sys.path[:0] = {packages!r}  # the embedded interpreter knows nothing of virtual environments
+
+import onnxruntime
+import triton_python_backend_utils as triton
+
+class TritonPythonModel:
+    def initialize(self, args):
+        path = f"{args['model_repository']}/{args['model_version']}/model.onnx"
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        self.session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        self.outputs = [value.name for value in self.session.get_outputs()]
+
+    def execute(self, requests):
+        answers = []
+        for request in requests:
+            feed = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
+            values = self.session.run(self.outputs, feed)
+            tensors = [triton.Tensor(name, value) for name, value in zip(self.outputs, values)]
+            answers.append(triton.InferenceResponse(output_tensors=tensors))
+        return answers
+"""
+
+
+@dataclass(frozen=True)
+class Triton:
+    """Addresses of a running server, host:port."""
+
+    http: str
+    grpc: str
+    log: Path
+
+
+def python_repository(source: Path, target: Path) -> Path:
+    """A copy of an exported repository for a Triton without the onnxruntime backend."""
+    for folder in sorted(path for path in source.iterdir() if path.is_dir()):
+        config = text_format.Parse((folder / "config.pbtxt").read_text(), model_config_pb2.ModelConfig())
+        config.backend = "python"
+        config.ClearField("optimization")
+        shutil.copytree(folder, target / folder.name)
+        (target / folder.name / "config.pbtxt").write_text(text_format.MessageToString(config))
+        for version in (path for path in (target / folder.name).iterdir() if path.is_dir()):
+            (version / "model.py").write_text(
+                MODEL.replace("{packages!r}", repr([str(PACKAGES), *site.getsitepackages()]))
+            )
+    return target
+
+
+@contextmanager
+def start_triton(repository: Path, work: Path) -> Iterator[Triton]:
+    """Run tritonserver on free ports until the block ends."""
+    home = PACKAGES / "pytriton" / "tritonserver"
+    backends = work / "backends"
+    shutil.copytree(home / "backends" / "python", backends / "python")
+    stub = (
+        home
+        / "python_backend_stubs"
+        / f"{sys.version_info.major}.{sys.version_info.minor}"
+        / "triton_python_backend_stub"
+    )
+    shutil.copy(stub, backends / "python")
+    (backends / "python" / stub.name).chmod(0o755)
+    http, grpc = _free_port(), _free_port()
+    log = work / "triton.log"
+    command = [
+        str(home / "bin" / "tritonserver"),
+        f"--model-repository={repository}",
+        f"--backend-directory={backends}",
+        "--http-address=127.0.0.1",
+        f"--http-port={http}",
+        "--grpc-address=127.0.0.1",
+        f"--grpc-port={grpc}",
+        "--allow-metrics=false",
+    ]
+    environment = os.environ | {"LD_LIBRARY_PATH": str(PACKAGES / "nvidia_pytriton.libs")}
+    with log.open("w") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
+    try:
+        triton = Triton(f"127.0.0.1:{http}", f"127.0.0.1:{grpc}", log)
+        _wait(triton, process)
+        yield triton
+    finally:
+        process.terminate()
+        try:
+            process.wait(timeout=30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+
+
+def _wait(triton: Triton, process: subprocess.Popen[bytes], timeout: float = 120) -> None:
+    deadline = time.monotonic() + timeout
+    with tritonclient.http.InferenceServerClient(triton.http) as client:
+        while time.monotonic() < deadline and process.poll() is None:
+            try:
+                if client.is_server_ready():
+                    return
+            except OSError:
+                pass
+            time.sleep(0.2)
+    raise RuntimeError(f"Triton did not start:\n{triton.log.read_text()[-20000:]}")
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
