@@ -84,6 +84,7 @@ def worker(pipe: Connection, name: str, folder: Path, gradient: bool, threads: i
             )
             density = np.resize(structures, (batch, 1, 128, 128)).astype(np.float32)
             cotangent = rng.standard_normal((batch, 4, 301), np.float32)
+            time.sleep(0.1)  # until the idle threads of the one before have stopped spinning
             started = time.perf_counter()
             call(density, cotangent)
             seconds = time.perf_counter() - started
