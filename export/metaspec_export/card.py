@@ -17,6 +17,15 @@ def model_card(metadata: dict[str, Any]) -> str:
         cells += [f"{measured['colour_efficiency']:.4f}", f"{measured['r2']:.3f}", f"{measured['loss']:.2e}"]
         lines.append("| " + " | ".join(cells) + " |")
     errors = "\n".join(lines)
+    exact = f"Its efficiencies differ by at most {tolerance['measured']:.1e} from those of {tolerance['against']}"
+    if "gradient" in tolerance:
+        exact += f", its gradient by {tolerance['gradient']['measured']:.1e} of its size"
+    computes = f"""From a structure, (N, 1, 128, 128) with 1 = solid, to the efficiencies of the detectors
+{", ".join(channels)} at {len(wavelengths)} wavelengths from {wavelengths[0]:g} to {wavelengths[-1]:g} nm,
+(N, {len(channels)}, {len(wavelengths)})."""
+    if metadata["kind"] == "vjp":
+        computes += """ With a cotangent of the shape of the efficiencies, to the
+gradient of their sum weighted by the cotangent, of the shape of the structure."""
     data = "\n".join(
         f"- {part['name']}: {part['structures']} structures to train on, labelled by {part['solver']['name']}"
         + (f" with {part['solver']['cells']} cells a period" if "cells" in part["solver"] else "")
@@ -24,9 +33,8 @@ def model_card(metadata: dict[str, Any]) -> str:
     )
     return f"""# {metadata["name"]}
 
-{training["network"]}, {training["parameters"] / 1e6:.1f} million parameters. From a structure, (N, 1, 128, 128) with
-1 = solid, to the efficiencies of the detectors {", ".join(channels)} at {len(wavelengths)} wavelengths from
-{wavelengths[0]:g} to {wavelengths[-1]:g} nm, (N, {len(channels)}, {len(wavelengths)}).
+{training["network"]}, {training["parameters"] / 1e6:.1f} million parameters, {metadata["precision"]}.
+{computes}
 
 ## Device
 
@@ -45,8 +53,8 @@ On {training["data"][0]["name"]}. Efficiencies lie between 0 and 1; the loss has
 
 {errors}
 
-The labels have errors of their own, see `docs/simulation.md`. ONNX Runtime and PyTorch differ by at most
-{tolerance["measured"]:.1e}.
+The labels have errors of their own, see `docs/simulation.md`.
+{exact}.
 
 ## What it is not for
 

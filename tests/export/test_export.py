@@ -22,7 +22,7 @@ import tritonclient.http
 from google.protobuf import text_format
 from metaspec_export import cli
 from metaspec_export.onnx import forward_graph, weights_sha256
-from metaspec_export.parity import ParityError, check_parity
+from metaspec_export.parity import ParityError, check_gradient_parity, check_parity
 from metaspec_export.repository import Publication, publish
 from metaspec_simulation.dataset import load
 from metaspec_training.field import DiffractionFieldNetConfig
@@ -136,6 +136,19 @@ def test_metadata(repository: Path) -> None:
     card = (repository / "diffractionnet" / "1" / "MODEL_CARD.md").read_text()
     assert f"| test | {metadata['metrics']['test']['count']} | {metadata['metrics']['test']['mae']:.4f} |" in card
     assert metadata["weights_sha256"] in card
+    card = (repository / "diffractionnet_fp16_vjp" / "1" / "MODEL_CARD.md").read_text()
+    assert "million parameters, fp16." in card
+    assert "from those of fp32, its gradient by" in card
+
+
+def test_the_bundled_checkpoint_is_the_bundled_model() -> None:
+    network = load_network(ROOT / "training" / "checkpoints" / "field.ckpt")
+    structures = load(DATA).of("test").structures[:4]
+    models = ROOT / "server" / "models"
+    graph = (models / "diffractionnet" / "1" / "model.onnx").read_bytes()
+    assert check_parity(network, graph, structures) <= 1e-5
+    graph = (models / "diffractionnet_vjp" / "1" / "model.onnx").read_bytes()
+    assert check_gradient_parity(network, graph, structures[:2]).autograd <= 1e-4
 
 
 def test_versions_count_up_and_never_change(repository: Path, checkpoint: Path) -> None:
