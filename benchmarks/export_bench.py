@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import multiprocessing as mp
 import os
-import resource
 import tempfile
 import time
 from collections.abc import Callable
@@ -66,6 +65,12 @@ def onnx_runtime(path: Path, threads: int, optimised: bool) -> Callable[[np.ndar
     )
 
 
+def peak_mib() -> float:
+    """Peak resident memory of this process alone; `getrusage` would count the process that it was started from."""
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) / 1024
+
+
 def worker(pipe: Connection, name: str, folder: Path, gradient: bool, threads: int) -> None:
     """Build one contender, then time a batch whenever asked to; an error is answered as its text."""
     torch.set_num_threads(threads)
@@ -88,7 +93,7 @@ def worker(pipe: Connection, name: str, folder: Path, gradient: bool, threads: i
             started = time.perf_counter()
             call(density, cotangent)
             seconds = time.perf_counter() - started
-            pipe.send((seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024))
+            pipe.send((seconds, peak_mib()))
     except Exception as error:
         pipe.send(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:100])
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -333,3 +334,10 @@ def test_the_served_models_through_a_real_triton(repository: Path, tmp_path: Pat
                     session = onnxruntime.InferenceSession(max((source / name).glob("*/model.onnx")))
                     for output, expected in zip(session.get_outputs(), session.run(None, feed), strict=True):
                         np.testing.assert_allclose(answer.as_numpy(output.name), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_the_example_in_the_docs(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "export.md").read_text(), re.DOTALL)
+    monkeypatch.chdir(ROOT)
+    exec(example, {})
+    assert re.match(r"red efficiency 0\.\d{3}; the gradient is largest at pixel \d+", capsys.readouterr().out)
