@@ -174,7 +174,10 @@ def test_the_reference_data_sets(name: str, cells: int, count: int) -> None:
     assert (samples.split == "test").sum() >= count // 12
     assert np.isfinite(samples.spectra).all()
     assert samples.energy_error.mean() < 0.008
-    assert len(np.unique(samples.packed, axis=0)) == len(samples)
+    distinct, times = np.unique(samples.packed, axis=0, return_counts=True)
+    assert len(distinct) > 0.999 * len(samples)
+    repeated = np.unpackbits(distinct[times > 1], axis=1).mean(axis=1)
+    assert np.isin(repeated, (0, 1)).all(), "only a cell that is empty or full comes twice by chance"
     recipe = data.Recipe(samples.process, seed=samples.attributes["seed"], cells=cells)
     np.testing.assert_array_equal(samples.structures[320], recipe.structure(320))
     solved = Solver(samples.process, cells).simulate(recipe.structure(320))
