@@ -103,12 +103,10 @@ def compare(folder: Path, gradient: bool, batches: list[int], rounds: int, threa
     names = ["PyTorch eager", "PyTorch compile", "ONNX Runtime fp32 unoptimised"]
     names += [f"ONNX Runtime {precision}" for precision in PRECISIONS]
     context = mp.get_context("spawn")
-    pipes, processes, failures = {}, [], {}
+    pipes, failures = {}, {}
     for name in names:
         ours, theirs = context.Pipe()
-        process = context.Process(target=worker, args=(theirs, name, folder, gradient, threads), daemon=True)
-        process.start()
-        processes.append(process)
+        context.Process(target=worker, args=(theirs, name, folder, gradient, threads), daemon=True).start()
         answer = ours.recv()
         if answer is None:
             pipes[name] = ours
