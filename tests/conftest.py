@@ -52,8 +52,41 @@ def small_model(metadata: dict | None = None, seed: int = 0) -> onnx.ModelProto:
     return model
 
 
+def small_gradient_model(seed: int = 0) -> onnx.ModelProto:
+    """The vector-Jacobian product of the small model: every pixel of a pooled square gets 1 / 256 of its gradient."""
+    model = small_model(METADATA | {"name": "diffractionnet_vjp", "kind": "vjp"}, seed)
+    graph = model.graph
+    constants = {
+        "flat_shape": np.array([-1, 1204]),
+        "square_shape": np.array([-1, 1, 8, 1, 8, 1]),
+        "pixel_shape": np.array([1, 1, 1, 16, 1, 16]),
+        "gradient_shape": np.array([-1, 1, 128, 128]),
+        "one": np.ones(1, np.float32),
+        "share": np.full(1, 1 / 256, np.float32),
+    }
+    graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in constants.items())
+    steps = [
+        ("Reshape", ["cotangent", "flat_shape"], "cotangent_flat"),
+        ("Sub", ["one", "efficiency"], "rest"),
+        ("Mul", ["efficiency", "rest"], "slope"),
+        ("Mul", ["slope", "cotangent_flat"], "pulled"),
+        ("Transpose", ["weight"], "weight_transposed"),
+        ("MatMul", ["pulled", "weight_transposed"], "squares"),
+        ("Mul", ["squares", "share"], "shared"),
+        ("Reshape", ["shared", "square_shape"], "spread"),
+        ("Expand", ["spread", "pixel_shape"], "pixels"),
+        ("Reshape", ["pixels", "gradient_shape"], "gradient"),
+    ]
+    graph.node.extend(helper.make_node(kind, inputs, [output]) for kind, inputs, output in steps)
+    graph.input.append(helper.make_tensor_value_info("cotangent", TensorProto.FLOAT, ["N", 4, 301]))
+    graph.output.append(helper.make_tensor_value_info("gradient", TensorProto.FLOAT, ["N", 1, 128, 128]))
+    return model
+
+
 def write_repository(root: Path, model: onnx.ModelProto, version: int = 1) -> Path:
-    folder = root / "diffractionnet" / str(version)
+    (properties,) = model.metadata_props or [onnx.StringStringEntryProto()]
+    name = json.loads(properties.value or "{}").get("name", "diffractionnet")
+    folder = root / ("diffractionnet_vjp" if name == "diffractionnet_vjp" else "diffractionnet") / str(version)
     folder.mkdir(parents=True)
     onnx.save(model, folder / "model.onnx")
     return root
@@ -106,7 +139,8 @@ def running_server(*arguments: str, timeout: float = 60) -> Iterator[RunningServ
 
 @pytest.fixture(scope="session")
 def small_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_repository(tmp_path_factory.mktemp("repository"), small_model())
+    root = write_repository(tmp_path_factory.mktemp("repository"), small_model())
+    return write_repository(root, small_gradient_model())
 
 
 @pytest.fixture(scope="session")
@@ -126,6 +160,11 @@ def make_model() -> Callable[..., onnx.ModelProto]:
 
 
 @pytest.fixture(scope="session")
+def make_gradient_model() -> Callable[..., onnx.ModelProto]:
+    return small_gradient_model
+
+
+@pytest.fixture(scope="session")
 def make_repository() -> Callable[..., Path]:
     return write_repository
 
@@ -140,6 +179,20 @@ def expected(small_repository: Path) -> Callable[[np.ndarray], np.ndarray]:
     def run(structures: np.ndarray) -> np.ndarray:
         density = structures.reshape(-1, 1, 128, 128).astype(np.float32)
         return session.run(None, {"structure": density})[0]
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def expected_gradient(small_repository: Path) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    """What the small gradient model computes, by ONNX Runtime alone."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(small_repository / "diffractionnet_vjp" / "1" / "model.onnx")
+
+    def run(structures: np.ndarray, cotangent: np.ndarray) -> np.ndarray:
+        density = structures.reshape(-1, 1, 128, 128).astype(np.float32)
+        return session.run(["gradient"], {"structure": density, "cotangent": cotangent.astype(np.float32)})[0][:, 0]
 
     return run
 

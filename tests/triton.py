@@ -54,11 +54,12 @@ class TritonPythonModel:
 
 @dataclass(frozen=True)
 class Triton:
-    """Addresses of a running server, host:port."""
+    """A running server, and its addresses, host:port."""
 
     http: str
     grpc: str
     log: Path
+    process: subprocess.Popen[bytes]
 
 
 def python_repository(source: Path, target: Path) -> Path:
@@ -77,8 +78,8 @@ def python_repository(source: Path, target: Path) -> Path:
 
 
 @contextmanager
-def start_triton(repository: Path, work: Path) -> Iterator[Triton]:
-    """Run tritonserver on free ports until the block ends."""
+def start_triton(repository: Path, work: Path, before: Triton | None = None) -> Iterator[Triton]:
+    """Run tritonserver until the block ends, on free ports, or on those of one that ran before."""
     home = PACKAGES / "pytriton" / "tritonserver"
     backends = work / "backends"
     shutil.copytree(home / "backends" / "python", backends / "python")
@@ -90,7 +91,9 @@ def start_triton(repository: Path, work: Path) -> Iterator[Triton]:
     )
     shutil.copy(stub, backends / "python")
     (backends / "python" / stub.name).chmod(0o755)
-    http, grpc = _free_port(), _free_port()
+    http, grpc = (
+        (int(a.rpartition(":")[2]) for a in (before.http, before.grpc)) if before else (_free_port(), _free_port())
+    )
     log = work / "triton.log"
     command = [
         str(home / "bin" / "tritonserver"),
@@ -106,8 +109,8 @@ def start_triton(repository: Path, work: Path) -> Iterator[Triton]:
     with log.open("w") as output:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
     try:
-        triton = Triton(f"127.0.0.1:{http}", f"127.0.0.1:{grpc}", log)
-        _wait(triton, process)
+        triton = Triton(f"127.0.0.1:{http}", f"127.0.0.1:{grpc}", log, process)
+        _wait(triton)
         yield triton
     finally:
         process.terminate()
@@ -117,10 +120,10 @@ def start_triton(repository: Path, work: Path) -> Iterator[Triton]:
             process.kill()
 
 
-def _wait(triton: Triton, process: subprocess.Popen[bytes], timeout: float = 120) -> None:
+def _wait(triton: Triton, timeout: float = 120) -> None:
     deadline = time.monotonic() + timeout
     with tritonclient.http.InferenceServerClient(triton.http) as client:
-        while time.monotonic() < deadline and process.poll() is None:
+        while time.monotonic() < deadline and triton.process.poll() is None:
             try:
                 if client.is_server_ready():
                     return

@@ -1,24 +1,40 @@
-"""The application: routes, error answers, and the life of the service."""
+"""The application: routes, error answers, and what lies around every request."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
+from pathlib import Path
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
-from starlette.responses import RedirectResponse
+from starlette.responses import FileResponse
+from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp
 
 from metaspec_server import native, oip
+from metaspec_server.observing import Observer
 from metaspec_server.problems import Problem
+from metaspec_server.security import Guard, read_api_keys
 from metaspec_server.service import Service
+from metaspec_server.telemetry import traced
+
+log = logging.getLogger(__name__)
+
+_WEB = Path(__file__).parent / "web"
 
 
-def create_app(service: Service) -> FastAPI:
-    """The ASGI application that serves a service, and closes it at shutdown."""
+def create_app(service: Service) -> ASGIApp:
+    """The ASGI application that serves a service, and closes it at shutdown.
+
+    Raises:
+        ApiKeyError: the file of API keys cannot be used.
+        TelemetryError: traces are configured, but what sends them is missing.
+    """
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -28,21 +44,28 @@ def create_app(service: Service) -> FastAPI:
     app = FastAPI(
         title="MetaSpec",
         version=version("metaspec"),
-        summary="Spectra of metasurface colour routers, predicted by a trained network.",
+        summary="Spectra of metasurface colour routers, and their gradients, predicted by a trained network.",
         lifespan=lifespan,
+        redoc_url=None,
         license_info={"name": "Apache-2.0"},
     )
     app.state.service = service
     app.include_router(native.router)
     app.include_router(oip.router)
+    app.mount("/static", StaticFiles(directory=_WEB), name="static")
 
     @app.get("/", include_in_schema=False)
-    async def root() -> Response:
-        return RedirectResponse("/docs")
+    async def page() -> Response:
+        return FileResponse(_WEB / "index.html")
+
+    @app.get("/metrics", tags=["Operation"], response_class=Response)
+    async def metrics() -> Response:
+        """Counters and gauges in Prometheus' text format."""
+        return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     @app.exception_handler(Problem)
     async def problem(request: Request, error: Problem) -> Response:
-        return error.oip_response() if request.url.path.startswith("/v2") else error.response()
+        return error.response_for(request.url.path)
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> Response:
@@ -52,7 +75,7 @@ def create_app(service: Service) -> FastAPI:
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
+        field = ".".join(str(part) for part in first["loc"][1:]) or str(first["loc"][0])
         return await problem(request, Problem(422, f"{field}: {first['msg']}", field=field))
 
     @app.exception_handler(ClientDisconnect)
@@ -63,4 +86,5 @@ def create_app(service: Service) -> FastAPI:
     async def unexpected(request: Request, error: Exception) -> Response:
         return await problem(request, Problem(500, "an unexpected error; the server's log has the traceback"))
 
-    return app
+    keys = read_api_keys(service.settings.api_keys) if service.settings.api_keys else []
+    return Observer(traced(Guard(app, keys)), service.metrics)

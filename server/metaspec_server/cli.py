@@ -2,42 +2,70 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import sys
+from collections.abc import Callable
 
 import uvicorn
 from pydantic import ValidationError
 from pydantic_settings import CliApp, SettingsError
 
 from metaspec_server.app import create_app
-from metaspec_server.repository import RepositoryError
+from metaspec_server.logs import set_up_logging
+from metaspec_server.repository import NothingToServe, RepositoryError
+from metaspec_server.security import ApiKeyError
 from metaspec_server.service import Service
 from metaspec_server.settings import Settings
+from metaspec_server.telemetry import TelemetryError
 
 
 def main() -> None:
     """Entry point of the command: exit code 2 and one line when it cannot serve, no traceback."""
     try:
         settings = CliApp.run(Settings)
-        listener = _listen(settings)
-        service = Service(settings)
+        set_up_logging(settings.log_level, settings.log_format)
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            runner.run(_serve(settings))
     except ValidationError as error:
         first = error.errors()[0]
         name = "-".join(str(part) for part in first["loc"]).replace("_", "-")
         _fail(f"--{name}: {first['msg']}")
-    except (RepositoryError, SettingsError, OSError) as error:
+    except (RepositoryError, NothingToServe, SettingsError, ApiKeyError, TelemetryError, OSError) as error:
         _fail(str(error))
+    except KeyboardInterrupt:  # Ctrl-C has ended the server in good order
+        raise SystemExit(130) from None
+
+
+async def _serve(settings: Settings) -> None:
+    listener = _listen(settings)
+    service = await Service.start(settings)
     host, port = listener.getsockname()[:2]
-    url = f"http://{host}:{port}"
-    for model in service.models.values():
-        print(
-            f"{model.name} version {model.version} on {model.engine.platform}, {settings.threads} threads", flush=True
-        )
-    print(f"MetaSpec serves at {url}  (documentation {url}/docs, health {url}/v2/health/ready)", flush=True)
+    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    for model in service.registry.newest():
+        print(f"{model.name} version {model.version} on {model.about.platform}", flush=True)
+    app = create_app(service)
+    places = f"page {url}/  documentation {url}/docs  metrics {url}/metrics  health {url}/v2/health/ready"
+    print(f"MetaSpec serves at {url}  ({places})", flush=True)
     config = uvicorn.Config(
-        create_app(service), log_level="warning", timeout_graceful_shutdown=settings.shutdown_timeout, lifespan="on"
+        app,
+        log_config=None,
+        access_log=False,
+        timeout_graceful_shutdown=settings.shutdown_timeout,
+        lifespan="on",
+        server_header=False,
     )
-    uvicorn.Server(config).run(sockets=[listener])
+    await uvicorn.Server(config).serve(sockets=[listener])
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """The event loop of uvloop, where that exists: not on Windows."""
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
+    return factory
 
 
 def _listen(settings: Settings) -> socket.socket:

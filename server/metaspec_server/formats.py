@@ -1,20 +1,21 @@
-"""The bodies of `/predict`: structures in JSON, `.npy` or packed bits; spectra in JSON, `.npy` or raw float32."""
+"""The bodies of `/predict` and `/gradient`: arrays in JSON, as `.npy` or as raw bytes."""
 
 from __future__ import annotations
 
 import base64
 import binascii
 import io
-import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import orjson
 from numpy.typing import NDArray
 
-JSON, NPY, RAW = "application/json", "application/x-npy", "application/octet-stream"
+from metaspec_server.tensors import TensorSpec
 
-Array = NDArray[np.float32]
+JSON, NPY, RAW = "application/json", "application/x-npy", "application/octet-stream"
 
 
 class InvalidBody(ValueError):
@@ -26,49 +27,59 @@ class InvalidBody(ValueError):
 
 
 @dataclass(frozen=True)
-class PredictRequest:
-    """A decoded `/predict` body.
+class Body:
+    """A decoded body.
 
     Attributes:
-        structures: density, float32 (N, 1, y, x) in [0, 1].
+        structures: density in [0, 1], (N, 1, y, x) of the model's dtype, or packed bits, uint8 (N, bytes).
+        cotangent: what the gradient is asked for, of any shape; None if there is none.
         wavelengths_nm: where the spectra are wanted; None for the model's own grid.
         channels: which detectors; None for all.
     """
 
-    structures: Array
+    structures: NDArray[Any]
+    cotangent: NDArray[Any] | None = None
     wavelengths_nm: list[float] | None = None
     channels: list[str] | None = None
 
 
-def decode_predict(body: bytes, content_type: str, pixels: tuple[int, int]) -> PredictRequest:
-    """Decode a `/predict` body of any accepted type.
+def decode_body(body: bytes, content_type: str, spec: TensorSpec, cotangent_size: int = 0) -> Body:
+    """Decode a body of any accepted type.
+
+    Args:
+        body: of the request.
+        content_type: one of `JSON`, `NPY`, `RAW`.
+        spec: the model's structure.
+        cotangent_size: numbers in the cotangent of one structure; 0 where none is taken.
 
     Raises:
-        InvalidBody: the body cannot be read or its values cannot be a structure.
+        InvalidBody: the body cannot be read, or its values cannot be a structure.
     """
     if content_type == JSON:
-        return _from_json(body, pixels)
-    if content_type == NPY or (content_type == RAW and body.startswith(b"\x93NUMPY")):
-        return PredictRequest(check_structures(_from_npy(body), pixels))
-    return PredictRequest(_from_packed(body, pixels))
+        return _from_json(body, spec, with_cotangent=cotangent_size > 0)
+    if content_type == NPY or body.startswith(b"\x93NUMPY"):
+        arrays = _from_npy(body, 2 if cotangent_size else 1)
+        return Body(check_structures(arrays[0], spec), arrays[1] if cotangent_size else None)
+    packed, cotangent = _from_raw(body, spec, cotangent_size)
+    return Body(packed, cotangent)
 
 
-def check_structures(array: NDArray[Any], pixels: tuple[int, int]) -> Array:
-    """Bring structures to float32 (N, 1, y, x), if they are what a structure may be.
+def check_structures(array: NDArray[Any], spec: TensorSpec) -> NDArray[Any]:
+    """Bring structures to (N, 1, y, x) of the model's dtype, if they are what a structure may be.
 
     Raises:
         InvalidBody: the shape is not (y, x), (N, y, x) or (N, 1, y, x); or values are not numbers from 0 to 1.
     """
-    y, x = pixels
+    y, x = spec.shape[-2:]
     if array.dtype.kind not in "buif":
         raise InvalidBody("structures", f"expected numbers from 0 (void) to 1 (solid), got {array.dtype}")
-    if array.shape[-2:] != pixels or array.ndim not in (2, 3, 4) or (array.ndim == 4 and array.shape[1] != 1):
+    if array.shape[-2:] != (y, x) or array.ndim not in (2, 3, 4) or (array.ndim == 4 and array.shape[1] != 1):
         raise InvalidBody(
             "structures", f"expected shape ({y}, {x}), (N, {y}, {x}) or (N, 1, {y}, {x}), got {array.shape}"
         )
     if array.size == 0:
         raise InvalidBody("structures", "expected at least one structure, got none")
-    density = array.reshape(-1, 1, y, x).astype(np.float32)
+    density = array.reshape(-1, 1, y, x).astype(spec.dtype)
     low, high = float(density.min()), float(density.max())
     if not (low >= 0 and high <= 1):  # so written, NaN fails too
         n, _, row, column = (int(i) for i in np.argwhere(~((density >= 0) & (density <= 1)))[0])
@@ -81,38 +92,27 @@ def check_structures(array: NDArray[Any], pixels: tuple[int, int]) -> Array:
     return density
 
 
-def encode_spectra(
-    spectra: Array,
-    media_type: str,
-    model: str,
-    version: int,
-    wavelengths_nm: NDArray[np.float64],
-    channels: list[str],
-    unit: str,
-) -> bytes:
-    """Spectra (N, channels, wavelengths) in the format asked for."""
-    if media_type == NPY:
-        buffer = io.BytesIO()
-        np.save(buffer, spectra)
-        return buffer.getvalue()
-    if media_type == RAW:
-        return spectra.astype("<f4", copy=False).tobytes()
-    answer = {
-        "model": model,
-        "version": str(version),
-        "channels": channels,
-        "wavelengths_nm": wavelengths_nm.tolist(),
-        "units": unit,
-        # Shortest decimals that give the same float32: a third of the bytes of their float64 form.
-        "spectra": json.loads(
-            np.array2string(spectra, separator=",", threshold=spectra.size + 1, max_line_width=10**9)
-        ),
-    }
-    return json.dumps(answer).encode()
+def encode_json(described: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> bytes:
+    """A JSON object; numbers have the shortest decimals that give the same value of their dtype."""
+    contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    return orjson.dumps(described | contiguous, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def encode_npy(arrays: Sequence[NDArray[Any]]) -> bytes:
+    """`.npy` files, one after the other: `numpy.load` on the same open file gives them in turn."""
+    buffer = io.BytesIO()
+    for array in arrays:
+        np.save(buffer, array)
+    return buffer.getvalue()
+
+
+def encode_raw(arrays: Sequence[NDArray[Any]]) -> bytes:
+    """Little-endian numbers, one array after the other."""
+    return b"".join(np.ascontiguousarray(array, array.dtype.newbyteorder("<")).tobytes() for array in arrays)
 
 
 def choose_media_type(accept: str | None) -> str | None:
-    """The best of our formats for an Accept header; None if there is none. Without preference, JSON."""
+    """The best of our formats for an Accept header (RFC 9110, 12.5.1); None if there is none. Without preference, JSON."""
     if not accept:
         return JSON
     weights: dict[str, float] = {}
@@ -130,33 +130,41 @@ def choose_media_type(accept: str | None) -> str | None:
     return kind if best > 0 else None
 
 
-def _from_json(body: bytes, pixels: tuple[int, int]) -> PredictRequest:
+def _from_json(body: bytes, spec: TensorSpec, with_cotangent: bool) -> Body:
     try:
-        data = json.loads(body)
-    except (ValueError, RecursionError) as error:
+        data = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
         raise InvalidBody("body", f"expected JSON, got something that cannot be read: {error}") from None
     if not isinstance(data, dict):
         raise InvalidBody("body", f"expected a JSON object, got {type(data).__name__}")
-    known = {"structures", "packed", "wavelengths_nm", "channels"}
+    known = {"structures", "packed", "wavelengths_nm", "channels"} | ({"cotangent"} if with_cotangent else set())
     if unknown := sorted(data.keys() - known):
         raise InvalidBody(unknown[0], f"unknown field; known are {', '.join(sorted(known))}")
     if ("structures" in data) == ("packed" in data):
         raise InvalidBody("structures", "expected exactly one of structures and packed")
+    if with_cotangent and "cotangent" not in data:
+        raise InvalidBody("cotangent", "missing: expected what the gradient is asked for, in the shape of the spectra")
     if "structures" in data:
-        try:
-            array = np.asarray(data["structures"])
-        except ValueError:
-            raise InvalidBody("structures", "expected evenly nested lists, got ragged ones") from None
-        structures = check_structures(array, pixels)
+        structures = check_structures(_array(data, "structures"), spec)
     else:
         try:
             packed = base64.b64decode(data["packed"], validate=True)
         except (binascii.Error, TypeError, ValueError) as error:
             raise InvalidBody("packed", f"expected a base64 string, got something else: {error}") from None
-        structures = _from_packed(packed, pixels)
-    return PredictRequest(
-        structures, _list_of(data, "wavelengths_nm", (int, float)), _list_of(data, "channels", (str,))
+        structures, _ = _from_raw(packed, spec, 0)
+    return Body(
+        structures,
+        _array(data, "cotangent") if with_cotangent else None,
+        _list_of(data, "wavelengths_nm", (int, float)),
+        _list_of(data, "channels", (str,)),
     )
+
+
+def _array(data: dict[str, Any], name: str) -> NDArray[Any]:
+    try:
+        return np.asarray(data[name])
+    except ValueError:
+        raise InvalidBody(name, "expected evenly nested lists, got ragged ones") from None
 
 
 def _list_of(data: dict[str, Any], name: str, kinds: tuple[type, ...]) -> list[Any] | None:
@@ -170,17 +178,30 @@ def _list_of(data: dict[str, Any], name: str, kinds: tuple[type, ...]) -> list[A
     return list(values)
 
 
-def _from_npy(body: bytes) -> NDArray[Any]:
+def _from_npy(body: bytes, wanted: int) -> list[NDArray[Any]]:
+    file = io.BytesIO(body)
     try:
         # Pickled arrays run code when they are loaded; they are refused here.
-        return np.asarray(np.lib.format.read_array(io.BytesIO(body), allow_pickle=False))
+        arrays = [np.asarray(np.lib.format.read_array(file, allow_pickle=False)) for _ in range(wanted)]
     except (ValueError, EOFError, OSError, SyntaxError, MemoryError) as error:
-        raise InvalidBody("body", f"expected a .npy file, got something that cannot be read: {error}") from None
+        which = "a .npy file" if wanted == 1 else "two .npy files one after the other, structures and cotangent"
+        raise InvalidBody("body", f"expected {which}, got something that cannot be read: {error}") from None
+    if file.tell() != len(body):
+        raise InvalidBody("body", f"{len(body) - file.tell()} bytes are left over after the last array")
+    return arrays
 
 
-def _from_packed(body: bytes, pixels: tuple[int, int]) -> Array:
-    size = pixels[0] * pixels[1] // 8
-    if not body or len(body) % size:
-        raise InvalidBody("body", f"expected bit-packed structures of {size} bytes each, got {len(body)} bytes")
-    bits = np.unpackbits(np.frombuffer(body, np.uint8))
-    return bits.reshape(-1, 1, *pixels).astype(np.float32)
+def _from_raw(body: bytes, spec: TensorSpec, cotangent_size: int) -> tuple[NDArray[np.uint8], NDArray[Any] | None]:
+    """Packed structures and, after them, a float32 cotangent for each."""
+    row = spec.packed_bytes + 4 * cotangent_size
+    if not body or len(body) % row:
+        cotangents = f", then {cotangent_size} float32 of cotangent each" if cotangent_size else ""
+        raise InvalidBody(
+            "body",
+            f"expected bit-packed structures of {spec.packed_bytes} bytes each{cotangents}, got {len(body)} bytes",
+        )
+    count = len(body) // row
+    packed = np.frombuffer(body, np.uint8, count * spec.packed_bytes).reshape(count, -1)
+    if not cotangent_size:
+        return packed, None
+    return packed, np.frombuffer(body, "<f4", offset=packed.nbytes).reshape(count, -1)

@@ -1,127 +1,177 @@
-"""Our own route: `POST /predict`."""
+"""Our own routes: `POST /predict` and `POST /gradient`."""
 
 from __future__ import annotations
 
-import asyncio
-from typing import Any
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
 
-import numpy as np
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 from numpy.typing import NDArray
 
 from metaspec_server import formats
 from metaspec_server.bodies import read_body
-from metaspec_server.formats import InvalidBody, PredictRequest
+from metaspec_server.documents import ANSWERS, GRADIENT_BODY, PREDICT_BODY
+from metaspec_server.formats import Body, InvalidBody
+from metaspec_server.offload import off_loop
 from metaspec_server.problems import Problem
-from metaspec_server.service import ServedModel, Service
+from metaspec_server.registry import ServedModel
+from metaspec_server.selection import Selection
+from metaspec_server.service import Service
 
 router = APIRouter(tags=["MetaSpec"])
 
-_STRUCTURES = {
-    "description": "(128, 128), (N, 128, 128) or (N, 1, 128, 128) nested lists: 1 = solid, 0 = void, densities between",
-    "type": "array",
-    "items": {},
-}
-_BODY: dict[str, Any] = {
-    "required": True,
-    "content": {
-        "application/json": {
-            "schema": {
-                "type": "object",
-                "additionalProperties": False,
-                "properties": {
-                    "structures": _STRUCTURES,
-                    "packed": {"type": "string", "description": "base64 of bit-packed structures, 2048 bytes each"},
-                    "wavelengths_nm": {"type": "array", "items": {"type": "number"}, "minItems": 1},
-                    "channels": {"type": "array", "items": {"type": "string"}, "minItems": 1},
-                },
-            },
-            "example": {"packed": "8A8=" + "...", "wavelengths_nm": [450, 550, 650]},
-        },
-        "application/x-npy": {"schema": {"type": "string", "format": "binary"}},
-        "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
-    },
-}
-_PROBLEM: dict[str, Any] = {"content": {"application/problem+json": {}}}
-_RESPONSES: dict[int | str, dict[str, Any]] = {
-    200: {"description": "Spectra, in the format that Accept asks for.", "content": {formats.NPY: {}, formats.RAW: {}}},
-    400: {"description": "The body cannot be decompressed.", **_PROBLEM},
-    406: {"description": "No format that Accept allows.", **_PROBLEM},
-    413: {"description": "Too many structures or bytes.", **_PROBLEM},
-    415: {"description": "Unknown Content-Type or Content-Encoding.", **_PROBLEM},
-    422: {"description": "Not a structure, wavelength or channel. Names the field.", **_PROBLEM},
-    503: {"description": "The queue is full. See Retry-After.", **_PROBLEM},
-    504: {"description": "Not finished in time.", **_PROBLEM},
-}
+_Model = Annotated[str, Query(description="which model")]
+_Version = Annotated[str | None, Query(description="which version; the newest if left out")]
+_Channels = Annotated[list[str] | None, Query(description="which detectors; all if left out")]
+_Wavelengths = Annotated[list[float] | None, Query(description="where; the model's own wavelengths if left out")]
+_Dtype = Annotated[Literal["float32", "float16"], Query(description="of the numbers in the answer")]
 
 
-@router.post("/predict", openapi_extra={"requestBody": _BODY}, responses=_RESPONSES)
-async def predict(request: Request, model: str = "diffractionnet") -> Response:
+@router.post("/predict", openapi_extra=PREDICT_BODY, responses=ANSWERS)
+async def predict(
+    request: Request,
+    model: _Model = "diffractionnet",
+    version: _Version = None,
+    channels: _Channels = None,
+    wavelengths_nm: _Wavelengths = None,
+    dtype: _Dtype = "float32",
+) -> Response:
     """Spectra of structures: the efficiency of each detector at each wavelength.
 
     The body is JSON; or an array as a `.npy` file; or, as `application/octet-stream`, bit-packed structures of 2048 bytes
-    each (`numpy.packbits`). The answer is JSON; a `.npy` file (`Accept: application/x-npy`), float32 of shape (N, channels,
+    each (`numpy.packbits`). The answer is JSON; a `.npy` file (`Accept: application/x-npy`) of shape (N, channels,
     wavelengths); or the same as raw little-endian bytes (`Accept: application/octet-stream`).
     """
     service: Service = request.app.state.service
-    served = service.model(model)
-    if len(served.engine.inputs) > 1:
-        names = " and ".join(spec.name for spec in served.engine.inputs)
-        raise Problem(422, f"model {model!r} takes {names}: ask for it at /v2/models/{model}/infer", field="model")
+    media_type = _media_type(request)
+    content_type = _content_type(request)
+    with service.lease(model, version) as served:
+        if len(served.about.inputs) > 1:
+            raise Problem(422, f"model {model!r} gives gradients: ask for it at /gradient", field="model")
+        raw = await read_body(request, service.settings)
+        body, selection = await _decode(served, raw, content_type, channels, wavelengths_nm, None)
+        results = await service.infer(served, {served.structure.name: body.structures})
+        spectra = await off_loop(results["spectra"].nbytes, selection.apply, results["spectra"])
+    return await _answer(served, selection, {"spectra": spectra.astype(dtype, copy=False)}, media_type)
+
+
+@router.post("/gradient", openapi_extra=GRADIENT_BODY, responses=ANSWERS)
+async def gradient(
+    request: Request,
+    model: _Model = "diffractionnet",
+    version: _Version = None,
+    channels: _Channels = None,
+    wavelengths_nm: _Wavelengths = None,
+    dtype: _Dtype = "float32",
+) -> Response:
+    """Spectra of structures, and the gradient of sum(cotangent * spectra) with respect to every pixel's density.
+
+    With the derivative of an objective with respect to the spectra as cotangent, that is the objective's gradient (a
+    vector-Jacobian product). The body is JSON; or two `.npy` files one after the other, structures and cotangent; or, as
+    `application/octet-stream`, all bit-packed structures and then a float32 cotangent for each. The answer is JSON; two
+    `.npy` files, spectra and gradient of shape (N, 128, 128); or both as raw little-endian bytes.
+    """
+    service: Service = request.app.state.service
+    media_type = _media_type(request)
+    content_type = _content_type(request)
+    name = model if model.endswith("_vjp") else f"{model}_vjp"
+    with service.lease(name, version) as served:
+        inputs = {spec.name for spec in served.about.inputs}
+        if inputs != {served.structure.name, "cotangent"}:
+            raise Problem(
+                422, f"model {name!r} gives no gradients: it takes {', '.join(sorted(inputs))}", field="model"
+            )
+        raw = await read_body(request, service.settings)
+        body, selection = await _decode(
+            served, raw, content_type, channels, wavelengths_nm, lambda chosen: chosen.shape[0] * chosen.shape[1]
+        )
+        assert body.cotangent is not None
+        cotangent = body.cotangent
+        if cotangent.ndim == 2 and content_type == formats.RAW:
+            cotangent = cotangent.reshape(-1, *selection.shape)
+        try:
+            pulled = await off_loop(cotangent.nbytes, selection.pull_back, cotangent)
+            if len(pulled) != len(body.structures):
+                raise InvalidBody(
+                    "cotangent", f"expected one for each of {len(body.structures)} structures, got {len(pulled)}"
+                )
+        except InvalidBody as error:
+            raise Problem(422, str(error), field=error.field) from None
+        results = await service.infer(served, {served.structure.name: body.structures, "cotangent": pulled})
+        spectra = await off_loop(results["spectra"].nbytes, selection.apply, results["spectra"])
+    arrays = {"spectra": spectra, "gradient": results["gradient"].squeeze(1)}
+    return await _answer(
+        served, selection, {key: array.astype(dtype, copy=False) for key, array in arrays.items()}, media_type
+    )
+
+
+def _content_type(request: Request) -> str:
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if content_type not in (formats.JSON, formats.NPY, formats.RAW):
         known = f"{formats.JSON}, {formats.NPY} or {formats.RAW}"
         raise Problem(415, f"Content-Type must be {known}, got {content_type or 'none'!r}")
+    return content_type
+
+
+def _media_type(request: Request) -> str:
     media_type = formats.choose_media_type(request.headers.get("accept"))
     if media_type is None:
         raise Problem(406, f"Accept allows none of {formats.JSON}, {formats.NPY}, {formats.RAW}")
-    body = await read_body(request, service.settings.max_body_bytes)
-    name = served.engine.metadata.input.name
-    rows, columns = next(spec.shape[-2:] for spec in served.engine.inputs if spec.name == name)
+    return media_type
+
+
+async def _decode(
+    model: ServedModel,
+    raw: bytes,
+    content_type: str,
+    channels: list[str] | None,
+    wavelengths_nm: list[float] | None,
+    cotangent_size: Callable[[Selection], int] | None,
+) -> tuple[Body, Selection]:
+    """The body, and which part of the spectra is asked for: by the query, or by fields of a JSON body."""
+    metadata = model.about.metadata
     try:
+        selection = Selection(metadata, channels, wavelengths_nm)
+        size = cotangent_size(selection) if cotangent_size else 0
         # Large bodies take a while to parse, and the event loop has other callers to serve.
-        decoded = await asyncio.to_thread(formats.decode_predict, body, content_type, (rows, columns))
-        pick = _selection(served, decoded)
+        body = await off_loop(len(raw), formats.decode_body, raw, content_type, model.structure, size)
+        for field, query, given in (
+            ("channels", channels, body.channels),
+            ("wavelengths_nm", wavelengths_nm, body.wavelengths_nm),
+        ):
+            if query and given:
+                raise InvalidBody(field, "given in the query and in the body: give it once")
+        if body.channels or body.wavelengths_nm:
+            selection = Selection(metadata, channels or body.channels, wavelengths_nm or body.wavelengths_nm)
     except InvalidBody as error:
         raise Problem(422, str(error), field=error.field) from None
-    results = await service.infer(served, {name: decoded.structures})
-    content, shape = await asyncio.to_thread(_answer, served, results["spectra"], pick, media_type)
+    return body, selection
+
+
+async def _answer(
+    model: ServedModel, selection: Selection, arrays: dict[str, NDArray[Any]], media_type: str
+) -> Response:
+    first = next(iter(arrays.values()))
     headers = {
-        "MetaSpec-Model": served.name,
-        "MetaSpec-Version": str(served.version),
-        "MetaSpec-Shape": ",".join(map(str, shape)),
+        "MetaSpec-Model": model.name,
+        "MetaSpec-Version": str(model.version),
+        "MetaSpec-Dtype": str(first.dtype),
     }
+    for name, array in arrays.items():
+        prefix = "MetaSpec" if name == "spectra" else f"MetaSpec-{name.capitalize()}"
+        headers[f"{prefix}-Shape"] = ",".join(map(str, array.shape))
+    nbytes = sum(array.nbytes for array in arrays.values())
+    if media_type == formats.NPY:
+        content = await off_loop(nbytes, formats.encode_npy, list(arrays.values()))
+    elif media_type == formats.RAW:
+        content = await off_loop(nbytes, formats.encode_raw, list(arrays.values()))
+    else:
+        described = {
+            "model": model.name,
+            "version": str(model.version),
+            "channels": selection.channels,
+            "wavelengths_nm": selection.wavelengths_nm.tolist(),
+            "units": model.about.metadata.units.get("spectra", ""),
+        }
+        content = await off_loop(8 * nbytes, formats.encode_json, described, arrays)
     return Response(content, media_type=media_type, headers=headers)
-
-
-_Selection = tuple[list[str], NDArray[np.float64]]
-
-
-def _selection(model: ServedModel, request: PredictRequest) -> _Selection:
-    """Channels and wavelengths of the answer, checked."""
-    metadata = model.engine.metadata
-    for channel in request.channels or []:
-        if channel not in metadata.channels:
-            raise InvalidBody("channels", f"expected some of {', '.join(metadata.channels)}, got {channel!r}")
-    low, high = metadata.wavelengths_nm[0], metadata.wavelengths_nm[-1]
-    for wavelength in request.wavelengths_nm or []:
-        if not low <= wavelength <= high:
-            raise InvalidBody("wavelengths_nm", f"expected {low:g} to {high:g} nm, got {wavelength:g}")
-    return request.channels or metadata.channels, np.array(request.wavelengths_nm or metadata.wavelengths_nm, float)
-
-
-def _answer(
-    model: ServedModel, spectra: NDArray[Any], pick: _Selection, media_type: str
-) -> tuple[bytes, tuple[int, ...]]:
-    """Select, interpolate linearly between the model's wavelengths, and encode."""
-    metadata = model.engine.metadata
-    channels, wavelengths = pick
-    spectra = spectra[:, [metadata.channels.index(channel) for channel in channels]]
-    grid = np.array(metadata.wavelengths_nm)
-    if not np.array_equal(grid, wavelengths):
-        right = np.clip(np.searchsorted(grid, wavelengths), 1, len(grid) - 1)
-        share = ((wavelengths - grid[right - 1]) / (grid[right] - grid[right - 1])).astype(np.float32)
-        spectra = spectra[..., right - 1] * (1 - share) + spectra[..., right] * share
-    unit = metadata.units.get("spectra", "")
-    content = formats.encode_spectra(spectra, media_type, model.name, model.version, wavelengths, channels, unit)
-    return content, spectra.shape

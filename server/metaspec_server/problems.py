@@ -1,4 +1,4 @@
-"""Errors on our own routes, as RFC 9457 problem documents."""
+"""Errors: RFC 9457 problem documents on our own routes, the Open Inference Protocol's error objects on its routes."""
 
 from __future__ import annotations
 
@@ -23,8 +23,10 @@ class Problem(Exception):
         super().__init__(detail)
         self.status, self.detail, self.headers, self.field = status, detail, headers, field
 
-    def response(self) -> JSONResponse:
-        """The problem as `application/problem+json`."""
+    def response_for(self, path: str) -> JSONResponse:
+        """The answer to a request for this path."""
+        if path.startswith("/v2"):
+            return JSONResponse({"error": self.detail}, self.status, self.headers)
         body: dict[str, object] = {
             "type": "about:blank",
             "title": HTTPStatus(self.status).phrase,
@@ -34,7 +36,3 @@ class Problem(Exception):
         if self.field is not None:
             body["field"] = self.field
         return JSONResponse(body, self.status, self.headers, media_type="application/problem+json")
-
-    def oip_response(self) -> JSONResponse:
-        """The same as the Open Inference Protocol writes errors."""
-        return JSONResponse({"error": self.detail}, self.status, self.headers)

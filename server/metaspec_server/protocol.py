@@ -2,20 +2,23 @@
 
 https://github.com/kserve/open-inference-protocol and Triton's `extension_binary_data`. A body is a JSON object, followed,
 when the header `Inference-Header-Content-Length` tells the length of the JSON, by the raw tensors in the order of the inputs.
+
+Two things are ours, for people who send millions: the structure may come as packed bits, UINT8 of shape [N, 2048], and an
+output's parameter `datatype` may ask for FP16.
 """
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import orjson
 from numpy.typing import NDArray
 
-from metaspec_server.engines import Engine, Rows, TensorSpec
+from metaspec_server.tensors import Rows, TensorSpec
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 
@@ -40,26 +43,51 @@ class InferRequest:
     Attributes:
         id: given by the client, to be sent back.
         rows: the model's inputs, in its own dtypes.
-        outputs: names of the outputs to send, each with whether to send it as raw bytes.
+        outputs: names of the outputs to send, and how.
     """
 
     id: str | None
     rows: Rows
-    outputs: dict[str, bool]
+    outputs: dict[str, Output]
 
 
-def decode_request(body: bytes, header_length: str | None, engine: Engine) -> InferRequest:
+@dataclass(frozen=True)
+class Output:
+    """How an output is to be sent.
+
+    Attributes:
+        binary: as raw bytes, not as JSON.
+        dtype: of its elements; None for the model's own.
+    """
+
+    binary: bool
+    dtype: np.dtype[Any] | None
+
+
+def decode_request(
+    body: bytes,
+    header_length: str | None,
+    inputs: Sequence[TensorSpec],
+    outputs: Sequence[TensorSpec],
+    structure: str,
+) -> InferRequest:
     """Decode and check an inference request for a model.
+
+    Args:
+        body: of the request.
+        header_length: value of the header that tells where the raw tensors start, if it was sent.
+        inputs: the tensors that the model takes.
+        outputs: the tensors that it returns.
+        structure: name of the input that may come as packed bits.
 
     Raises:
         ProtocolError: anything is missing, malformed, of the wrong type, shape or length, or not finite.
     """
     header, binary = _split(body, header_length)
-    inputs = _objects(header, "inputs")
-    specs = {spec.name: spec for spec in engine.inputs}
+    specs = {spec.name: spec for spec in inputs}
     rows: Rows = {}
     offset = 0
-    for entry in inputs:
+    for entry in _objects(header, "inputs"):
         name = entry.get("name")
         if not isinstance(name, str) or name not in specs:
             raise ProtocolError(f"inputs: the model has no input {name!r}, its inputs are {', '.join(specs)}")
@@ -76,7 +104,7 @@ def decode_request(body: bytes, header_length: str | None, engine: Engine) -> In
                     f"{name}: binary_data_size is {size} but only {len(raw)} bytes are left in the body"
                 )
             offset += size
-        rows[name] = _tensor(entry, specs[name], raw)
+        rows[name] = _tensor(entry, specs[name], raw, may_be_packed=name == structure)
     if offset != len(binary):
         raise ProtocolError(f"{len(binary) - offset} bytes are left over after the last tensor")
     if missing := sorted(specs.keys() - rows.keys()):
@@ -87,7 +115,7 @@ def decode_request(body: bytes, header_length: str | None, engine: Engine) -> In
     identifier = header.get("id")
     if identifier is not None and not isinstance(identifier, str):
         raise ProtocolError(f"id must be a string, got {identifier!r}")
-    return InferRequest(identifier, rows, _wanted(header, engine.outputs))
+    return InferRequest(identifier, rows, _wanted(header, outputs))
 
 
 def encode_response(
@@ -96,20 +124,20 @@ def encode_response(
     """Body and headers that answer a request."""
     tensors: list[dict[str, Any]] = []
     blobs: list[bytes] = []
-    for name, binary in request.outputs.items():
-        array = results[name]
+    for name, output in request.outputs.items():
+        array = results[name].astype(output.dtype or results[name].dtype, copy=False)
         tensor: dict[str, Any] = {"name": name, "datatype": datatype(array.dtype), "shape": list(array.shape)}
-        if binary:
+        if output.binary:
             blob = np.ascontiguousarray(array, DATATYPES[tensor["datatype"]]).tobytes()
             tensor["parameters"] = {"binary_data_size": len(blob)}
             blobs.append(blob)
         else:
-            tensor["data"] = array.ravel().tolist()
+            tensor["data"] = np.ascontiguousarray(array).ravel()
         tensors.append(tensor)
     answer: dict[str, Any] = {"model_name": model, "model_version": str(version), "outputs": tensors}
     if request.id is not None:
         answer["id"] = request.id
-    header = json.dumps(answer).encode()
+    header = orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
     if not blobs:
         return header, {"Content-Type": "application/json"}
     return b"".join([header, *blobs]), {"Content-Type": "application/octet-stream", HEADER_LENGTH: str(len(header))}
@@ -132,8 +160,8 @@ def _split(body: bytes, header_length: str | None) -> tuple[dict[str, Any], memo
             raise ProtocolError(f"{HEADER_LENGTH} must be at most the body's {len(body)} bytes, got {header_length!r}")
         length = int(header_length)
     try:
-        header = json.loads(body[:length])
-    except (ValueError, RecursionError) as error:
+        header = orjson.loads(memoryview(body)[:length])
+    except orjson.JSONDecodeError as error:
         raise ProtocolError(f"the request's JSON cannot be read: {error}") from None
     if not isinstance(header, dict):
         raise ProtocolError(f"the request must be a JSON object, got {type(header).__name__}")
@@ -154,14 +182,18 @@ def _parameters(entry: dict[str, Any], name: object) -> dict[str, Any]:
     return parameters
 
 
-def _tensor(entry: dict[str, Any], spec: TensorSpec, raw: memoryview | None) -> NDArray[Any]:
+def _tensor(entry: dict[str, Any], spec: TensorSpec, raw: memoryview | None, may_be_packed: bool) -> NDArray[Any]:
     name, kind, shape = spec.name, entry.get("datatype"), entry.get("shape")
     if not isinstance(kind, str) or kind not in DATATYPES:
         raise ProtocolError(f"{name}: datatype must be one of {', '.join(DATATYPES)}, got {kind!r}")
     if not isinstance(shape, list) or not all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in shape):
         raise ProtocolError(f"{name}: shape must be a list of whole numbers, got {shape!r}")
-    if tuple(shape[1:]) != spec.shape or len(shape) != len(spec.shape) + 1 or shape[0] < 1:
-        raise ProtocolError(f"{name}: shape must be [N, {', '.join(map(str, spec.shape))}] with N >= 1, got {shape}")
+    packed = may_be_packed and kind == "UINT8" and shape[1:] == [spec.packed_bytes] and shape[0] > 0
+    if not packed and (tuple(shape[1:]) != spec.shape or not shape or shape[0] < 1):
+        either = f", or UINT8 [N, {spec.packed_bytes}] of packed bits" if may_be_packed else ""
+        raise ProtocolError(
+            f"{name}: shape must be [N, {', '.join(map(str, spec.shape))}] with N >= 1{either}, got {shape}"
+        )
     dtype, count = DATATYPES[kind], math.prod(shape)
     if raw is not None:
         if len(raw) != count * dtype.itemsize:
@@ -171,6 +203,10 @@ def _tensor(entry: dict[str, Any], spec: TensorSpec, raw: memoryview | None) -> 
         array = _from_json(entry.get("data"), name, count)
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise ProtocolError(f"{name}: values must be finite, got {array[~np.isfinite(array)][0]}")
+    if packed:
+        if array.min() < 0 or array.max() > 255 or (array.dtype.kind == "f" and (array % 1).any()):
+            raise ProtocolError(f"{name}: packed bits must be whole numbers from 0 to 255")
+        return array.reshape(shape).astype(np.uint8, copy=False)
     return array.reshape(shape).astype(spec.dtype, copy=False)
 
 
@@ -186,15 +222,19 @@ def _from_json(data: object, name: str, count: int) -> NDArray[Any]:
     return array.astype(np.float64, copy=False).ravel()
 
 
-def _wanted(header: dict[str, Any], specs: Sequence[TensorSpec]) -> dict[str, bool]:
+def _wanted(header: dict[str, Any], specs: Sequence[TensorSpec]) -> dict[str, Output]:
     default = bool(_parameters(header, "request").get("binary_data_output", False))
     names = [spec.name for spec in specs]
     if not header.get("outputs"):
-        return dict.fromkeys(names, default)
+        return dict.fromkeys(names, Output(default, None))
     wanted = {}
     for entry in _objects(header, "outputs"):
         name = entry.get("name")
         if not isinstance(name, str) or name not in names:
             raise ProtocolError(f"outputs: the model has no output {name!r}, its outputs are {', '.join(names)}")
-        wanted[name] = bool(_parameters(entry, name).get("binary_data", default))
+        parameters = _parameters(entry, name)
+        kind = parameters.get("datatype")
+        if kind is not None and kind not in ("FP16", "FP32"):
+            raise ProtocolError(f"{name}: the parameter datatype must be FP16 or FP32, got {kind!r}")
+        wanted[name] = Output(bool(parameters.get("binary_data", default)), DATATYPES[kind] if kind else None)
     return wanted

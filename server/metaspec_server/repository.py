@@ -23,6 +23,10 @@ class RepositoryError(Exception):
         super().__init__(f"{path}: {reason}")
 
 
+class NothingToServe(Exception):
+    """No model of a repository can be served. The message has the first reason."""
+
+
 class InputMetadata(BaseModel):
     """Which input is the structure, and what its values mean."""
 
@@ -54,33 +58,38 @@ class ModelFile:
         name: folder of the model.
         version: folder of the version, a positive whole number.
         path: the ONNX file.
+        stamp: changes when the file does; None where it is missing.
     """
 
     name: str
     version: int
     path: Path
+    stamp: tuple[int, ...] | None
 
 
-def find_models(repository: Path) -> list[ModelFile]:
-    """The newest version of each model, by name.
+def find_models(repository: Path) -> dict[str, list[ModelFile]]:
+    """The versions of each model, newest first, by name. A model may have none.
 
     Raises:
-        RepositoryError: no such folder, no model in it, or a model without a complete version.
+        RepositoryError: no such folder.
     """
     if not repository.is_dir():
         raise RepositoryError(repository, "no such folder; --repository expects <model>/<version>/model.onnx in it")
-    models = []
+    models = {}
     for folder in sorted(path for path in repository.iterdir() if path.is_dir() and not path.name.startswith(".")):
-        versions = sorted(int(path.name) for path in folder.iterdir() if path.is_dir() and path.name.isdigit())
-        if not versions:
-            raise RepositoryError(folder, "the model has no version: expected a folder 1, 2, ... with model.onnx in it")
-        file = folder / str(versions[-1]) / "model.onnx"
-        if not file.is_file():
-            raise RepositoryError(file, "missing")
-        models.append(ModelFile(folder.name, versions[-1], file))
-    if not models:
-        raise RepositoryError(repository, "no models in it; expected <model>/<version>/model.onnx")
+        names = [path.name for path in folder.iterdir() if path.is_dir()]
+        versions = sorted({int(name) for name in names if name.isdecimal() and name == str(int(name))}, reverse=True)
+        models[folder.name] = [_model_file(folder, version) for version in versions if version > 0]
     return models
+
+
+def _model_file(folder: Path, version: int) -> ModelFile:
+    path = folder / str(version) / "model.onnx"
+    try:
+        status = path.stat()
+    except OSError:
+        return ModelFile(folder.name, version, path, None)
+    return ModelFile(folder.name, version, path, (status.st_ino, status.st_size, status.st_mtime_ns))
 
 
 def parse_metadata(file: ModelFile, properties: dict[str, str]) -> ModelMetadata:

@@ -90,7 +90,7 @@ def test_predict_refuses_a_gradient_model(bundled) -> None:
     headers = {"Content-Type": "application/octet-stream"}
     answer = httpx.post(f"{bundled.url}/predict?model=diffractionnet_vjp", content=body, headers=headers)
     assert answer.status_code == 422
-    assert "takes structure and cotangent" in answer.json()["detail"]
+    assert "ask for it at /gradient" in answer.json()["detail"]
 
 
 def test_the_network_clearly_beats_the_trivial_predictors(report: dict) -> None:

@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from metaspec_server.batching import Closed, DeadlineExceeded, EngineFailure, MicroBatcher, QueueFull
+from metaspec_server.batching import Closed, DeadlineExceeded, EngineFailure, MicroBatch, MicroBatcher, QueueFull
+from metaspec_server.tensors import Rows
 
 
 def rows(start: int, count: int) -> dict[str, np.ndarray]:
@@ -15,23 +17,35 @@ def rows(start: int, count: int) -> dict[str, np.ndarray]:
 
 
 class Recorder:
-    """An engine that doubles its rows, notes its batches, and can be held."""
+    """An engine that doubles its rows, notes its batches, can be held, and writes over what it returned before."""
 
-    def __init__(self, fail_on: int | None = None) -> None:
+    def __init__(self, fail_on: int | None = None, die_on: int | None = None) -> None:
         self.batches: list[list[int]] = []
         self.gate = threading.Event()
         self.gate.set()
         self.entered = threading.Event()
-        self.fail_on = fail_on
+        self.fail_on, self.die_on = fail_on, die_on
+        self.result = np.empty((100, 1), np.int64)
 
-    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def __call__(self, pieces: Sequence[Rows]) -> Rows:
         self.entered.set()
         assert self.gate.wait(10)
-        values = batch["x"][:, 0].tolist()
+        batch = np.concatenate([piece["x"] for piece in pieces])
+        values = batch[:, 0].tolist()
         self.batches.append(values)
         if self.fail_on in values:
             raise ValueError("bad row")
-        return {"y": 2 * batch["x"]}
+        if self.die_on in values:
+            raise SystemExit("the engine's thread ends")
+        self.result[: len(batch)] = 2 * batch
+        return {"y": self.result[: len(batch)]}
+
+
+def batcher_of(*engines: Recorder, max_batch: int, max_queue: int, **options: object) -> MicroBatcher:
+    batcher = MicroBatcher(max_batch, max_queue, **options)
+    for engine in engines:
+        batcher.start(engine)
+    return batcher
 
 
 async def hold(batcher: MicroBatcher, engine: Recorder) -> asyncio.Task[dict[str, np.ndarray]]:
@@ -45,7 +59,7 @@ async def hold(batcher: MicroBatcher, engine: Recorder) -> asyncio.Task[dict[str
 
 async def test_an_idle_engine_takes_what_comes_and_a_busy_one_gathers() -> None:
     engine = Recorder()
-    batcher = MicroBatcher(engine, max_batch=8, max_queue=100)
+    batcher = batcher_of(engine, max_batch=8, max_queue=100)
     first = await hold(batcher, engine)
     tasks = [asyncio.create_task(batcher.submit(rows(10 * n, 2))) for n in range(4)]
     await asyncio.sleep(0)
@@ -60,7 +74,7 @@ async def test_an_idle_engine_takes_what_comes_and_a_busy_one_gathers() -> None:
 
 async def test_a_large_request_does_not_keep_small_ones_waiting() -> None:
     engine = Recorder()
-    batcher = MicroBatcher(engine, max_batch=4, max_queue=1000)
+    batcher = batcher_of(engine, max_batch=4, max_queue=1000)
     first = await hold(batcher, engine)
     large = asyncio.create_task(batcher.submit(rows(100, 40)))
     await asyncio.sleep(0)
@@ -77,7 +91,7 @@ async def test_a_large_request_does_not_keep_small_ones_waiting() -> None:
 
 async def test_a_full_queue_refuses_at_once_and_says_when_to_return() -> None:
     engine = Recorder()
-    batcher = MicroBatcher(engine, max_batch=4, max_queue=3)
+    batcher = batcher_of(engine, max_batch=4, max_queue=3)
     first = await hold(batcher, engine)
     waiting = asyncio.create_task(batcher.submit(rows(0, 3)))
     await asyncio.sleep(0)
@@ -92,7 +106,7 @@ async def test_a_full_queue_refuses_at_once_and_says_when_to_return() -> None:
 
 async def test_rows_past_their_deadline_or_cancelled_are_never_computed() -> None:
     engine = Recorder()
-    batcher = MicroBatcher(engine, max_batch=4, max_queue=100)
+    batcher = batcher_of(engine, max_batch=4, max_queue=100)
     first = await hold(batcher, engine)
     late = asyncio.create_task(batcher.submit(rows(1, 1), timeout=0.01))
     gone = asyncio.create_task(batcher.submit(rows(2, 1)))
@@ -110,18 +124,18 @@ async def test_rows_past_their_deadline_or_cancelled_are_never_computed() -> Non
 
 
 async def test_a_failed_batch_fails_its_own_requests_only() -> None:
-    batcher = MicroBatcher(Recorder(fail_on=7), max_batch=4, max_queue=100)
+    batcher = batcher_of(Recorder(fail_on=7), max_batch=4, max_queue=100)
     with pytest.raises(EngineFailure, match="bad row"):
         await batcher.submit(rows(0, 20))
     assert batcher.waiting == 0
     assert (await batcher.submit(rows(20, 2)))["y"].tolist() == [[40], [42]]
-    assert batcher.alive
+    assert batcher.engines == 1
     await batcher.close(5)
 
 
 async def test_closing_finishes_accepted_work_and_takes_no_more() -> None:
     engine = Recorder()
-    batcher = MicroBatcher(engine, max_batch=4, max_queue=100)
+    batcher = batcher_of(engine, max_batch=4, max_queue=100)
     first = await hold(batcher, engine)
     waiting = asyncio.create_task(batcher.submit(rows(0, 6)))
     await asyncio.sleep(0)
@@ -129,55 +143,128 @@ async def test_closing_finishes_accepted_work_and_takes_no_more() -> None:
     await batcher.close(5)
     assert (await waiting)["y"][:, 0].tolist() == [0, 2, 4, 6, 8, 10]
     await first
-    assert not batcher.alive
+    assert batcher.engines == 0
     with pytest.raises(Closed):
         await batcher.submit(rows(0, 1))
 
 
 @pytest.mark.parametrize("bad", [{}, {"x": np.zeros((0, 1))}, {"x": np.zeros((2, 1)), "z": np.zeros((3, 1))}])
 async def test_rows_of_unequal_or_no_length_are_refused(bad: dict[str, np.ndarray]) -> None:
-    batcher = MicroBatcher(Recorder(), max_batch=4, max_queue=100)
+    batcher = batcher_of(Recorder(), max_batch=4, max_queue=100)
     with pytest.raises(ValueError, match="equal, positive length"):
         await batcher.submit(bad)
     await batcher.close(5)
 
 
-@settings(max_examples=40, deadline=None)
+async def test_what_waits_goes_on_waiting_when_an_engine_dies_and_another_takes_it() -> None:
+    dying = Recorder(die_on=7)
+    batcher = batcher_of(dying, max_batch=1, max_queue=100)
+    first = await hold(batcher, dying)
+    fatal = asyncio.create_task(batcher.submit(rows(7, 1)))
+    await asyncio.sleep(0)
+    waiting = asyncio.create_task(batcher.submit(rows(20, 2)))
+    await asyncio.sleep(0)
+    dying.gate.set()
+    await first
+    with pytest.raises(EngineFailure, match="thread ends"):
+        await fatal
+    while batcher.engines:
+        await asyncio.sleep(0.001)
+    assert batcher.waiting == 2
+    assert not waiting.done()
+    batcher.start(Recorder())
+    assert (await waiting)["y"].tolist() == [[40], [42]]
+    await batcher.close(5)
+
+
+async def test_what_nobody_is_left_to_compute_is_refused_at_the_end() -> None:
+    batcher = MicroBatcher(max_batch=4, max_queue=100)
+    waiting = asyncio.create_task(batcher.submit(rows(0, 2)))
+    await asyncio.sleep(0)
+    await batcher.close(1)
+    with pytest.raises(Closed):
+        await waiting
+
+
+async def test_two_engines_share_one_queue() -> None:
+    engines = Recorder(), Recorder()
+    batcher = batcher_of(*engines, max_batch=4, max_queue=1000)
+    results = await asyncio.gather(*(batcher.submit(rows(10 * n, 10)) for n in range(40)))
+    for n, result in enumerate(results):
+        assert result["y"][:, 0].tolist() == [2 * value for value in range(10 * n, 10 * n + 10)]
+    computed = sorted(value for engine in engines for batch in engine.batches for value in batch)
+    assert computed == list(range(400)), "every row once"
+    await batcher.close(5)
+
+
+async def test_every_micro_batch_is_told_of() -> None:
+    told: list[MicroBatch] = []
+    engine = Recorder(fail_on=50)
+    batcher = batcher_of(engine, max_batch=4, max_queue=100, observe=told.append)
+    await batcher.submit(rows(0, 10))
+    with pytest.raises(EngineFailure):
+        await batcher.submit(rows(50, 1))
+    await batcher.close(5)
+    assert [batch.rows for batch in told] == [4, 4, 2, 1]
+    assert [len(batch.waited) for batch in told] == [1, 0, 0, 1], "a request waits once, until its first rows are taken"
+    assert [batch.failed for batch in told] == [False, False, False, True]
+    assert all(batch.seconds > 0 for batch in told)
+
+
+@settings(max_examples=60, deadline=None)
 @given(
-    requests=st.lists(st.tuples(st.integers(1, 30), st.integers(0, 4), st.booleans()), min_size=1, max_size=25),
+    requests=st.lists(
+        st.tuples(st.integers(1, 30), st.integers(0, 4), st.booleans(), st.sampled_from([None, 0.001, 10.0])),
+        min_size=1,
+        max_size=25,
+    ),
     max_batch=st.integers(1, 16),
     max_queue=st.integers(5, 200),
+    engine_count=st.integers(1, 3),
     bad=st.integers(0, 400),
+    deadly=st.integers(0, 400),
 )
 def test_every_caller_gets_exactly_its_own_rows_or_exactly_one_error(
-    requests: list[tuple[int, int, bool]], max_batch: int, max_queue: int, bad: int
+    requests: list[tuple[int, int, bool, float | None]],
+    max_batch: int,
+    max_queue: int,
+    engine_count: int,
+    bad: int,
+    deadly: int,
 ) -> None:
-    engine = Recorder(fail_on=bad)
+    engines = [Recorder(fail_on=bad, die_on=deadly) for _ in range(engine_count)]
 
     async def scenario() -> None:
-        batcher = MicroBatcher(engine, max_batch, max_queue)
+        batcher = batcher_of(*engines, max_batch=max_batch, max_queue=max_queue)
         start = 0
         tasks = []
-        for size, pause, cancel in requests:
+        for size, pause, cancel, timeout in requests:
 
-            async def call(start: int = start, size: int = size, pause: int = pause) -> tuple[int, int, np.ndarray]:
+            async def call(
+                start: int = start, size: int = size, pause: int = pause, timeout: float | None = timeout
+            ) -> tuple[int, int, np.ndarray]:
                 await asyncio.sleep(pause / 2000)
-                return start, size, (await batcher.submit(rows(start, size)))["y"]
+                return start, size, (await batcher.submit(rows(start, size), timeout))["y"]
 
             task = asyncio.create_task(call())
             if cancel:
                 asyncio.get_running_loop().call_later(0.001, task.cancel)
             tasks.append(task)
             start += size
-        for result in await asyncio.gather(*tasks, return_exceptions=True):
+        everybody = asyncio.gather(*tasks, return_exceptions=True)
+        while not everybody.done():
+            await asyncio.wait([everybody], timeout=0.05)
+            if batcher.engines == 0:  # the last one died: callers who can wait get their rows from the next
+                engines.append(Recorder(fail_on=bad))
+                batcher.start(engines[-1])
+        for result in everybody.result():
             if isinstance(result, BaseException):
-                assert isinstance(result, QueueFull | EngineFailure | asyncio.CancelledError)
+                assert isinstance(result, QueueFull | EngineFailure | DeadlineExceeded | asyncio.CancelledError)
             else:
                 first, size, values = result
                 assert values[:, 0].tolist() == [2 * n for n in range(first, first + size)]
-        assert batcher.alive
         await batcher.close(5)
         assert batcher.waiting == 0
 
     asyncio.run(scenario())
-    assert all(len(batch) <= max_batch for batch in engine.batches)
+    assert all(len(batch) <= max_batch for engine in engines for batch in engine.batches)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +11,7 @@ import httpx
 import numpy as np
 import pytest
 import tritonclient.http as triton
+import tritonclient.http.aio as triton_aio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tritonclient.utils import InferenceServerException
@@ -45,7 +47,10 @@ def test_health_and_metadata(client: triton.InferenceServerClient) -> None:
     assert metadata["parameters"]["channels"] == ["R", "G1", "G2", "B"]
     assert client.get_model_config("diffractionnet")["output"][0]["dims"] == [4, 301]
     index = client.get_model_repository_index()
-    assert index == [{"name": "diffractionnet", "version": "1", "state": "READY"}]
+    assert index == [
+        {"name": "diffractionnet", "version": "1", "state": "READY"},
+        {"name": "diffractionnet_vjp", "version": "1", "state": "READY"},
+    ]
 
 
 @pytest.mark.parametrize("binary_in", [True, False])
@@ -68,6 +73,48 @@ def test_smaller_datatypes_are_taken_too(client, structures, expected: Expected,
 def test_compressed_requests(client, structures, expected: Expected, algorithm: str) -> None:
     result = client.infer("diffractionnet", [infer_input(structures)], request_compression_algorithm=algorithm)
     np.testing.assert_allclose(result.as_numpy("spectra"), expected(structures), atol=1e-6)
+
+
+def test_gradients(client, structures, expected: Expected, expected_gradient) -> None:
+    values = np.random.default_rng(2).normal(size=(len(structures), 4, 301)).astype(np.float32)
+    cotangent = triton.InferInput("cotangent", values.shape, "FP32")
+    cotangent.set_data_from_numpy(values)
+    result = client.infer("diffractionnet_vjp", [infer_input(structures), cotangent])
+    np.testing.assert_allclose(result.as_numpy("spectra"), expected(structures), atol=1e-6)
+    np.testing.assert_allclose(result.as_numpy("gradient")[:, 0], expected_gradient(structures, values), atol=1e-6)
+
+
+@pytest.mark.parametrize("binary", [True, False])
+def test_packed_bits_and_half_precision(client, structures, expected: Expected, binary: bool) -> None:
+    assert "metaspec_packed_structures" in client.get_server_metadata()["extensions"]
+    packed = triton.InferInput("structure", [len(structures), 2048], "UINT8")
+    packed.set_data_from_numpy(np.packbits(structures.reshape(-1, 16384), axis=1), binary_data=binary)
+    output = triton.InferRequestedOutput("spectra", binary_data=True)
+    output._parameters["datatype"] = "FP16"
+    result = client.infer("diffractionnet", [packed], outputs=[output]).as_numpy("spectra")
+    assert result.dtype == np.float16
+    np.testing.assert_array_equal(result, expected(structures).astype(np.float16))
+    packed = triton.InferInput("structure", [len(structures), 2047], "UINT8")
+    packed.set_data_from_numpy(np.zeros((len(structures), 2047), np.uint8))
+    with pytest.raises(InferenceServerException, match=r"or UINT8 \[N, 2048\] of packed bits, got \[5, 2047\]"):
+        client.infer("diffractionnet", [packed])
+
+
+async def test_the_stock_asyncio_client(server, structures, expected: Expected, expected_gradient) -> None:
+    values = np.random.default_rng(2).normal(size=(len(structures), 4, 301)).astype(np.float32)
+    cotangent = triton.InferInput("cotangent", values.shape, "FP32")
+    cotangent.set_data_from_numpy(values)
+    async with triton_aio.InferenceServerClient(server.address) as client:
+        assert await client.is_server_ready()
+        assert await client.is_model_ready("diffractionnet_vjp")
+        forward, backward = await asyncio.gather(
+            client.infer("diffractionnet", [infer_input(structures)]),
+            client.infer("diffractionnet_vjp", [infer_input(structures), cotangent]),
+        )
+        with pytest.raises(InferenceServerException, match="cotangent is missing"):
+            await client.infer("diffractionnet_vjp", [infer_input(structures)])
+    np.testing.assert_allclose(forward.as_numpy("spectra"), expected(structures), atol=1e-6)
+    np.testing.assert_allclose(backward.as_numpy("gradient")[:, 0], expected_gradient(structures, values), atol=1e-6)
 
 
 def test_hundreds_of_concurrent_callers_get_their_own_answers(server, expected: Expected) -> None:

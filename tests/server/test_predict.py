@@ -200,10 +200,3 @@ def test_a_client_that_hangs_up_harms_nobody(server, http, structures, expected)
         thread.join()
     assert http.get("/v2/health/ready").status_code == 200
     assert not server.log, "it is not worth a word in the log, let alone a traceback"
-
-
-def test_documentation_lists_every_route(http) -> None:
-    assert http.get("/", follow_redirects=True).status_code == 200
-    paths = http.get("/openapi.json").json()["paths"]
-    assert {"/predict", "/v2", "/v2/health/ready", "/v2/models/{model}/infer"} <= paths.keys()
-    assert set(paths["/predict"]["post"]["requestBody"]["content"]) == {JSON, NPY, RAW}

@@ -94,8 +94,16 @@ def test_the_newest_version_is_served(tmp_path: Path, make_model, make_repositor
     root = make_repository(tmp_path, make_model(seed=1), version=2)
     make_repository(root, make_model(seed=2), version=10)
     with start_server("--repository", str(root)) as server:
-        assert httpx.get(server.url + "/v2/models/diffractionnet").json()["versions"] == ["10"]
-        assert httpx.get(server.url + "/v2/models/diffractionnet/versions/2").status_code == 404
+        assert httpx.get(server.url + "/v2/models/diffractionnet").json()["versions"] == ["2", "10"]
+        assert "diffractionnet version 10 on" in server.banner
+        answers = {}
+        for query in ("", "?version=2", "?version=10"):
+            answer = httpx.post(server.url + "/predict" + query, json={"structures": np.eye(128).tolist()}).json()
+            answers[query] = (answer["version"], answer["spectra"])
+        assert [version for version, _ in answers.values()] == ["10", "2", "10"]
+        assert answers[""] == answers["?version=10"]
+        assert answers[""][1] != answers["?version=2"][1]
+        assert httpx.get(server.url + "/v2/models/diffractionnet/versions/3").status_code == 404
 
 
 def test_it_ends_cleanly_when_told_to(small_repository: Path, start_server) -> None:

@@ -1,0 +1,177 @@
+"""Versions come and go while callers call: none of them may notice, but by the version in their answers."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import tritonclient.http as triton
+from tritonclient.utils import InferenceServerException
+
+NPY = {"Content-Type": "application/octet-stream", "Accept": "application/octet-stream"}
+
+
+@pytest.fixture
+def root(tmp_path: Path, make_model, make_repository) -> Path:
+    return make_repository(tmp_path / "repository", make_model(seed=1), version=1)
+
+
+def publish(root: Path, model: onnx.ModelProto, version: int) -> None:
+    """As `metaspec-export` does it: whole, by one rename."""
+    hidden = root / "diffractionnet" / f".{version}"
+    hidden.mkdir()
+    onnx.save(model, hidden / "model.onnx")
+    hidden.rename(root / "diffractionnet" / str(version))
+
+
+def until(condition: Callable[[], bool], seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.02)
+
+
+def version(server) -> str:
+    return httpx.get(server.url + "/v2/models/diffractionnet").json()["versions"][-1]
+
+
+def index(server) -> dict[tuple[str, str], dict[str, str]]:
+    entries = httpx.post(server.url + "/v2/repository/index").json()
+    return {(entry["name"], entry["version"]): entry for entry in entries}
+
+
+def spectra_of(model: onnx.ModelProto, structures: np.ndarray) -> np.ndarray:
+    session = onnxruntime.InferenceSession(model.SerializeToString())
+    return session.run(None, {"structure": structures[:, None].astype(np.float32)})[0]
+
+
+@contextmanager
+def callers(server, structures: np.ndarray, count: int = 6) -> Iterator[list[tuple[int, str, np.ndarray]]]:
+    """Several callers who ask again and again, with answers noted as status, version and spectra."""
+    answers: list[tuple[int, str, np.ndarray]] = []
+    stop = threading.Event()
+    body = np.packbits(structures, axis=None).tobytes()
+
+    def call() -> None:
+        with httpx.Client(base_url=server.url, timeout=30) as http:
+            while not stop.is_set():
+                answer = http.post("/predict", content=body, headers=NPY)
+                spectra = np.frombuffer(answer.content, np.float32) if answer.status_code == 200 else np.empty(0)
+                answers.append((answer.status_code, answer.headers.get("MetaSpec-Version", ""), spectra))
+
+    threads = [threading.Thread(target=call) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield answers
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join(30)
+
+
+@pytest.mark.parametrize("cache", ["0", "16"])
+def test_callers_do_not_notice_new_versions(root, make_model, start_server, structures, cache: str) -> None:
+    models = {str(number): make_model(seed=number) for number in (1, 2, 3)}
+    flags = ("--repository", str(root), "--poll-interval", "0.05", "--keep-versions", "1", "--cache-mb", cache)
+    with start_server(*flags) as server, callers(server, structures) as answers:
+        for number in (2, 3):
+            until(lambda: len(answers) > 20)
+            publish(root, models[str(number)], number)
+            until(lambda number=number: version(server) == str(number))
+            seen = len(answers)
+            until(lambda seen=seen: len(answers) > seen + 20)
+        shutil.rmtree(root / "diffractionnet" / "3")  # rollback is removal
+        until(lambda: version(server) == "2")
+        seen = len(answers)
+        until(lambda: len(answers) > seen + 20)
+    expected = {number: spectra_of(model, structures).ravel() for number, model in models.items()}
+    assert {status for status, *_ in answers} == {200}
+    assert {number for _, number, _ in answers} == {"1", "2", "3"}
+    for _, number, spectra in answers:
+        np.testing.assert_allclose(spectra, expected[number], atol=1e-6)
+    assert not [line for line in server.log if "Traceback" in line]
+
+
+def test_a_broken_version_never_replaces_a_working_one(root, make_model, start_server) -> None:
+    with start_server("--repository", str(root), "--poll-interval", "0.05") as server:
+        (root / "diffractionnet" / "2").mkdir()
+        (root / "diffractionnet" / "2" / "model.onnx").write_bytes(b"no graph")
+        until(lambda: ("diffractionnet", "2") in index(server))
+        entries = index(server)
+        assert entries["diffractionnet", "1"]["state"] == "READY"
+        assert entries["diffractionnet", "2"]["state"] == "UNAVAILABLE"
+        assert "ONNX Runtime cannot load it" in entries["diffractionnet", "2"]["reason"]
+        assert version(server) == "1"
+        assert httpx.get(server.url + "/v2/health/ready").status_code == 200
+        until(lambda: any("diffractionnet version 2 is not served" in line for line in server.log))
+        assert 'metaspec_load_failures_total{model="diffractionnet"} 1.0' in httpx.get(server.url + "/metrics").text
+
+        onnx.save(make_model(seed=2), root / "diffractionnet" / "2" / "whole.onnx")
+        os.replace(root / "diffractionnet" / "2" / "whole.onnx", root / "diffractionnet" / "2" / "model.onnx")
+        until(lambda: version(server) == "2")
+        assert index(server)["diffractionnet", "2"]["state"] == "READY"
+
+        (root / "diffractionnet" / "2" / "model.onnx").write_bytes(b"no graph any more")
+        until(lambda: "reason" in index(server)["diffractionnet", "2"])
+        assert index(server)["diffractionnet", "2"]["state"] == "READY", "what is loaded goes on"
+
+
+def test_at_the_start_an_older_version_stands_in_for_a_broken_one(root, start_server) -> None:
+    (root / "diffractionnet" / "7").mkdir()
+    (root / "diffractionnet" / "7" / "model.onnx").write_bytes(b"no graph")
+    with start_server("--repository", str(root)) as server:
+        assert version(server) == "1"
+        assert index(server)["diffractionnet", "7"]["state"] == "UNAVAILABLE"
+        assert "diffractionnet version 7 is not served" in server.banner
+
+
+def test_load_and_unload_by_the_stock_client(root, make_model, make_gradient_model, make_repository, start_server):
+    make_repository(root, make_gradient_model())
+    with (
+        start_server("--repository", str(root), "--poll-interval", "0") as server,
+        triton.InferenceServerClient(server.address) as client,
+    ):
+        client.unload_model("diffractionnet")
+        assert not client.is_model_ready("diffractionnet")
+        assert client.is_model_ready("diffractionnet_vjp")
+        with pytest.raises(InferenceServerException, match="no model 'diffractionnet' here"):
+            client.unload_model("diffractionnet")
+        publish(root, make_model(seed=2), 2)
+        assert not client.is_model_ready("diffractionnet"), "nobody looks for new versions here"
+        client.load_model("diffractionnet")
+        assert client.is_model_ready("diffractionnet", "2")
+        assert client.is_model_ready("diffractionnet", "1")
+        publish(root, onnx.ModelProto(), 3)
+        with pytest.raises(InferenceServerException, match="version 3 cannot be loaded"):
+            client.load_model("diffractionnet")
+        assert client.is_model_ready("diffractionnet", "2")
+        with pytest.raises(InferenceServerException, match="no model 'other' in the repository"):
+            client.load_model("other")
+
+
+def test_what_callers_may_not_do(root, start_server) -> None:
+    with start_server("--repository", str(root), "--no-model-control") as server:
+        answer = httpx.post(server.url + "/v2/repository/models/diffractionnet/unload")
+        assert answer.status_code == 403
+        assert "--no-model-control" in answer.json()["error"]
+        assert version(server) == "1"
+
+
+def test_a_repository_that_vanishes_for_a_while(root, start_server) -> None:
+    with start_server("--repository", str(root), "--poll-interval", "0.05") as server:
+        root.rename(root.parent / "away")
+        until(lambda: any("no such folder" in line for line in server.log))
+        assert version(server) == "1"
+        (root.parent / "away").rename(root)
+        assert httpx.get(server.url + "/v2/health/ready").status_code == 200

@@ -1,0 +1,129 @@
+"""The server as a front of a real Triton."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+
+from tests.triton import Triton, python_repository, start_triton
+
+CONFIG = """
+name: "{name}"
+backend: "onnxruntime"
+max_batch_size: 8
+input [ {inputs} ]
+output [ {outputs} ]
+dynamic_batching {{ }}
+"""
+STRUCTURE = '{ name: "structure", data_type: TYPE_FP32, dims: [ 1, 128, 128 ] }'
+SPECTRA = '{ name: "spectra", data_type: TYPE_FP32, dims: [ 4, 301 ] }'
+PACKED = {"Content-Type": "application/octet-stream", "Accept": "application/octet-stream"}
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory, make_model, make_gradient_model, make_repository) -> Path:
+    root = make_repository(tmp_path_factory.mktemp("source"), make_model())
+    make_repository(root, make_gradient_model())
+    texts = {
+        "diffractionnet": CONFIG.format(name="diffractionnet", inputs=STRUCTURE, outputs=SPECTRA),
+        "diffractionnet_vjp": CONFIG.format(
+            name="diffractionnet_vjp",
+            inputs=STRUCTURE + ', { name: "cotangent", data_type: TYPE_FP32, dims: [ 4, 301 ] }',
+            outputs=SPECTRA + ', { name: "gradient", data_type: TYPE_FP32, dims: [ 1, 128, 128 ] }',
+        ),
+    }
+    for name, text in texts.items():
+        (root / name / "config.pbtxt").write_text(text)
+    return python_repository(root, tmp_path_factory.mktemp("triton") / "repository")
+
+
+@pytest.fixture(scope="module")
+def triton(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Triton]:
+    with start_triton(repository, tmp_path_factory.mktemp("work")) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def front(triton: Triton, repository: Path, start_server):
+    flags = ("--engine", "triton", "--triton-url", triton.grpc, "--repository", str(repository), "--cache-mb", "0")
+    with start_server(*flags) as server:
+        yield server
+
+
+def test_spectra_and_gradients(front, triton: Triton, structures, expected, expected_gradient) -> None:
+    assert f"diffractionnet version 1 on Triton at {triton.grpc}" in front.banner
+    assert httpx.get(front.url + "/v2/health/ready").status_code == 200
+    body = np.packbits(structures, axis=None).tobytes()
+    answer = httpx.post(front.url + "/predict", content=body, headers=PACKED).raise_for_status()
+    np.testing.assert_allclose(np.frombuffer(answer.content, np.float32), expected(structures).ravel(), atol=1e-6)
+    cotangent = np.random.default_rng(0).normal(size=(5, 4, 301)).astype(np.float32)
+    answer = httpx.post(front.url + "/gradient", content=body + cotangent.tobytes(), headers=PACKED)
+    gradient = np.frombuffer(answer.raise_for_status().content, np.float32)[5 * 4 * 301 :]
+    np.testing.assert_allclose(gradient, expected_gradient(structures, cotangent).ravel(), atol=1e-6)
+
+
+def test_large_and_concurrent_requests_come_back_in_order(front, expected) -> None:
+    rng = np.random.default_rng(1)
+    requests = [rng.integers(0, 2, (size, 128, 128), dtype=np.uint8) for size in (50, 1, 9, 8, 17, 3)]
+
+    def ask(structures: np.ndarray) -> np.ndarray:
+        body = np.packbits(structures, axis=None).tobytes()
+        answer = httpx.post(front.url + "/predict", content=body, headers=PACKED, timeout=60).raise_for_status()
+        return np.frombuffer(answer.content, np.float32).reshape(-1, 4, 301)
+
+    with ThreadPoolExecutor(len(requests)) as pool:
+        for structures, spectra in zip(requests, pool.map(ask, requests), strict=True):
+            np.testing.assert_allclose(spectra, expected(structures), atol=1e-6)
+
+
+def test_a_version_that_triton_does_not_serve(triton: Triton, repository: Path, make_model, start_server) -> None:
+    (repository / "diffractionnet" / "2").mkdir()
+    try:
+        (repository / "diffractionnet" / "2" / "model.onnx").write_bytes(make_model(seed=2).SerializeToString())
+        flags = ("--engine", "triton", "--triton-url", triton.grpc, "--repository", str(repository))
+        with start_server(*flags) as server:
+            entries = httpx.post(server.url + "/v2/repository/index").json()
+            (entry,) = (e for e in entries if (e["name"], e["version"]) == ("diffractionnet", "2"))
+            assert entry["state"] == "UNAVAILABLE"
+            assert "does not serve version 2" in entry["reason"]
+            assert httpx.get(server.url + "/v2/models/diffractionnet").json()["versions"] == ["1"]
+    finally:
+        (repository / "diffractionnet" / "2" / "model.onnx").unlink()
+        (repository / "diffractionnet" / "2").rmdir()
+
+
+def test_a_triton_that_goes_away_and_comes_back(
+    repository: Path, tmp_path: Path, structures, expected, start_server
+) -> None:
+    body = np.packbits(structures, axis=None).tobytes()
+    with start_triton(repository, tmp_path) as triton:
+        flags = ("--engine", "triton", "--triton-url", triton.grpc, "--repository", str(repository), "--cache-mb", "0")
+        with start_server(*flags) as server:
+            httpx.post(server.url + "/predict", content=body, headers=PACKED).raise_for_status()
+            triton.process.kill()
+            triton.process.wait(20)
+            answer = httpx.post(server.url + "/predict", content=body, headers=PACKED, timeout=60)
+            assert answer.status_code == 503
+            assert answer.headers["Retry-After"] == "2"
+            assert f"Triton at {triton.grpc}" in answer.json()["detail"]
+            assert httpx.get(server.url + "/v2/health/ready").status_code == 503
+            with start_triton(repository, tmp_path / "again", triton):
+                deadline = time.monotonic() + 60
+                while httpx.get(server.url + "/v2/health/ready").status_code != 200:
+                    assert time.monotonic() < deadline
+                    time.sleep(0.1)
+                answer = httpx.post(server.url + "/predict", content=body, headers=PACKED, timeout=60)
+    spectra = np.frombuffer(answer.raise_for_status().content, np.float32)
+    np.testing.assert_allclose(spectra, expected(structures).ravel(), atol=1e-6)
+
+
+def test_no_triton_at_all(repository: Path, start_server) -> None:
+    flags = ("--engine", "triton", "--triton-url", "127.0.0.1:9", "--repository", str(repository))
+    with pytest.raises(RuntimeError, match=r"Triton at 127\.0\.0\.1:9 does not serve version 1"), start_server(*flags):
+        pass
