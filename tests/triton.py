@@ -28,27 +28,31 @@ PACKAGES = Path(sys.prefix) / "triton"
 MODEL = """
 import sys
 
-sys.path[:0] = {packages!r}  # the embedded interpreter knows nothing of virtual environments
+sys.path[:0] = {packages}  # the embedded interpreter knows nothing of virtual environments
 
+import numpy
 import onnxruntime
 import triton_python_backend_utils as triton
 
 class TritonPythonModel:
     def initialize(self, args):
-        path = f"{args['model_repository']}/{args['model_version']}/model.onnx"
+        path = f"{{args['model_repository']}}/{{args['model_version']}}/model.onnx"
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1
+        options.intra_op_num_threads = {threads}
         self.session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        self.inputs = [value.name for value in self.session.get_inputs()]
         self.outputs = [value.name for value in self.session.get_outputs()]
 
     def execute(self, requests):
-        answers = []
-        for request in requests:
-            feed = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
-            values = self.session.run(self.outputs, feed)
-            tensors = [triton.Tensor(name, value) for name, value in zip(self.outputs, values)]
-            answers.append(triton.InferenceResponse(output_tensors=tensors))
-        return answers
+        # Triton's dynamic batch is a list of requests; what computes it in one go is up to the model.
+        given = [{{tensor.name(): tensor.as_numpy() for tensor in request.inputs()}} for request in requests]
+        feed = {{name: numpy.concatenate([one[name] for one in given]) for name in self.inputs}}
+        ends = numpy.cumsum([len(one[self.inputs[0]]) for one in given])
+        values = [numpy.split(value, ends[:-1]) for value in self.session.run(self.outputs, feed)]
+        return [
+            triton.InferenceResponse([triton.Tensor(name, part) for name, part in zip(self.outputs, parts)])
+            for parts in zip(*values)
+        ]
 """
 
 
@@ -62,8 +66,9 @@ class Triton:
     process: subprocess.Popen[bytes]
 
 
-def python_repository(source: Path, target: Path) -> Path:
+def python_repository(source: Path, target: Path, threads: int = 1) -> Path:
     """A copy of an exported repository for a Triton without the onnxruntime backend."""
+    model = MODEL.format(packages=[str(PACKAGES), *site.getsitepackages()], threads=threads)
     for folder in sorted(path for path in source.iterdir() if path.is_dir()):
         config = text_format.Parse((folder / "config.pbtxt").read_text(), model_config_pb2.ModelConfig())
         config.backend = "python"
@@ -71,9 +76,7 @@ def python_repository(source: Path, target: Path) -> Path:
         shutil.copytree(folder, target / folder.name)
         (target / folder.name / "config.pbtxt").write_text(text_format.MessageToString(config))
         for version in (path for path in (target / folder.name).iterdir() if path.is_dir()):
-            (version / "model.py").write_text(
-                MODEL.replace("{packages!r}", repr([str(PACKAGES), *site.getsitepackages()]))
-            )
+            (version / "model.py").write_text(model)
     return target
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import io
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -43,24 +44,26 @@ class Body:
     channels: list[str] | None = None
 
 
-def decode_body(body: bytes, content_type: str, spec: TensorSpec, cotangent_size: int = 0) -> Body:
+def decode_body(
+    body: bytes, content_type: str, spec: TensorSpec, cotangent_shape: tuple[int, ...] | None = None
+) -> Body:
     """Decode a body of any accepted type.
 
     Args:
         body: of the request.
         content_type: one of `JSON`, `NPY`, `RAW`.
         spec: the model's structure.
-        cotangent_size: numbers in the cotangent of one structure; 0 where none is taken.
+        cotangent_shape: of the cotangent of one structure; None where none is taken.
 
     Raises:
         InvalidBody: the body cannot be read, or its values cannot be a structure.
     """
     if content_type == JSON:
-        return _from_json(body, spec, with_cotangent=cotangent_size > 0)
+        return _from_json(body, spec, with_cotangent=cotangent_shape is not None)
     if content_type == NPY or body.startswith(b"\x93NUMPY"):
-        arrays = _from_npy(body, 2 if cotangent_size else 1)
-        return Body(check_structures(arrays[0], spec), arrays[1] if cotangent_size else None)
-    packed, cotangent = _from_raw(body, spec, cotangent_size)
+        arrays = _from_npy(body, 2 if cotangent_shape else 1)
+        return Body(check_structures(arrays[0], spec), arrays[1] if cotangent_shape else None)
+    packed, cotangent = _from_raw(body, spec, cotangent_shape or (0,))
     return Body(packed, cotangent)
 
 
@@ -151,7 +154,7 @@ def _from_json(body: bytes, spec: TensorSpec, with_cotangent: bool) -> Body:
             packed = base64.b64decode(data["packed"], validate=True)
         except (binascii.Error, TypeError, ValueError) as error:
             raise InvalidBody("packed", f"expected a base64 string, got something else: {error}") from None
-        structures, _ = _from_raw(packed, spec, 0)
+        structures, _ = _from_raw(packed, spec, (0,))
     return Body(
         structures,
         _array(data, "cotangent") if with_cotangent else None,
@@ -191,8 +194,11 @@ def _from_npy(body: bytes, wanted: int) -> list[NDArray[Any]]:
     return arrays
 
 
-def _from_raw(body: bytes, spec: TensorSpec, cotangent_size: int) -> tuple[NDArray[np.uint8], NDArray[Any] | None]:
+def _from_raw(
+    body: bytes, spec: TensorSpec, cotangent_shape: tuple[int, ...]
+) -> tuple[NDArray[np.uint8], NDArray[Any] | None]:
     """Packed structures and, after them, a float32 cotangent for each."""
+    cotangent_size = math.prod(cotangent_shape)
     row = spec.packed_bytes + 4 * cotangent_size
     if not body or len(body) % row:
         cotangents = f", then {cotangent_size} float32 of cotangent each" if cotangent_size else ""
@@ -204,4 +210,4 @@ def _from_raw(body: bytes, spec: TensorSpec, cotangent_size: int) -> tuple[NDArr
     packed = np.frombuffer(body, np.uint8, count * spec.packed_bytes).reshape(count, -1)
     if not cotangent_size:
         return packed, None
-    return packed, np.frombuffer(body, "<f4", offset=packed.nbytes).reshape(count, -1)
+    return packed, np.frombuffer(body, "<f4", offset=packed.nbytes).reshape(count, *cotangent_shape)

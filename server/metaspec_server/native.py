@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 from numpy.typing import NDArray
 
 from metaspec_server import formats
@@ -20,22 +20,30 @@ from metaspec_server.service import Service
 
 router = APIRouter(tags=["MetaSpec"])
 
-_Model = Annotated[str, Query(description="which model")]
-_Version = Annotated[str | None, Query(description="which version; the newest if left out")]
-_Channels = Annotated[list[str] | None, Query(description="which detectors; all if left out")]
-_Wavelengths = Annotated[list[float] | None, Query(description="where; the model's own wavelengths if left out")]
-_Dtype = Annotated[Literal["float32", "float16"], Query(description="of the numbers in the answer")]
+
+@dataclass(frozen=True)
+class Choice:
+    """What is asked for, by the query.
+
+    Attributes:
+        model: which one.
+        version: which of it; the newest if left out.
+        channels: which detectors; all if left out.
+        wavelengths_nm: where; at the model's own wavelengths if left out.
+        dtype: of the numbers in the answer.
+    """
+
+    model: Annotated[str, Query(description="which model")] = "diffractionnet"
+    version: Annotated[str | None, Query(description="which version; the newest if left out")] = None
+    channels: Annotated[list[str] | None, Query(description="which detectors; all if left out")] = None
+    wavelengths_nm: Annotated[
+        list[float] | None, Query(description="where; the model's own wavelengths if left out")
+    ] = None
+    dtype: Annotated[Literal["float32", "float16"], Query(description="of the numbers in the answer")] = "float32"
 
 
 @router.post("/predict", openapi_extra=PREDICT_BODY, responses=ANSWERS)
-async def predict(
-    request: Request,
-    model: _Model = "diffractionnet",
-    version: _Version = None,
-    channels: _Channels = None,
-    wavelengths_nm: _Wavelengths = None,
-    dtype: _Dtype = "float32",
-) -> Response:
+async def predict(request: Request, choice: Annotated[Choice, Depends()]) -> Response:
     """Spectra of structures: the efficiency of each detector at each wavelength.
 
     The body is JSON; or an array as a `.npy` file; or, as `application/octet-stream`, bit-packed structures of 2048 bytes
@@ -45,25 +53,18 @@ async def predict(
     service: Service = request.app.state.service
     media_type = _media_type(request)
     content_type = _content_type(request)
-    with service.lease(model, version) as served:
+    with service.lease(choice.model, choice.version) as served:
         if len(served.about.inputs) > 1:
-            raise Problem(422, f"model {model!r} gives gradients: ask for it at /gradient", field="model")
+            raise Problem(422, f"model {choice.model!r} gives gradients: ask for it at /gradient", field="model")
         raw = await read_body(request, service.settings)
-        body, selection = await _decode(served, raw, content_type, channels, wavelengths_nm, None)
+        body, selection = await _decode(served, raw, content_type, choice, with_cotangent=False)
         results = await service.infer(served, {served.structure.name: body.structures})
         spectra = await off_loop(results["spectra"].nbytes, selection.apply, results["spectra"])
-    return await _answer(served, selection, {"spectra": spectra.astype(dtype, copy=False)}, media_type)
+    return await _answer(served, selection, {"spectra": spectra.astype(choice.dtype, copy=False)}, media_type)
 
 
 @router.post("/gradient", openapi_extra=GRADIENT_BODY, responses=ANSWERS)
-async def gradient(
-    request: Request,
-    model: _Model = "diffractionnet",
-    version: _Version = None,
-    channels: _Channels = None,
-    wavelengths_nm: _Wavelengths = None,
-    dtype: _Dtype = "float32",
-) -> Response:
+async def gradient(request: Request, choice: Annotated[Choice, Depends()]) -> Response:
     """Spectra of structures, and the gradient of sum(cotangent * spectra) with respect to every pixel's density.
 
     With the derivative of an objective with respect to the spectra as cotangent, that is the objective's gradient (a
@@ -74,23 +75,18 @@ async def gradient(
     service: Service = request.app.state.service
     media_type = _media_type(request)
     content_type = _content_type(request)
-    name = model if model.endswith("_vjp") else f"{model}_vjp"
-    with service.lease(name, version) as served:
+    name = choice.model if choice.model.endswith("_vjp") else f"{choice.model}_vjp"
+    with service.lease(name, choice.version) as served:
         inputs = {spec.name for spec in served.about.inputs}
         if inputs != {served.structure.name, "cotangent"}:
             raise Problem(
                 422, f"model {name!r} gives no gradients: it takes {', '.join(sorted(inputs))}", field="model"
             )
         raw = await read_body(request, service.settings)
-        body, selection = await _decode(
-            served, raw, content_type, channels, wavelengths_nm, lambda chosen: chosen.shape[0] * chosen.shape[1]
-        )
+        body, selection = await _decode(served, raw, content_type, choice, with_cotangent=True)
         assert body.cotangent is not None
-        cotangent = body.cotangent
-        if cotangent.ndim == 2 and content_type == formats.RAW:
-            cotangent = cotangent.reshape(-1, *selection.shape)
         try:
-            pulled = await off_loop(cotangent.nbytes, selection.pull_back, cotangent)
+            pulled = await off_loop(body.cotangent.nbytes, selection.pull_back, body.cotangent)
             if len(pulled) != len(body.structures):
                 raise InvalidBody(
                     "cotangent", f"expected one for each of {len(body.structures)} structures, got {len(pulled)}"
@@ -101,7 +97,7 @@ async def gradient(
         spectra = await off_loop(results["spectra"].nbytes, selection.apply, results["spectra"])
     arrays = {"spectra": spectra, "gradient": results["gradient"].squeeze(1)}
     return await _answer(
-        served, selection, {key: array.astype(dtype, copy=False) for key, array in arrays.items()}, media_type
+        served, selection, {key: array.astype(choice.dtype, copy=False) for key, array in arrays.items()}, media_type
     )
 
 
@@ -121,28 +117,21 @@ def _media_type(request: Request) -> str:
 
 
 async def _decode(
-    model: ServedModel,
-    raw: bytes,
-    content_type: str,
-    channels: list[str] | None,
-    wavelengths_nm: list[float] | None,
-    cotangent_size: Callable[[Selection], int] | None,
+    model: ServedModel, raw: bytes, content_type: str, choice: Choice, with_cotangent: bool
 ) -> tuple[Body, Selection]:
     """The body, and which part of the spectra is asked for: by the query, or by fields of a JSON body."""
     metadata = model.about.metadata
     try:
-        selection = Selection(metadata, channels, wavelengths_nm)
-        size = cotangent_size(selection) if cotangent_size else 0
+        selection = Selection(metadata, choice.channels, choice.wavelengths_nm)
+        shape = selection.shape if with_cotangent else None
         # Large bodies take a while to parse, and the event loop has other callers to serve.
-        body = await off_loop(len(raw), formats.decode_body, raw, content_type, model.structure, size)
-        for field, query, given in (
-            ("channels", channels, body.channels),
-            ("wavelengths_nm", wavelengths_nm, body.wavelengths_nm),
-        ):
-            if query and given:
+        body = await off_loop(len(raw), formats.decode_body, raw, content_type, model.structure, shape)
+        for field in ("channels", "wavelengths_nm"):
+            if getattr(choice, field) and getattr(body, field):
                 raise InvalidBody(field, "given in the query and in the body: give it once")
         if body.channels or body.wavelengths_nm:
-            selection = Selection(metadata, channels or body.channels, wavelengths_nm or body.wavelengths_nm)
+            channels, wavelengths_nm = choice.channels or body.channels, choice.wavelengths_nm or body.wavelengths_nm
+            selection = Selection(metadata, channels, wavelengths_nm)
     except InvalidBody as error:
         raise Problem(422, str(error), field=error.field) from None
     return body, selection

@@ -127,6 +127,8 @@ def test_bodies_without_a_cotangent(http, structures) -> None:
     assert (answer.status_code, answer.json()["field"]) == (422, "cotangent")
     assert "two .npy files" in post(http, npy(structures), NPY).json()["detail"]
     assert "1204 float32 of cotangent" in post(http, np.packbits(structures).tobytes(), RAW).json()["detail"]
+    flat = np.zeros((5, 7), np.float32)
+    assert "got (5, 7)" in post(http, npy(structures, flat), RAW).json()["detail"]
     left_over = post(http, npy(structures, np.zeros((5, 4, 301))) + b"xyz", NPY)
     assert "3 bytes are left over" in left_over.json()["detail"]
 

@@ -1,0 +1,46 @@
+"""The same model behind LitServe, for `serving_bench.py`.
+
+python benchmarks/litserve_app.py MODEL.onnx PORT THREADS MAX_BATCH
+"""
+
+from __future__ import annotations
+
+import base64
+import sys
+
+import litserve
+import numpy as np
+import onnxruntime
+from fastapi import Response
+
+
+class Model(litserve.LitAPI):
+    """Bit-packed structures in base64 to raw float32 spectra: the fastest way in and out that LitServe has."""
+
+    def setup(self, device: str) -> None:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = int(sys.argv[3])
+        self.session = onnxruntime.InferenceSession(sys.argv[1], options, providers=["CPUExecutionProvider"])
+
+    def decode_request(self, request: dict) -> np.ndarray:
+        bits = np.frombuffer(base64.b64decode(request["packed"]), np.uint8)
+        return np.unpackbits(bits).reshape(-1, 1, 128, 128).astype(np.float32)
+
+    def batch(self, inputs: list[np.ndarray]) -> list[np.ndarray]:
+        return inputs
+
+    def predict(self, inputs: list[np.ndarray]) -> list[np.ndarray]:
+        spectra = self.session.run(None, {"structure": np.concatenate(inputs)})[0]
+        return np.split(spectra, np.cumsum([len(one) for one in inputs])[:-1])
+
+    def unbatch(self, output: list[np.ndarray]) -> list[np.ndarray]:
+        return output
+
+    def encode_response(self, output: np.ndarray) -> Response:
+        return Response(output.tobytes(), media_type="application/octet-stream")
+
+
+if __name__ == "__main__":
+    api = Model(max_batch_size=int(sys.argv[4]), batch_timeout=0.0)
+    server = litserve.LitServer(api, accelerator="cpu", workers_per_device=1, timeout=120)
+    server.run(host="127.0.0.1", port=int(sys.argv[2]), generate_client_file=False, log_level="warning")
