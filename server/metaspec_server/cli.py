@@ -13,6 +13,7 @@ from pydantic_settings import CliApp, SettingsError
 
 from metaspec_server.app import create_app
 from metaspec_server.logs import set_up_logging
+from metaspec_server.patience import impatient_protocol
 from metaspec_server.repository import NothingToServe, RepositoryError
 from metaspec_server.security import ApiKeyError
 from metaspec_server.service import Service
@@ -49,6 +50,7 @@ async def _serve(settings: Settings) -> None:
     print(f"MetaSpec serves at {url}  ({places})", flush=True)
     config = uvicorn.Config(
         app,
+        http=impatient_protocol(settings.body_timeout),
         log_config=None,
         access_log=False,
         timeout_graceful_shutdown=settings.shutdown_timeout,

@@ -68,7 +68,9 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(512 * 2**20, ge=1, description="size of a request body at most; beyond that 413")
     request_timeout: float = Field(60.0, gt=0, description="seconds after which a request gets 504")
     body_timeout: float = Field(
-        30.0, gt=0, description="seconds, and one more for every 10 kB, in which a body must come; beyond that 408"
+        30.0,
+        gt=0,
+        description="seconds for the head of a request, and for its body, which gets one more for every 10 kB; beyond that 408",
     )
     shutdown_timeout: int = Field(30, ge=0, description="seconds given to accepted requests at shutdown")
     cache_mb: int = Field(256, ge=0, description="MiB for the results of structures seen last; 0 for none")

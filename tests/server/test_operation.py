@@ -225,6 +225,15 @@ def test_slow_and_lying_clients(small_repository, start_server) -> None:
     with start_server("--repository", str(small_repository), "--body-timeout", "0.5") as server:
         host, port = server.address.split(":")
         start = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/octet-stream\r\n"
+        for head in (b"", b"GET /v2 HT", start):
+            with socket.create_connection((host, int(port)), timeout=20) as undecided:
+                undecided.sendall(head)
+                assert read_answer(undecided).startswith(b"HTTP/1.1 408 ")
+        with socket.create_connection((host, int(port)), timeout=20) as again:
+            again.sendall(b"GET /v2 HTTP/1.1\r\nHost: x\r\n\r\nGET /v2 HT")
+            answers = read_answer(again)
+            assert answers.startswith(b"HTTP/1.1 200 ")
+            assert b"HTTP/1.1 408 " in answers, "nor later on a connection that has been used"
         with socket.create_connection((host, int(port)), timeout=20) as silent:
             silent.sendall(start + b"Content-Length: 2048\r\n\r\n" + b"\0" * 100)
             answer = read_answer(silent)
