@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from importlib.metadata import version
 from pathlib import Path
 
@@ -29,23 +27,16 @@ _WEB = Path(__file__).parent / "web"
 
 
 def create_app(service: Service) -> ASGIApp:
-    """The ASGI application that serves a service, and closes it at shutdown.
+    """The ASGI application that serves a service.
 
     Raises:
         ApiKeyError: the file of API keys cannot be used.
         TelemetryError: traces are configured, but what sends them is missing.
     """
-
-    @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        yield
-        await service.close()
-
     app = FastAPI(
         title="MetaSpec",
         version=version("metaspec"),
         summary="Spectra of metasurface colour routers, and their gradients, predicted by a trained network.",
-        lifespan=lifespan,
         redoc_url=None,
         license_info={"name": "Apache-2.0"},
     )

@@ -20,6 +20,8 @@ from metaspec_server.service import Service
 from metaspec_server.settings import Settings
 from metaspec_server.telemetry import TelemetryError
 
+_GRACE = 5  # seconds for a last micro-batch, and to send answers
+
 
 def main() -> None:
     """Entry point of the command: exit code 2 and one line when it cannot serve, no traceback."""
@@ -53,11 +55,24 @@ async def _serve(settings: Settings) -> None:
         http=impatient_protocol(settings.body_timeout),
         log_config=None,
         access_log=False,
-        timeout_graceful_shutdown=settings.shutdown_timeout,
-        lifespan="on",
+        timeout_graceful_shutdown=settings.shutdown_timeout + _GRACE,
+        lifespan="off",
         server_header=False,
     )
-    await uvicorn.Server(config).serve(sockets=[listener])
+    await _Server(config, service).serve(sockets=[listener])
+
+
+class _Server(uvicorn.Server):
+    """Lets the service finish what it has accepted, and answer the rest with 503, while connections are still open."""
+
+    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+        super().__init__(config)
+        self._service = service
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        closing = asyncio.create_task(self._service.close())
+        await super().shutdown(sockets)
+        await closing
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

@@ -13,6 +13,7 @@ from metaspec_server.bodies import read_body
 from metaspec_server.documents import ANSWERS, GRADIENT_BODY, PREDICT_BODY
 from metaspec_server.formats import Body, InvalidBody
 from metaspec_server.offload import off_loop
+from metaspec_server.presence import while_present
 from metaspec_server.problems import Problem
 from metaspec_server.registry import ServedModel
 from metaspec_server.selection import Selection
@@ -58,7 +59,8 @@ async def predict(request: Request, choice: Annotated[Choice, Depends()]) -> Res
             raise Problem(422, f"model {choice.model!r} gives gradients: ask for it at /gradient", field="model")
         raw = await read_body(request, service.settings)
         body, selection = await _decode(served, raw, content_type, choice, with_cotangent=False)
-        results = await service.infer(served, {served.structure.name: body.structures})
+        rows = {served.structure.name: body.structures}
+        results = await while_present(request, service.infer(served, rows))
         spectra = await off_loop(results["spectra"].nbytes, selection.apply, results["spectra"])
     return await _answer(served, selection, {"spectra": spectra.astype(choice.dtype, copy=False)}, media_type)
 
@@ -93,7 +95,8 @@ async def gradient(request: Request, choice: Annotated[Choice, Depends()]) -> Re
                 )
         except InvalidBody as error:
             raise Problem(422, str(error), field=error.field) from None
-        results = await service.infer(served, {served.structure.name: body.structures, "cotangent": pulled})
+        rows = {served.structure.name: body.structures, "cotangent": pulled}
+        results = await while_present(request, service.infer(served, rows))
         spectra = await off_loop(results["spectra"].nbytes, selection.apply, results["spectra"])
     arrays = {"spectra": spectra, "gradient": results["gradient"].squeeze(1)}
     return await _answer(

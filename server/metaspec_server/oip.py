@@ -11,6 +11,7 @@ from metaspec_server import protocol
 from metaspec_server.bodies import read_body
 from metaspec_server.documents import INFER_ANSWERS, INFER_BODY, oip_errors
 from metaspec_server.offload import off_loop
+from metaspec_server.presence import while_present
 from metaspec_server.problems import Problem
 from metaspec_server.registry import Registry, UnknownModel
 from metaspec_server.repository import RepositoryError
@@ -152,7 +153,7 @@ async def infer(request: Request, model: str, version: str | None = None) -> Res
             decoded = await off_loop(len(body), protocol.decode_request, body, header_length, *specs)
         except protocol.ProtocolError as error:
             raise Problem(400, str(error)) from None
-        results = await service.infer(served, decoded.rows)
+        results = await while_present(request, service.infer(served, decoded.rows))
     nbytes = sum(array.nbytes for array in results.values())
     content, headers = await off_loop(nbytes, protocol.encode_response, decoded, results, served.name, served.version)
     return Response(content, headers=headers)

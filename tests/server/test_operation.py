@@ -50,10 +50,11 @@ def in_this_process(repository: Path, **settings: object) -> Iterator[tuple[str,
     async def serve() -> None:
         service = await Service.start(Settings(repository=repository, **settings))
         listener = socket.create_server(("127.0.0.1", 0))
-        server = uvicorn.Server(uvicorn.Config(create_app(service), log_config=None, lifespan="on"))
+        server = uvicorn.Server(uvicorn.Config(create_app(service), log_config=None, lifespan="off"))
         started.append((f"http://127.0.0.1:{listener.getsockname()[1]}", service, server))
         ready.set()
         await server.serve(sockets=[listener])
+        await service.close()
 
     thread = threading.Thread(target=asyncio.run, args=[serve()])
     thread.start()
