@@ -29,9 +29,9 @@ data: $(DEV_ENV)/.done ## simulate the reference data sets, or what is missing o
 	$(DEV_ENV)/bin/metaspec-simulate --count 3000 --cells 80 --out datasets/bayer-600nm --workers $$(nproc) --seed 1
 	$(DEV_ENV)/bin/metaspec-simulate --count 20000 --cells 48 --out datasets/bayer-600nm-coarse --workers $$(nproc) --seed 1
 
-train: $(DEV_ENV)/.done ## train the bundled network: on both data sets, then on the fine one
+train: $(DEV_ENV)/.done ## train a network as the bundled one: on all data sets, then on the fine ones
 	$(DEV_ENV)/bin/python training/train.py --config training/configs/field.yaml $(ARGS) \
-		--data.path "[datasets/bayer-600nm, datasets/bayer-600nm-coarse]"
+		--data.path "[datasets/bayer-600nm, datasets/bayer-600nm-coarse, datasets/designs-600nm-coarse]"
 	$(DEV_ENV)/bin/python training/train.py --config training/configs/field.yaml --config training/configs/finetune.yaml $(ARGS) \
 		--model.weights $$(ls -td runs/field/lightning_logs/version_* | head -1)/checkpoints/best.ckpt
 
