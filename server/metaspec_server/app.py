@@ -41,6 +41,7 @@ def create_app(service: Service) -> ASGIApp:
         license_info={"name": "Apache-2.0"},
     )
     app.state.service = service
+    app.router.routes.extend(oip.HOT_ROUTES)
     app.include_router(native.router)
     app.include_router(oip.router)
     app.mount("/static", StaticFiles(directory=_WEB), name="static")

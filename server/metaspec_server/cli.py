@@ -58,6 +58,7 @@ async def _serve(settings: Settings) -> None:
         timeout_graceful_shutdown=settings.shutdown_timeout + _GRACE,
         lifespan="off",
         server_header=False,
+        proxy_headers=False,
     )
     await _Server(config, service).serve(sockets=[listener])
 

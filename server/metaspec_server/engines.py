@@ -72,6 +72,9 @@ class OnnxEngine:
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
+        # Between micro-batches and beside them, the cores belong to those who parse requests and send answers.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+        options.add_session_config_entry("session.dynamic_block_base", "4")
         options.enable_mem_pattern = False  # patterns are kept per batch size: they only grow
         self._session = _session(file, options, _providers(file, provider, device, cuda_graphs))
         if self._session.get_providers()[0] != _PROVIDERS[provider]:

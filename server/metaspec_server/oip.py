@@ -6,6 +6,7 @@ from importlib.metadata import version as package_version
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
+from starlette.routing import Route
 
 from metaspec_server import protocol
 from metaspec_server.bodies import read_body
@@ -157,6 +158,19 @@ async def infer(request: Request, model: str, version: str | None = None) -> Res
     nbytes = sum(array.nbytes for array in results.values())
     content, headers = await off_loop(nbytes, protocol.encode_response, decoded, results, served.name, served.version)
     return Response(content, headers=headers)
+
+
+async def _plain_infer(request: Request) -> Response:
+    version = request.path_params.get("version")
+    request.scope["route"] = HOT_ROUTES[version is not None]  # as FastAPI does it, for the metrics
+    return await infer(request, request.path_params["model"], version)
+
+
+HOT_ROUTES = [
+    Route("/v2/models/{model}/infer", _plain_infer, methods=["POST"]),
+    Route("/v2/models/{model}/versions/{version}/infer", _plain_infer, methods=["POST"]),
+]
+"""The same routes without FastAPI, which describes them but takes a quarter of the time of a small request."""
 
 
 def _controlled(request: Request) -> Registry:

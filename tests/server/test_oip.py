@@ -55,12 +55,13 @@ def test_health_and_metadata(client: triton.InferenceServerClient) -> None:
 
 @pytest.mark.parametrize("binary_in", [True, False])
 @pytest.mark.parametrize("binary_out", [True, False])
-def test_inference(client, structures, expected: Expected, binary_in: bool, binary_out: bool) -> None:
+def test_inference(server, client, structures, expected: Expected, binary_in: bool, binary_out: bool) -> None:
     output = triton.InferRequestedOutput("spectra", binary_data=binary_out)
     result = client.infer("diffractionnet", [infer_input(structures, binary_in)], outputs=[output], request_id="a7")
     np.testing.assert_allclose(result.as_numpy("spectra"), expected(structures), atol=1e-6)
     assert result.get_response()["id"] == "a7"
     assert result.get_response()["model_version"] == "1"
+    assert 'route="/v2/models/{model}/infer"' in httpx.get(server.url + "/metrics").text
 
 
 @pytest.mark.parametrize("datatype", ["FP16", "UINT8", "BOOL"])
