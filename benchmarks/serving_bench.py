@@ -295,7 +295,8 @@ def draw(results: dict[str, dict[tuple[int, int], Measured]], path: Path) -> Non
         axes.set_xticks(range(len(LOADS)), [f"{callers} x {batch}" for callers, batch in LOADS])
         axes.set(title=title, xlabel="callers x structures in a request")
     times.set_yscale("log")
-    rates.legend()
+    handles, labels = rates.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(results))
     figure.savefig(path)
 
 
