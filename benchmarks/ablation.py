@@ -65,7 +65,7 @@ def train(improvements: frozenset[int], seed: int, arguments: argparse.Namespace
     loss = AdaptiveSpectralLoss(w_curv=200.0 if 5 in improvements else 0.0)
     clip = 1.0 if 4 in improvements else 0.5
     module = SpectraModule(config, loss, learning_rate=1e-3, clip_norm=clip, optimizer=arguments.optimizer)
-    data = SpectraDataModule(str(arguments.data), batch_size=32, seed=seed, limit=arguments.limit)
+    data = SpectraDataModule(str(arguments.data), batch_size=arguments.batch_size, seed=seed, limit=arguments.limit)
     norms = GradientNorms()
     trainer = Trainer(
         max_epochs=arguments.epochs,
@@ -121,6 +121,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--limit", type=int, default=512)
+    parser.add_argument("--batch_size", type=int, default=8)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--optimizer", choices=["adamw", "muon"], default="muon")
     parser.add_argument("--only", nargs="+", help="names of variants")
@@ -128,7 +129,9 @@ def main() -> None:
 
     arguments.out.mkdir(parents=True, exist_ok=True)
     file = arguments.out / "results.json"
-    budget = {name: str(getattr(arguments, name)) for name in ("data", "epochs", "limit", "optimizer")}
+    budget = {"data": arguments.data.name} | {
+        name: getattr(arguments, name) for name in ("epochs", "limit", "batch_size", "optimizer")
+    }
     stored = json.loads(file.read_text()) if file.exists() else {"budget": budget, "runs": {}}
     if stored["budget"] != budget:
         sys.exit(f"{file} was made with {stored['budget']}: choose another --out")

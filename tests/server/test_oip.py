@@ -161,6 +161,8 @@ def tensor(**changes: object) -> dict[str, object]:
 
 
 SIZED = {"binary_data_size": 65536}
+HALF = {"name": "spectra", "parameters": {"datatype": "INT8"}}
+BITS = {"name": "structure", "datatype": "UINT8", "shape": [1, 2048]}
 
 
 @pytest.mark.parametrize(
@@ -173,6 +175,10 @@ SIZED = {"binary_data_size": 65536}
         ({"inputs": [tensor(shape=[1, 1, 128])]}, b"", "shape must be"),
         ({"inputs": [tensor(shape=[0, 1, 128, 128])]}, b"", "N >= 1"),
         ({"inputs": [tensor(data=[1, 2])]}, b"", "data must be 16384 numbers"),
+        ({"inputs": [BITS | {"data": [0] * 2047 + [256]}]}, b"", "whole numbers from 0 to 255"),
+        ({"inputs": [BITS | {"data": [0] * 2047 + [0.5]}]}, b"", "whole numbers from 0 to 255"),
+        ({"inputs": [BITS | {"datatype": "FP32", "data": [0] * 2048}]}, b"", "or UINT8 [N, 2048] of packed bits"),
+        ({"inputs": [tensor(parameters=SIZED)], "outputs": [HALF]}, b"\0" * 65536, "datatype must be FP16 or FP32"),
         ({"inputs": [tensor(data="x")]}, b"", "data must be a list"),
         ({"inputs": [tensor(parameters=SIZED)]}, b"\0" * 65535, "only 65535 bytes are left"),
         ({"inputs": [tensor(parameters=SIZED)]}, b"\0" * 65537, "1 bytes are left over"),

@@ -81,6 +81,15 @@ def test_compressed_body(http, structures, expected) -> None:
     np.testing.assert_allclose(np.load(io.BytesIO(answer.content)), expected(structures), atol=1e-6)
 
 
+def test_damaged_compressed_bodies(http, structures) -> None:
+    whole = gzip.compress(np.packbits(structures).tobytes())
+    headers = {"Content-Type": RAW, "Content-Encoding": "gzip"}
+    for content, message in ((whole[:-9], "incomplete"), (b"\0" + whole, "not valid gzip")):
+        answer = http.post("/predict", content=content, headers=headers)
+        assert answer.status_code == 400
+        assert message in answer.json()["detail"]
+
+
 GOOD = np.zeros((128, 128))
 
 
