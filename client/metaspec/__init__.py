@@ -1,25 +1,32 @@
-"""Ask a MetaSpec server, or any Open Inference Protocol server with its models, for the spectra of structures."""
+"""Ask a MetaSpec server, or any Open Inference Protocol server with its models, for spectra of structures and gradients."""
 
-from metaspec._client import AsyncSurrogate, Surrogate
+from metaspec._client import AsyncSurrogate, Evaluation, Surrogate
 from metaspec._errors import (
     DeadlineExceeded,
+    InvalidCotangent,
     InvalidStructure,
     MetaSpecError,
     ModelUnavailable,
+    NotAllowed,
     ProtocolError,
     RequestTooLarge,
     ServerBusy,
     ServerError,
     ServerUnreachable,
 )
+from metaspec._protocol import ModelInfo
 from metaspec._spectra import Spectra
 
 __all__ = [
     "AsyncSurrogate",
     "DeadlineExceeded",
+    "Evaluation",
+    "InvalidCotangent",
     "InvalidStructure",
     "MetaSpecError",
+    "ModelInfo",
     "ModelUnavailable",
+    "NotAllowed",
     "ProtocolError",
     "RequestTooLarge",
     "ServerBusy",

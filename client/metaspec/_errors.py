@@ -2,10 +2,12 @@
 
 MetaSpecError
 ├── InvalidStructure (also a ValueError)   the array cannot be a structure; nothing was sent
+├── InvalidCotangent (also a ValueError)   the array cannot be a cotangent; nothing was sent
 ├── ServerUnreachable                      no connection, or it broke
 ├── ServerBusy                             the queue is full; `retry_after` says when to come back
 ├── DeadlineExceeded                       no answer in time
 ├── ModelUnavailable                       the server has no such model or version
+├── NotAllowed                             the server wants an API key, or another one
 ├── RequestTooLarge                        lower `batch_size`
 ├── ServerError                            the server failed, or refused for another reason
 └── ProtocolError                          the answer is not what the protocol says
@@ -20,6 +22,14 @@ class MetaSpecError(Exception):
 
 class InvalidStructure(MetaSpecError, ValueError):
     """The array cannot be a structure. Nothing has been sent."""
+
+
+class InvalidCotangent(MetaSpecError, ValueError):
+    """The array cannot be a cotangent. Nothing has been sent."""
+
+
+class NotAllowed(MetaSpecError):
+    """The server wants an API key, or another one: give `api_key`."""
 
 
 class ServerUnreachable(MetaSpecError):

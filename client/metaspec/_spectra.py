@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 if TYPE_CHECKING:
+    import pandas
     import xarray
     from matplotlib.axes import Axes
 
@@ -79,16 +81,16 @@ class Spectra:
 
     def to_xarray(self) -> xarray.DataArray:
         """A labelled array with dimensions structure, channel and wavelength. Needs xarray."""
-        import xarray
-
+        xarray_package = _needed("xarray")
         coordinates = {
             "channel": list(self.channels),
             "wavelength": ("wavelength", self.wavelengths_nm, {"units": "nm"}),
         }
         attributes = {"model": self.model, "version": self.version, "long_name": "efficiency"}
-        return xarray.DataArray(
+        array: xarray.DataArray = xarray_package.DataArray(
             self.values, coordinates, ("structure", "channel", "wavelength"), "efficiency", attributes
         )
+        return array
 
     def plot(self, structure: int = 0, ax: Axes | None = None, **line: Any) -> Axes:
         """Draw the spectra of one structure, a line for each detector. Needs matplotlib.
@@ -98,16 +100,24 @@ class Spectra:
             ax: where to draw; a new figure by default.
             **line: properties of the lines, such as `linestyle`.
         """
-        from matplotlib import pyplot
-
         if ax is None:
-            _, ax = pyplot.subplots(figsize=(6, 4), layout="constrained")
-            ax.set(xlabel="wavelength (nm)", ylabel="efficiency")
+            _, ax = _needed("matplotlib.pyplot").subplots(figsize=(6, 4), layout="constrained")
             ax.set_xlim(self.wavelengths_nm[0], self.wavelengths_nm[-1])
+        ax.set(xlabel="wavelength (nm)", ylabel="efficiency")
         for channel, values in zip(self.channels, self[structure].values[0], strict=True):
             ax.plot(self.wavelengths_nm, values, **{"color": _LINES.get(channel), "label": channel, **line})
         ax.legend()
         return ax
+
+    def to_dataframe(self) -> pandas.DataFrame:
+        """A table with a row for each structure and wavelength and a column for each channel. Needs pandas."""
+        pandas_package = _needed("pandas")
+        index = pandas_package.MultiIndex.from_product(
+            [range(len(self)), self.wavelengths_nm], names=["structure", "wavelength_nm"]
+        )
+        rows = self.values.transpose(0, 2, 1).reshape(-1, len(self.channels))
+        table: pandas.DataFrame = pandas_package.DataFrame(rows, index, list(self.channels))
+        return table
 
     def _band_mean(self, colour: str, bands: list[str]) -> NDArray[np.float32]:
         power = np.sum([self.channel(name) for name in _DETECTORS[colour]], axis=0)
@@ -119,3 +129,11 @@ class Spectra:
             raise ValueError(f"no wavelength lies in the band of {' or '.join(bands)}")
         mean: NDArray[np.float32] = power[:, inside].mean(axis=1)
         return mean
+
+
+def _needed(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        package = name.partition(".")[0]
+        raise ImportError(f"this needs {package}: pip install {package}") from error

@@ -76,3 +76,26 @@ def test_importing_the_client_is_light() -> None:
         "print(sorted(heavy & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_a_table(spectra: Spectra) -> None:
+    table = spectra.to_dataframe()
+    assert table.shape == (len(spectra) * len(spectra.wavelengths_nm), 4)
+    assert table.loc[(1, spectra.wavelengths_nm[7]), "G2"] == spectra.values[1, 2, 7]
+
+
+def test_axes_of_others_get_labels_too(spectra: Spectra) -> None:
+    from matplotlib.figure import Figure
+
+    ax = spectra.plot(1, ax=Figure().subplots())
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("wavelength (nm)", "efficiency")
+
+
+@pytest.mark.parametrize(
+    ("method", "package"), [("to_xarray", "xarray"), ("to_dataframe", "pandas"), ("plot", "matplotlib")]
+)
+def test_what_is_not_installed(spectra: Spectra, monkeypatch: pytest.MonkeyPatch, method: str, package: str) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
+    with pytest.raises(ImportError, match=f"pip install {package}"):
+        getattr(spectra, method)()
