@@ -108,14 +108,34 @@ def test_a_predicted_symmetry_of_the_device(bundled, test_set: Samples) -> None:
     assert 0 < np.abs(spectra - transposed).mean() < 0.01
 
 
+def run_example(name: str, url: str, folder: Path) -> str:
+    command = [sys.executable, str(ROOT / "client" / "examples" / name), url]
+    environment = os.environ | {"MPLBACKEND": "Agg"}
+    return subprocess.run(command, capture_output=True, text=True, check=True, cwd=folder, env=environment).stdout
+
+
 def test_the_first_prediction_example(bundled, tmp_path: Path) -> None:
-    script = ROOT / "client" / "examples" / "first_prediction.py"
-    command = [sys.executable, str(script), bundled.url]
-    result = subprocess.run(
-        command, capture_output=True, text=True, check=True, cwd=tmp_path, env={**os.environ, "MPLBACKEND": "Agg"}
-    )
-    assert "10 structures, R/G1/G2/B, 301 wavelengths" in result.stdout
+    assert "10 structures, R/G1/G2/B, 301 wavelengths" in run_example("first_prediction.py", bundled.url, tmp_path)
     assert (tmp_path / "first_prediction.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_torch_example_finds_a_router(bundled, tmp_path: Path) -> None:
+    output = run_example("torch_gradient.py", bundled.url, tmp_path)
+    found = [float(value) for value in re.findall(r"efficiencies (\S+) in the best start", output)]
+    assert len(found) == 30
+    assert found[-1] > found[0] + 0.05
+    structure = np.load(tmp_path / "router.npy")
+    with Surrogate(bundled.url) as surrogate:
+        reached = float(surrogate.predict(structure).min_efficiency()[0])
+    assert f"binary: {reached:.3f}" in output
+
+
+def test_the_jax_example_raises_what_it_says(bundled, tmp_path: Path) -> None:
+    lines = run_example("jax_gradient.py", bundled.url, tmp_path).splitlines()
+    first, last = ([float(value) for value in line.partition("blue ")[2].split(",")] for line in (lines[0], lines[-1]))
+    assert len(lines) == 15
+    assert len(first) == 4
+    assert all(after > before + 0.02 for before, after in zip(first, last, strict=True))
 
 
 def test_the_curl_commands_of_the_readme(bundled, tmp_path: Path) -> None:

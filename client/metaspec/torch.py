@@ -1,0 +1,59 @@
+"""A remote surrogate as a differentiable function of PyTorch tensors. Needs torch.
+
+from metaspec import Surrogate
+from metaspec.torch import spectra_of
+
+surrogate = Surrogate()
+density = torch.rand(16, 128, 128, requires_grad=True)
+loss = -spectra_of(density, surrogate)[:, 3, :100].mean()      # blue light on detector B
+loss.backward()
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from metaspec._client import Surrogate
+
+
+def spectra_of(density: torch.Tensor, surrogate: Surrogate) -> torch.Tensor:
+    """Spectra of structures, differentiable once with respect to their density.
+
+    A call asks the server once for all structures, and once more in the backward pass.
+
+    Args:
+        density: (..., 128, 128), 1 is solid and 0 is void; of any floating-point dtype, on any device.
+        surrogate: what to ask; not an `AsyncSurrogate`.
+
+    Returns:
+        (..., channels, wavelengths), of the dtype and on the device of the density.
+
+    Raises:
+        InvalidStructure: before anything is sent.
+        MetaSpecError: see `Surrogate.predict`.
+        RuntimeError: in the backward pass, if a second derivative is asked for: no server computes those.
+    """
+    result: torch.Tensor = _Remote.apply(density, surrogate)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _Remote(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, density: torch.Tensor, surrogate: Surrogate) -> torch.Tensor:
+        ctx.save_for_backward(density)
+        ctx.surrogate = surrogate
+        stacked = density.detach().reshape(-1, *density.shape[-2:]).cpu()
+        values = torch.tensor(surrogate.predict(stacked.numpy()).values)
+        return values.to(density).reshape(*density.shape[:-2], *values.shape[1:])
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: torch.Tensor) -> tuple[torch.Tensor, None]:
+        if torch.is_grad_enabled():
+            raise RuntimeError("a remote surrogate has first derivatives only: leave out create_graph=True")
+        (density,), (cotangent,) = ctx.saved_tensors, cotangents
+        stacked = density.detach().reshape(-1, *density.shape[-2:]).cpu()
+        pulled = cotangent.reshape(-1, *cotangent.shape[-2:]).cpu()
+        gradient = torch.tensor(ctx.surrogate.gradient(stacked.numpy(), pulled.numpy()))
+        return gradient.to(density).reshape(density.shape), None
