@@ -43,7 +43,7 @@ class ResultCache:
     """
 
     def __init__(self, max_bytes: int) -> None:
-        self._entries: LRUCache[tuple[str, int, bytes], _Entry] = LRUCache(max_bytes, getsizeof=lambda e: e.nbytes)
+        self._entries: LRUCache[tuple[int, bytes], _Entry] = LRUCache(max_bytes, getsizeof=lambda e: e.nbytes)
         self._lock = threading.Lock()
 
     @property
@@ -51,20 +51,20 @@ class ResultCache:
         """Bytes in use."""
         return int(self._entries.currsize)
 
-    def get(self, model: str, version: int, row_keys: Sequence[bytes]) -> list[Rows | None]:
-        """For each row its results, without the batch axis, or None."""
+    def get(self, model: int, row_keys: Sequence[bytes]) -> list[Rows | None]:
+        """For each row its results by a model, without the batch axis, or None."""
         with self._lock:
-            entries = [self._entries.get((model, version, key)) for key in row_keys]
+            entries = [self._entries.get((model, key)) for key in row_keys]
         return [None if entry is None else entry.row for entry in entries]
 
-    def put(self, model: str, version: int, row_keys: Sequence[bytes], results: Rows) -> None:
-        """Keep the results of rows. What alone would fill the cache is not kept."""
+    def put(self, model: int, row_keys: Sequence[bytes], results: Rows) -> None:
+        """Keep a model's results of rows. What alone would fill the cache is not kept."""
         nbytes = sum(array[0].nbytes for array in results.values()) + _OVERHEAD
         for n, key in enumerate(row_keys):
             entry = _Entry({name: array[n].copy() for name, array in results.items()}, nbytes + len(key))
             if entry.nbytes <= self._entries.maxsize:
                 with self._lock:
-                    self._entries[model, version, key] = entry
+                    self._entries[model, key] = entry
 
 
 def computing_repeats_once(run: Callable[[Sequence[Rows]], Rows]) -> Callable[[Sequence[Rows]], Rows]:

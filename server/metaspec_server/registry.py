@@ -7,6 +7,7 @@ finishes what it has accepted, and goes. A version that cannot be loaded never t
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -56,6 +57,7 @@ class ServedModel:
         wanted: engines that the queue should have.
         revive: brings back the engines that died; blocks. Returns how many.
         users: requests that are using it just now.
+        number: its own, not that of the version: a version whose file is replaced is another model.
     """
 
     file: ModelFile
@@ -65,6 +67,7 @@ class ServedModel:
     revive: Callable[[], int]
     users: int = 0
     idle: asyncio.Event = field(default_factory=asyncio.Event)
+    number: int = field(default_factory=itertools.count().__next__)
 
     @property
     def name(self) -> str:

@@ -103,7 +103,7 @@ class Service:
             Problem: 413 too many structures, 422 values that are no density, 503 the queue is full or the server is
                 shutting down, 504 too late, 500 the engine failed.
         """
-        size, limit = count(rows), self.settings.max_structures
+        size, limit = count(rows), min(self.settings.max_structures, self.settings.max_queue)
         if size > limit:
             raise Problem(413, f"at most {limit} structures in one request, got {size}: send several requests")
         name = model.structure.name
@@ -134,7 +134,7 @@ class Service:
             new = [row_keys[n] for n in missing]
             some = rows if len(missing) == size else {name: array[missing] for name, array in rows.items()}
             computed = await self._compute(model, some | {KEY: np.array(new, object)})
-            await off_loop(nbytes, cache.put, model.name, model.version, new, computed)
+            await off_loop(nbytes, cache.put, model.number, new, computed)
         if len(missing) == size:
             return computed
         results = {}
@@ -212,4 +212,4 @@ def _admit(model: ServedModel, structures: NDArray[Any]) -> NDArray[Any]:
 
 def _find(cache: ResultCache, model: ServedModel, rows: Rows) -> tuple[list[bytes], list[Rows | None]]:
     row_keys = keys(rows)
-    return row_keys, cache.get(model.name, model.version, row_keys)
+    return row_keys, cache.get(model.number, row_keys)

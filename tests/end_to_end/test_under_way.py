@@ -41,6 +41,19 @@ def test_structures_of_a_caller_who_hangs_up_leave_the_queue(start_server) -> No
         assert not server.log
 
 
+def test_a_full_queue_says_when_to_return(start_server) -> None:
+    with start_server("--max-queue", "100") as server, ThreadPoolExecutor() as pool:
+        first = pool.submit(httpx.post, server.url + "/predict", content=packed(100), headers=HEADERS, timeout=60)
+        while not waiting(server.url):
+            time.sleep(0.01)
+        second = httpx.post(server.url + "/predict", content=packed(99), headers=HEADERS)
+        assert second.status_code == 503
+        assert "of 100 structures wait; try again later" in second.json()["detail"]
+        assert int(second.headers["Retry-After"]) >= 1
+        assert first.result(60).status_code == 200
+        assert httpx.post(server.url + "/predict", content=packed(99), headers=HEADERS, timeout=60).status_code == 200
+
+
 def test_accepted_work_is_finished_before_the_end(start_server) -> None:
     with start_server() as server, ThreadPoolExecutor() as pool:
         answer = pool.submit(httpx.post, server.url + "/predict", content=packed(200), headers=HEADERS, timeout=60)

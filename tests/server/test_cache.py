@@ -16,34 +16,33 @@ def test_keys_are_the_bytes_of_all_tensors_of_a_row() -> None:
 def test_what_was_used_least_recently_makes_room() -> None:
     cache = ResultCache(3 * (600 + 1 + 400))
     for name in (b"a", b"b", b"c"):
-        cache.put("model", 1, [name], {"y": np.full((1, 100), ord(name), np.float32)})
-    assert cache.get("model", 1, [b"a"])[0] is not None
-    cache.put("model", 1, [b"d"], {"y": np.zeros((1, 100), np.float32)})
-    found = cache.get("model", 1, [b"a", b"b", b"c", b"d"])
+        cache.put(1, [name], {"y": np.full((1, 100), ord(name), np.float32)})
+    assert cache.get(1, [b"a"])[0] is not None
+    cache.put(1, [b"d"], {"y": np.zeros((1, 100), np.float32)})
+    found = cache.get(1, [b"a", b"b", b"c", b"d"])
     assert [row is not None for row in found] == [True, False, True, True]
     assert found[0] is not None
     assert (found[0]["y"] == ord("a")).all()
     assert cache.nbytes == 3 * 1001
 
 
-def test_models_and_versions_do_not_share_results() -> None:
+def test_models_do_not_share_results() -> None:
     cache = ResultCache(10**6)
-    cache.put("model", 1, [b"a"], {"y": np.zeros((1, 1))})
-    assert cache.get("model", 2, [b"a"]) == [None]
-    assert cache.get("other", 1, [b"a"]) == [None]
+    cache.put(1, [b"a"], {"y": np.zeros((1, 1))})
+    assert cache.get(2, [b"a"]) == [None]
 
 
 def test_what_is_larger_than_the_cache_is_not_kept() -> None:
     cache = ResultCache(1000)
-    cache.put("model", 1, [b"a"], {"y": np.zeros((1, 10**6))})
-    assert cache.get("model", 1, [b"a"]) == [None]
+    cache.put(1, [b"a"], {"y": np.zeros((1, 10**6))})
+    assert cache.get(1, [b"a"]) == [None]
 
 
 def test_kept_results_do_not_change_with_the_arrays_they_came_from() -> None:
     cache, results = ResultCache(10**6), {"y": np.zeros((1, 3))}
-    cache.put("model", 1, [b"a"], results)
+    cache.put(1, [b"a"], results)
     results["y"][:] = 9
-    row = cache.get("model", 1, [b"a"])[0]
+    row = cache.get(1, [b"a"])[0]
     assert row is not None
     assert (row["y"] == 0).all()
 

@@ -117,9 +117,21 @@ def test_a_broken_version_never_replaces_a_working_one(root, make_model, start_s
         until(lambda: any("diffractionnet version 2 is not served" in line for line in server.log))
         assert 'metaspec_load_failures_total{model="diffractionnet"} 1.0' in httpx.get(server.url + "/metrics").text
 
-        onnx.save(make_model(seed=2), root / "diffractionnet" / "2" / "whole.onnx")
-        os.replace(root / "diffractionnet" / "2" / "whole.onnx", root / "diffractionnet" / "2" / "model.onnx")
+        def answer() -> tuple[str, list]:
+            answered = httpx.post(server.url + "/predict", json={"structures": np.eye(128).tolist()}).json()
+            return answered["version"], answered["spectra"]
+
+        def replace(seed: int) -> None:
+            onnx.save(make_model(seed=seed), root / "diffractionnet" / "2" / "whole.onnx")
+            os.replace(root / "diffractionnet" / "2" / "whole.onnx", root / "diffractionnet" / "2" / "model.onnx")
+
+        replace(seed=2)
         until(lambda: version(server) == "2")
+        before = answer()
+        assert before == answer(), "from the cache"
+        replace(seed=3)
+        until(lambda: answer() != before)  # what the cache has is that of another model
+        assert answer()[0] == "2"
         assert index(server)["diffractionnet", "2"]["state"] == "READY"
 
         (root / "diffractionnet" / "2" / "model.onnx").write_bytes(b"no graph any more")

@@ -110,6 +110,20 @@ def test_repeats_within_a_request_are_computed_once(small_repository, start_serv
         assert metrics(server.url)["metaspec_structures_total", "diffractionnet"] == 6
 
 
+def test_two_engines_of_a_model(small_repository, start_server, structures, expected) -> None:
+    flags = ("--repository", str(small_repository), "--instances", "2", "--threads", "2", "--cache-mb", "0")
+    with start_server(*flags) as server:
+        assert metrics(server.url)["metaspec_engines", "diffractionnet"] == 2
+        body = np.packbits(structures, axis=None).tobytes()
+        with ThreadPoolExecutor(8) as pool:
+            answers = list(
+                pool.map(lambda _: httpx.post(server.url + "/predict", content=body, headers=PACKED), range(40))
+            )
+        for answer in answers:
+            spectra = np.frombuffer(answer.raise_for_status().content, np.float32)
+            np.testing.assert_allclose(spectra, expected(structures).ravel(), atol=1e-6)
+
+
 def test_without_a_cache_everything_is_computed(small_repository, start_server, structures) -> None:
     with start_server("--repository", str(small_repository), "--cache-mb", "0") as server:
         body = np.packbits(structures, axis=None).tobytes()
