@@ -15,7 +15,7 @@ STEPS = 15
 with Surrogate(*sys.argv[1:2]) as surrogate:
     spectra_of = spectra_function(surrogate)
 
-    def blue_on_its_detector(latent):
+    def blue_on_its_detector(latent: jax.Array) -> jax.Array:
         """Mean efficiency of detector B from 400 to 499 nm, of one latent field (128, 128)."""
         return spectra_of(jax.nn.sigmoid(latent))[3, :100].mean()
 
