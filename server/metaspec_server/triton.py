@@ -18,7 +18,6 @@ import tritonclient.grpc.aio
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from metaspec_server.batching import Closed, DeadlineExceeded, EngineFailure, EngineUnavailable, MicroBatch, QueueFull
-from metaspec_server.cache import KEY
 from metaspec_server.engines import Description, describe
 from metaspec_server.metrics import Metrics
 from metaspec_server.offload import off_loop
@@ -26,6 +25,12 @@ from metaspec_server.registry import NotYet, ServedModel
 from metaspec_server.repository import ModelFile
 from metaspec_server.settings import Settings
 from metaspec_server.tensors import Rows, count, gather
+
+_CHANNEL = [
+    ("grpc.max_send_message_length", -1),
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.use_local_subchannel_pool", 1),  # else a new connection shares the back-off of the one that broke
+]
 
 
 class TritonQueue:
@@ -138,7 +143,7 @@ class TritonQueue:
 
     def _encode(self, rows: Rows, size: int) -> list[Any]:
         buffers: Rows = {spec.name: np.empty((size, *spec.shape), spec.dtype) for spec in self._about.inputs}
-        gather([{name: array for name, array in rows.items() if name != KEY}], self._about.inputs, buffers)
+        gather([rows], self._about.inputs, buffers)
         inputs = []
         for name, array in buffers.items():
             tensor = tritonclient.grpc.InferInput(name, array.shape, np_to_triton_dtype(array.dtype))
@@ -149,7 +154,7 @@ class TritonQueue:
     def _client(self) -> Any:
         """The connection; it belongs to the event loop that it was made in."""
         if self._made is None:
-            self._made = tritonclient.grpc.aio.InferenceServerClient(self._url)
+            self._made = tritonclient.grpc.aio.InferenceServerClient(self._url, channel_args=_CHANNEL)
         return self._made
 
 

@@ -16,7 +16,7 @@ from tests.triton import Triton, python_repository, start_triton
 CONFIG = """
 name: "{name}"
 backend: "onnxruntime"
-max_batch_size: 8
+max_batch_size: {max_batch}
 input [ {inputs} ]
 output [ {outputs} ]
 dynamic_batching {{ }}
@@ -31,8 +31,9 @@ def repository(tmp_path_factory: pytest.TempPathFactory, make_model, make_gradie
     root = make_repository(tmp_path_factory.mktemp("source"), make_model())
     make_repository(root, make_gradient_model())
     texts = {
-        "diffractionnet": CONFIG.format(name="diffractionnet", inputs=STRUCTURE, outputs=SPECTRA),
+        "diffractionnet": CONFIG.format(max_batch=8, name="diffractionnet", inputs=STRUCTURE, outputs=SPECTRA),
         "diffractionnet_vjp": CONFIG.format(
+            max_batch=128,
             name="diffractionnet_vjp",
             inputs=STRUCTURE + ', { name: "cotangent", data_type: TYPE_FP32, dims: [ 4, 301 ] }',
             outputs=SPECTRA + ', { name: "gradient", data_type: TYPE_FP32, dims: [ 1, 128, 128 ] }',
@@ -80,6 +81,17 @@ def test_large_and_concurrent_requests_come_back_in_order(front, expected) -> No
     with ThreadPoolExecutor(len(requests)) as pool:
         for structures, spectra in zip(requests, pool.map(ask, requests), strict=True):
             np.testing.assert_allclose(spectra, expected(structures), atol=1e-6)
+
+
+def test_answers_of_many_megabytes(front, expected_gradient) -> None:
+    """100 gradients are more than the 4 MiB that gRPC takes by default."""
+    rng = np.random.default_rng(2)
+    structures = rng.integers(0, 2, (100, 128, 128), dtype=np.uint8)
+    cotangent = rng.normal(size=(100, 4, 301)).astype(np.float32)
+    body = np.packbits(structures, axis=None).tobytes() + cotangent.tobytes()
+    answer = httpx.post(front.url + "/gradient", content=body, headers=PACKED, timeout=60).raise_for_status()
+    gradient = np.frombuffer(answer.content, np.float32)[100 * 4 * 301 :]
+    np.testing.assert_allclose(gradient, expected_gradient(structures, cotangent).ravel(), atol=1e-6)
 
 
 def test_a_version_that_triton_does_not_serve(triton: Triton, repository: Path, make_model, start_server) -> None:
