@@ -20,7 +20,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -157,9 +157,6 @@ def direct(model: Path, threads: int, callers: int, batch: int, seconds: float) 
     if batch > size:
         latencies = latencies[:: batch // size]
     return Load(elapsed, latencies), watched.cpu_seconds, watched.peak_mib
-
-
-Contender = Callable[[], "contextmanager[tuple[str, psutil.Process, Callable[[int], bytes]]]"]
 
 
 @contextmanager

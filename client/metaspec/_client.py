@@ -9,7 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, Generic, NamedTuple, Self, TypeVar
 
 import httpx
 import numpy as np
@@ -20,6 +20,8 @@ from metaspec import _protocol
 from metaspec._errors import DeadlineExceeded, MetaSpecError, ServerUnreachable
 from metaspec._protocol import Answer, ModelInfo
 from metaspec._spectra import Spectra
+
+Http = TypeVar("Http")
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 
@@ -51,20 +53,21 @@ class _Batch:
     cotangent: NDArray[np.float32] | None
 
 
-class _Base:
+class _Base(Generic[Http]):
     """What the two clients share: all that does not wait."""
 
     def __init__(
         self,
-        url: str,
-        model: str,
-        version: str | int | None,
-        api_key: str | None,
-        timeout: float,
-        retries: int,
-        batch_size: int,
-        concurrency: int,
-        progress: bool,
+        url: str = DEFAULT_URL,
+        *,
+        model: str = "diffractionnet",
+        version: str | int | None = None,
+        api_key: str | None = None,
+        timeout: float = 60.0,
+        retries: int = 4,
+        batch_size: int = 256,
+        concurrency: int = 4,
+        progress: bool = True,
     ) -> None:
         for name, value, least in (
             ("retries", retries, 0),
@@ -80,13 +83,17 @@ class _Base:
         self.url, self.model, self.version = url.rstrip("/"), model, None if version is None else str(version)
         self._timeout, self._retries = timeout, retries
         self._batch_size, self._concurrency, self._progress = batch_size, concurrency, progress
-        self._settings: dict[str, Any] = {
+        self._info: ModelInfo | None = None
+        settings = {
             "base_url": self.url,
             "timeout": timeout,
             "limits": httpx.Limits(max_connections=concurrency, max_keepalive_connections=concurrency),
             "headers": {"User-Agent": "metaspec"} | ({"Authorization": f"Bearer {api_key}"} if api_key else {}),
         }
-        self._info: ModelInfo | None = None
+        self._http: Http = self._connect(settings)
+
+    def _connect(self, settings: dict[str, Any]) -> Http:
+        raise NotImplementedError
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.model} at {self.url}>"
@@ -167,7 +174,7 @@ class _Base:
         return False
 
 
-class Surrogate(_Base):
+class Surrogate(_Base[httpx.Client]):
     """A surrogate model on a server. Threads may share one; it keeps its connections open until it is closed.
 
     Args:
@@ -191,21 +198,8 @@ class Surrogate(_Base):
         (10, 3)
     """
 
-    def __init__(
-        self,
-        url: str = DEFAULT_URL,
-        *,
-        model: str = "diffractionnet",
-        version: str | int | None = None,
-        api_key: str | None = None,
-        timeout: float = 60.0,
-        retries: int = 4,
-        batch_size: int = 256,
-        concurrency: int = 4,
-        progress: bool = True,
-    ) -> None:
-        super().__init__(url, model, version, api_key, timeout, retries, batch_size, concurrency, progress)
-        self._http = httpx.Client(**self._settings)
+    def _connect(self, settings: dict[str, Any]) -> httpx.Client:
+        return httpx.Client(**settings)
 
     def predict(self, structures: ArrayLike) -> Spectra:
         """Spectra of structures.
@@ -318,27 +312,14 @@ class Surrogate(_Base):
         raise AssertionError("the last attempt returns or raises")
 
 
-class AsyncSurrogate(_Base):
+class AsyncSurrogate(_Base[httpx.AsyncClient]):
     """`Surrogate` for asyncio: the same arguments and methods, to be awaited.
 
     Large arrays are checked, packed and unpacked in threads, so that the event loop stays free.
     """
 
-    def __init__(
-        self,
-        url: str = DEFAULT_URL,
-        *,
-        model: str = "diffractionnet",
-        version: str | int | None = None,
-        api_key: str | None = None,
-        timeout: float = 60.0,
-        retries: int = 4,
-        batch_size: int = 256,
-        concurrency: int = 4,
-        progress: bool = True,
-    ) -> None:
-        super().__init__(url, model, version, api_key, timeout, retries, batch_size, concurrency, progress)
-        self._http = httpx.AsyncClient(**self._settings)
+    def _connect(self, settings: dict[str, Any]) -> httpx.AsyncClient:
+        return httpx.AsyncClient(**settings)
 
     async def predict(self, structures: ArrayLike) -> Spectra:
         """Spectra of structures; see `Surrogate.predict`."""

@@ -106,12 +106,7 @@ def check_structures(structures: ArrayLike, pixels: tuple[int, int]) -> NDArray[
         InvalidStructure: another shape than (y, x), (N, y, x) or (N, 1, y, x); or values that are not in [0, 1].
     """
     y, x = pixels
-    try:
-        array = np.asarray(structures)
-    except ValueError as error:
-        raise InvalidStructure(f"structures must be an array: {error}") from None
-    if array.dtype.kind not in "buif":
-        raise InvalidStructure(f"structures must be numbers from 0 (void) to 1 (solid), got {array.dtype}")
+    array = _numbers(structures, "structures", "numbers from 0 (void) to 1 (solid)", InvalidStructure)
     if array.shape[-2:] != pixels or array.ndim not in (2, 3, 4) or (array.ndim == 4 and array.shape[1] != 1):
         raise InvalidStructure(f"structures must be ({y}, {x}), (N, {y}, {x}) or (N, 1, {y}, {x}), got {array.shape}")
     array = array.reshape(-1, 1, y, x)
@@ -134,12 +129,7 @@ def check_cotangent(cotangent: ArrayLike, count: int, info: ModelInfo) -> NDArra
     Raises:
         InvalidCotangent: another shape, or values that are not finite numbers.
     """
-    try:
-        array = np.asarray(cotangent)
-    except ValueError as error:
-        raise InvalidCotangent(f"cotangent must be an array: {error}") from None
-    if array.dtype.kind not in "buif":
-        raise InvalidCotangent(f"cotangent must be numbers, got {array.dtype}")
+    array = _numbers(cotangent, "cotangent", "numbers", InvalidCotangent)
     if array.shape not in (info.spectra_shape, (count, *info.spectra_shape)):
         shape = f"({info.spectra_shape[0]}, {info.spectra_shape[1]})"
         raise InvalidCotangent(f"cotangent must be {shape} or ({count}, {shape[1:]}, got {array.shape}")
@@ -148,6 +138,18 @@ def check_cotangent(cotangent: ArrayLike, count: int, info: ModelInfo) -> NDArra
     if not np.isfinite(array).all():
         raise InvalidCotangent(f"cotangent must be finite, got {array[~np.isfinite(array)][0]}")
     return np.broadcast_to(array, (count, *info.spectra_shape))
+
+
+def _numbers(
+    values: ArrayLike, name: str, expected: str, invalid: type[InvalidStructure | InvalidCotangent]
+) -> NDArray[Any]:
+    try:
+        array = np.asarray(values)
+    except ValueError as error:
+        raise invalid(f"{name} must be an array: {error}") from None
+    if array.dtype.kind not in "buif":
+        raise invalid(f"{name} must be {expected}, got {array.dtype}")
+    return array
 
 
 def encode_infer(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from importlib.metadata import version
 from pathlib import Path
 
@@ -17,11 +16,10 @@ from starlette.types import ASGIApp
 from metaspec_server import native, oip
 from metaspec_server.observing import Observer
 from metaspec_server.problems import Problem
+from metaspec_server.registry import UnknownModel
 from metaspec_server.security import Guard, read_api_keys
 from metaspec_server.service import Service
 from metaspec_server.telemetry import traced
-
-log = logging.getLogger(__name__)
 
 _WEB = Path(__file__).parent / "web"
 
@@ -58,6 +56,10 @@ def create_app(service: Service) -> ASGIApp:
     @app.exception_handler(Problem)
     async def problem(request: Request, error: Problem) -> Response:
         return error.response_for(request.url.path)
+
+    @app.exception_handler(UnknownModel)
+    async def unknown_model(request: Request, error: UnknownModel) -> Response:
+        return await problem(request, Problem(404, str(error)))
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> Response:

@@ -54,7 +54,7 @@ async def predict(request: Request, choice: Annotated[Choice, Depends()]) -> Res
     service: Service = request.app.state.service
     media_type = _media_type(request)
     content_type = _content_type(request)
-    with service.lease(choice.model, choice.version) as served:
+    with service.registry.lease(choice.model, choice.version) as served:
         if len(served.about.inputs) > 1:
             raise Problem(422, f"model {choice.model!r} gives gradients: ask for it at /gradient", field="model")
         raw = await read_body(request, service.settings)
@@ -78,7 +78,7 @@ async def gradient(request: Request, choice: Annotated[Choice, Depends()]) -> Re
     media_type = _media_type(request)
     content_type = _content_type(request)
     name = choice.model if choice.model.endswith("_vjp") else f"{choice.model}_vjp"
-    with service.lease(name, choice.version) as served:
+    with service.registry.lease(name, choice.version) as served:
         inputs = {spec.name for spec in served.about.inputs}
         if inputs != {served.structure.name, "cotangent"}:
             raise Problem(

@@ -14,7 +14,7 @@ from metaspec_server.documents import INFER_ANSWERS, INFER_BODY, oip_errors
 from metaspec_server.offload import off_loop
 from metaspec_server.presence import while_present
 from metaspec_server.problems import Problem
-from metaspec_server.registry import Registry, UnknownModel
+from metaspec_server.registry import Registry
 from metaspec_server.repository import RepositoryError
 from metaspec_server.service import Service
 
@@ -59,7 +59,7 @@ async def ready(request: Request) -> Response:
 async def model_metadata(request: Request, model: str, version: str | None = None) -> dict[str, Any]:
     """Tensors of a model, and, as `parameters`, what it says of itself: process, wavelengths, channels, quality."""
     service = _service(request)
-    served = service.model(model, version)
+    served = service.registry.find(model, version)
     versions = sorted(one.version for one in service.registry.served() if one.name == served.name)
     return {
         "name": served.name,
@@ -75,7 +75,7 @@ async def model_metadata(request: Request, model: str, version: str | None = Non
 @router.get("/models/{model}/versions/{version}/config", responses=oip_errors(404))
 async def model_config(request: Request, model: str, version: str | None = None) -> dict[str, Any]:
     """The part of Triton's model configuration that clients read."""
-    served = _service(request).model(model, version)
+    served = _service(request).registry.find(model, version)
     return {
         "name": served.name,
         "platform": "onnxruntime_onnx",
@@ -90,7 +90,7 @@ async def model_config(request: Request, model: str, version: str | None = None)
 @router.get("/models/{model}/versions/{version}/ready", responses=oip_errors(404, 503), response_class=Response)
 async def model_ready(request: Request, model: str, version: str | None = None) -> Response:
     """200 when the model takes work; 404 when there is none of that name and version."""
-    served = _service(request).model(model, version)
+    served = _service(request).registry.find(model, version)
     return Response(status_code=200 if served.ready else 503)
 
 
@@ -118,8 +118,6 @@ async def load_model(request: Request, model: str) -> Response:
     registry = _controlled(request)
     try:
         await registry.load(model)
-    except UnknownModel as error:
-        raise Problem(404, str(error)) from None
     except RepositoryError as error:
         raise Problem(400, str(error)) from None
     return Response()
@@ -128,11 +126,7 @@ async def load_model(request: Request, model: str) -> Response:
 @router.post("/repository/models/{model}/unload", responses=oip_errors(400, 403, 404), response_class=Response)
 async def unload_model(request: Request, model: str) -> Response:
     """Stop serving a model, after what it has accepted, until it is loaded again."""
-    registry = _controlled(request)
-    try:
-        await registry.unload(model)
-    except UnknownModel as error:
-        raise Problem(404, str(error)) from None
+    await _controlled(request).unload(model)
     return Response()
 
 
@@ -146,7 +140,7 @@ async def unload_model(request: Request, model: str) -> Response:
 async def infer(request: Request, model: str, version: str | None = None) -> Response:
     """Compute a model: named tensors in, named tensors out, as JSON or as raw bytes after the JSON."""
     service = _service(request)
-    with service.lease(model, version) as served:
+    with service.registry.lease(model, version) as served:
         body = await read_body(request, service.settings)
         header_length = request.headers.get(protocol.HEADER_LENGTH)
         specs = served.about.inputs, served.about.outputs, served.structure.name

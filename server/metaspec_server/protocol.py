@@ -204,7 +204,7 @@ def _tensor(entry: dict[str, Any], spec: TensorSpec, raw: memoryview | None, may
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise ProtocolError(f"{name}: values must be finite, got {array[~np.isfinite(array)][0]}")
     if packed:
-        if array.min() < 0 or array.max() > 255 or (array.dtype.kind == "f" and (array % 1).any()):
+        if array.dtype != np.uint8 and (array.min() < 0 or array.max() > 255 or (array % 1).any()):
             raise ProtocolError(f"{name}: packed bits must be whole numbers from 0 to 255")
         return array.reshape(shape).astype(np.uint8, copy=False)
     return array.reshape(shape).astype(spec.dtype, copy=False)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ from metaspec_server.loading import onnx_loader
 from metaspec_server.metrics import Metrics, State
 from metaspec_server.offload import off_loop
 from metaspec_server.problems import Problem
-from metaspec_server.registry import Registry, ServedModel, UnknownModel
+from metaspec_server.registry import Registry, ServedModel
 from metaspec_server.repository import ModelFile, NothingToServe
 from metaspec_server.settings import Settings
 from metaspec_server.telemetry import tracer
@@ -69,28 +68,6 @@ class Service:
         """Whether there are models, and the newest version of each takes work on all its engines."""
         models = self.registry.newest()
         return bool(models) and all(model.ready for model in models)
-
-    def model(self, name: str, version: str | None = None) -> ServedModel:
-        """A model by name, and version if given, to look at.
-
-        Raises:
-            Problem: 404, there is none.
-        """
-        try:
-            return self.registry.find(name, version)
-        except UnknownModel as error:
-            raise Problem(404, str(error)) from None
-
-    @contextmanager
-    def lease(self, name: str, version: str | None = None) -> Iterator[ServedModel]:
-        """A model to compute with; see `Registry.lease`.
-
-        Raises:
-            Problem: 404, there is none.
-        """
-        self.model(name, version)
-        with self.registry.lease(name, version) as model:
-            yield model
 
     async def infer(self, model: ServedModel, rows: Rows) -> Rows:
         """Compute rows, or look them up.

@@ -175,7 +175,7 @@ def test_the_reference_data_sets(name: str, cells: int, count: int) -> None:
     assert np.isfinite(samples.spectra).all()
     assert samples.energy_error.mean() < 0.008
     distinct, times = np.unique(samples.packed, axis=0, return_counts=True)
-    assert len(distinct) > 0.998 * len(samples)  # the empty cell comes up now and then
+    assert len(distinct) >= 0.999 * len(samples)  # the empty cell comes up now and then
     repeated = np.unpackbits(distinct[times > 1], axis=1).mean(axis=1)
     assert np.isin(repeated, (0, 1)).all(), "only a cell that is empty or full comes twice by chance"
     recipe = data.Recipe(samples.process, seed=samples.attributes["seed"], cells=cells)
