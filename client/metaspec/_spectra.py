@@ -9,15 +9,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from metaspec._colours import BANDS_NM as BANDS_NM
+from metaspec._colours import COLOURS, channel_index, crosstalk_weights, efficiency_weights
+
 if TYPE_CHECKING:
     import pandas
     import xarray
     from matplotlib.axes import Axes
 
-BANDS_NM = {"B": (400.0, 500.0), "G": (500.0, 600.0), "R": (600.0, 700.0)}
-"""Bands of the colours: the lower edge belongs to the band, the upper one does not (invrs-gym's `bayer_sorter`)."""
-
-_DETECTORS = {"R": ("R",), "G": ("G1", "G2"), "B": ("B",)}
 _LINES = {"R": "tab:red", "G1": "tab:green", "G2": "yellowgreen", "B": "tab:blue"}
 
 
@@ -59,20 +58,18 @@ class Spectra:
 
     def channel(self, name: str) -> NDArray[np.float32]:
         """Efficiency of one detector, (N, wavelengths)."""
-        if name not in self.channels:
-            raise ValueError(f"channel must be one of {', '.join(self.channels)}, got {name!r}")
-        return self.values[:, self.channels.index(name)]
+        return self.values[:, channel_index(name, self.channels)]
 
     def colour_efficiency(self) -> NDArray[np.float32]:
         """Efficiency of red, green and blue, (N, 3): the mean over a colour's band of the power in its detectors.
 
         Green is the sum of G1 and G2.
         """
-        return np.stack([self._band_mean(colour, [colour]) for colour in "RGB"], axis=1)
+        return self._sums([efficiency_weights(colour, self.wavelengths_nm, self.channels) for colour in COLOURS])
 
     def crosstalk(self) -> NDArray[np.float32]:
         """Crosstalk of red, green and blue, (N, 3): the mean over the other two bands of the power in its detectors."""
-        return np.stack([self._band_mean(colour, [c for c in "RGB" if c != colour]) for colour in "RGB"], axis=1)
+        return self._sums([crosstalk_weights(colour, self.wavelengths_nm, self.channels) for colour in COLOURS])
 
     def min_efficiency(self) -> NDArray[np.float32]:
         """The smallest of the three colour efficiencies, (N,): what invrs-gym's challenge ranks by."""
@@ -119,16 +116,10 @@ class Spectra:
         table: pandas.DataFrame = pandas_package.DataFrame(rows, index, list(self.channels))
         return table
 
-    def _band_mean(self, colour: str, bands: list[str]) -> NDArray[np.float32]:
-        power = np.sum([self.channel(name) for name in _DETECTORS[colour]], axis=0)
-        wavelength = self.wavelengths_nm
-        inside = np.zeros(len(wavelength), bool)
-        for low, high in (BANDS_NM[band] for band in bands):
-            inside |= (wavelength >= low) & (wavelength < high)
-        if not inside.any():
-            raise ValueError(f"no wavelength lies in the band of {' or '.join(bands)}")
-        mean: NDArray[np.float32] = power[:, inside].mean(axis=1)
-        return mean
+    def _sums(self, weights: list[NDArray[np.float64]]) -> NDArray[np.float32]:
+        """Weighted sums over channels and wavelengths, (N, len(weights))."""
+        sums = np.tensordot(self.values, np.stack(weights), axes=([1, 2], [1, 2]))
+        return sums.astype(np.float32)
 
 
 def _needed(name: str) -> Any:
