@@ -1,0 +1,153 @@
+"""The loop: many starts at once, from latents to binary structures; it can be interrupted and resumed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from os import PathLike
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from metaspec._spectra import Spectra
+from metaspec.optimise import checkpoint as checkpoints
+from metaspec.optimise.base import Array, Optimiser
+from metaspec.optimise.problem import Problem
+from metaspec.optimise.record import History, Progress, Record, Result
+
+
+def beta_schedule(steps: int, first: float = 4.0, last: float = 64.0, stages: int = 5) -> list[float]:
+    """The sharpness of the projection in each step: stages of equal length, each sharper by the same factor.
+
+    Args:
+        steps: how many.
+        first: beta of the first stage.
+        last: beta of the last stage.
+        stages: how many, at most one for each step.
+    """
+    stages = max(1, min(stages, steps))
+    levels = np.geomspace(first, last, stages)
+    return [float(levels[step * stages // steps]) for step in range(steps)]
+
+
+def run(
+    problem: Problem,
+    optimiser: Optimiser,
+    steps: int = 200,
+    *,
+    betas: Sequence[float] | None = None,
+    check_every: int = 5,
+    checkpoint: str | PathLike[str] | None = None,
+    save_every_s: float = 30.0,
+    callback: Callable[[Progress], None] | None = None,
+    progress: bool = True,
+) -> Result:
+    """Optimise, and keep the best binary structure of each row of the batch.
+
+    Every `check_every` steps, and in the last one, the thresholded structures are evaluated too: what is kept and ranked
+    is what can be made, not a grey density.
+
+    Whatever ends a run early (Ctrl-C, a server that is gone, an exception of the callback), its last complete step is in
+    the checkpoint before the exception goes on. The same call then continues exactly where it was.
+
+    Args:
+        problem: to solve.
+        optimiser: to ask, in its initial state.
+        steps: how often to ask it.
+        betas: sharpness of the projection in each step, (steps,). By default `beta_schedule(steps)` for an optimiser that
+            needs gradients, and infinite, which means binary structures, for one that does not.
+        check_every: steps between evaluations of the thresholded structures.
+        checkpoint: a file to resume from, if it exists, and to write to.
+        save_every_s: seconds between two checkpoints, at least.
+        callback: called after each step.
+        progress: show a progress bar in a terminal.
+
+    Raises:
+        ValueError: a setting out of range, or `checkpoint` is damaged or of another run.
+        MetaSpecError: the server cannot be asked.
+    """
+    if steps < 1 or check_every < 1:
+        raise ValueError(f"steps and check_every must be at least 1, got {steps} and {check_every}")
+    if betas is None:
+        betas = beta_schedule(steps) if optimiser.needs_gradient else [np.inf] * steps
+    if len(betas) != steps or not min(betas) > 0:
+        raise ValueError(f"betas must be {steps} positive numbers, one for each step, got {list(betas)}")
+    settings = {
+        "problem": problem.settings(),
+        "optimiser": optimiser.settings,
+        "steps": steps,
+        "betas": [float(beta) for beta in betas],
+        "check_every": check_every,
+    }
+    checked = [step for step in range(steps) if step % check_every == 0 or step == steps - 1]
+    info = problem.surrogate.metadata()
+    record = Record.empty(steps, len(checked), optimiser.ask().shape, info)
+    file = None if checkpoint is None else Path(checkpoint)
+    done, spent = 0, np.zeros(3)
+    if file is not None and file.exists():
+        arrays = checkpoints.load(file, settings)
+        done, spent = int(arrays["done"]), arrays["spent"]
+        record.restore(arrays)
+        optimiser.restore(
+            {name.removeprefix("optimiser."): a for name, a in arrays.items() if name.startswith("optimiser.")}
+        )
+    origin = _spent(problem) - spent
+    complete = done, spent, optimiser.state()  # replaced at once: an interruption finds one complete step or the next
+
+    def save() -> None:
+        if file is not None:
+            done, spent, state = complete
+            kept = {f"optimiser.{name}": array for name, array in state.items()}
+            checkpoints.save(file, settings, record.arrays() | kept | {"done": np.array(done), "spent": spent})
+
+    saved = time.monotonic()
+    with tqdm(total=steps, initial=done, unit="step", disable=None if progress else True) as bar:
+        try:
+            for step in range(done, steps):
+                beta = betas[step]
+                if step and beta != betas[step - 1]:
+                    optimiser.restart()
+                latent = optimiser.ask()
+                score = (problem.evaluate if optimiser.needs_gradient else problem.score)(latent, beta)
+                if step in checked:
+                    binary = score if beta == np.inf else problem.score(latent)
+                    structure = problem.parameterisation.binary(latent)
+                    record.check(step, checked.index(step), latent, structure, binary.value, binary.spectra)
+                record.value[step] = score.value
+                optimiser.tell(score.value, score.gradient)
+                complete = step + 1, _spent(problem) - origin, optimiser.state()
+                if time.monotonic() - saved >= save_every_s:
+                    save()
+                    saved = time.monotonic()
+                bar.set_postfix_str(f"best {record.best.max():.4f}", refresh=False)
+                bar.update()
+                if callback is not None:
+                    callback(Progress(step + 1, steps, beta, score.value, record.best.copy(), record.structure.copy()))
+        finally:
+            save()
+    return _result(record, betas, checked, complete[1], problem)
+
+
+def _spent(problem: Problem) -> Array:
+    """Structures, calls and seconds."""
+    return np.array([problem.structures_evaluated, problem.server_calls, time.monotonic()])
+
+
+def _result(record: Record, betas: Sequence[float], checked: list[int], spent: Array, problem: Problem) -> Result:
+    info = problem.surrogate.metadata()
+    order = np.argsort(-record.best, kind="stable")
+    shape = record.structure.shape
+    return Result(
+        structure=record.structure[order],
+        value=record.best[order],
+        spectra=Spectra(record.spectra[order], info.wavelengths_nm, info.channels, info.name, info.version),
+        latent=record.latent[order],
+        row=order,
+        found=record.found[order],
+        history=History(np.array(betas, float), record.value, np.array(checked), record.binary_value),
+        trajectory=np.unpackbits(record.bits, axis=-1, count=shape[1] * shape[2]).reshape(-1, *shape[1:]),
+        structures_evaluated=int(spent[0]),
+        server_calls=int(spent[1]),
+        wall_s=float(spent[2]),
+    )
