@@ -125,3 +125,17 @@ def test_field_net_gradient_reaches_every_pixel(density: torch.Tensor) -> None:
     DiffractionFieldNet(DiffractionFieldNetConfig(width=32, blocks=1)).eval()(density)[:, 0, 0, 150].sum().backward()
     assert density.grad is not None
     assert (density.grad != 0).float().mean() > 0.99
+
+
+def test_the_coarse_head_changes_only_what_was_simulated_coarsely(density: torch.Tensor) -> None:
+    network = DiffractionFieldNet(DiffractionFieldNetConfig(width=32, blocks=1, coarse_head=True)).eval()
+    coarse, shift = torch.tensor([False, True]), torch.zeros(2, 3, 2)
+    with torch.inference_mode():
+        served = network(density)
+        torch.testing.assert_close(network(density, coarse), served, atol=0, rtol=0)
+        assert network.coarse_head is not None
+        network.coarse_head.bias.fill_(0.05)
+        torch.testing.assert_close(network(density), served, atol=0, rtol=0)
+        for prediction in (network(density, coarse), network.at(density, shift, coarse)[:, 0]):
+            torch.testing.assert_close(prediction[0], served[0], atol=1e-4, rtol=0)
+            assert (prediction[1] - served[1]).abs().max() > 1e-3

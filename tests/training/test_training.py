@@ -17,7 +17,7 @@ from metaspec_simulation.dataset import HARMONIC_STEP, Samples, given_recipe, lo
 from metaspec_simulation.farfield import shifted_basis
 from metaspec_simulation.structures import SOURCES
 from metaspec_simulation.symmetry import symmetries
-from metaspec_training.data import Batch, Expansion, Packed, PackedSpectra
+from metaspec_training.data import Batch, Expansion, Packed, PackedSpectra, SpectraDataModule
 from metaspec_training.designs import make_designs
 from metaspec_training.evaluation import errors, mean_predictor, nearest_predictor
 from metaspec_training.field import DiffractionFieldNetConfig
@@ -118,6 +118,15 @@ def test_imported_samples_are_augmented_by_exact_symmetries_only(samples: Sample
                 assert (labels[1] == labels[2]).all(), "a mean of greens never turns up as red or blue"
             seen.add(copies[0][0])
     assert len(seen) > (6 if merged else 15)
+
+
+def test_samples_of_a_coarser_grid_are_marked() -> None:
+    designs = [str(DATA.with_name(name)) for name in ("designs-600nm", "designs-600nm-coarse")]
+    data = SpectraDataModule(designs, batch_size=65, limit=130)
+    counts = [int(batch.coarse.sum()) for batch in data.train_dataloader()]
+    fine = len(load(Path(designs[0])).of("train"))
+    assert sum(counts) == 130 - fine > 0
+    assert not any(batch.coarse.any() for batch in data.val_dataloader())
 
 
 def test_trivial_predictors(samples: Samples) -> None:

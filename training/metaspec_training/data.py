@@ -34,6 +34,7 @@ class Packed(NamedTuple):
         symmetry: number of an element of D4, (B,).
         shift: pixels along rows and columns to move the structure by, before the symmetry is applied, (B, K, 2). The
             first of the K positions is where the network sees it.
+        coarse: whether it was simulated on a coarser grid than the data set that is validated on, bool (B,).
     """
 
     structure: Tensor
@@ -41,6 +42,7 @@ class Packed(NamedTuple):
     harmonics: Tensor
     symmetry: Tensor
     shift: Tensor
+    coarse: Tensor
 
 
 class Batch(NamedTuple):
@@ -50,11 +52,13 @@ class Batch(NamedTuple):
         density: float32 (B, 1, 128, 128).
         shift: K positions relative to where the density lies, in pixels, (B, K, 2); the first is (0, 0).
         spectra: what is simulated at these positions, float32 (B, K, 2, 2, W).
+        coarse: whether it was simulated on a coarser grid than the data set that is validated on, bool (B,).
     """
 
     density: Tensor
     shift: Tensor
     spectra: Tensor
+    coarse: Tensor
 
 
 class PackedSpectra(Dataset[Packed]):
@@ -67,10 +71,18 @@ class PackedSpectra(Dataset[Packed]):
         samples: of one split.
         draw: seed and epoch; None shows every structure as it was simulated.
         positions: K, at how many positions over the detectors each structure is judged.
+        coarse: which samples are of a coarser grid, bool (N,); none by default.
     """
 
-    def __init__(self, samples: Samples, draw: tuple[int, int] | None = None, positions: int = 1) -> None:
+    def __init__(
+        self,
+        samples: Samples,
+        draw: tuple[int, int] | None = None,
+        positions: int = 1,
+        coarse: NDArray[np.bool_] | None = None,
+    ) -> None:
         self.samples, self.draw, self.positions = samples, draw, positions
+        self.coarse = np.zeros(len(samples), bool) if coarse is None else coarse
         self.step = 1 if samples.harmonics.size else PIXELS // 2
         # With only the mean of G1 and G2 known, what turns green into red or blue has no labels.
         merged = bool(samples.attributes.get("merged_greens"))
@@ -99,6 +111,7 @@ class PackedSpectra(Dataset[Packed]):
             ),  # as simulated: the spectra themselves
             torch.tensor(symmetry),
             torch.from_numpy(shift),
+            torch.tensor(bool(self.coarse[item])),
         )
 
 
@@ -142,7 +155,7 @@ class Expansion(nn.Module):
         relative = torch.stack(
             [self._turn(*one) for one in zip(batch.shift - batch.shift[:, :1], batch.symmetry, strict=True)]
         )
-        return Batch(density.unsqueeze(1).float(), relative.float(), spectra)
+        return Batch(density.unsqueeze(1).float(), relative.float(), spectra, batch.coarse)
 
     @staticmethod
     def _move(density: Tensor, shift: Tensor, symmetry: Tensor) -> Tensor:
@@ -165,12 +178,22 @@ class Expansion(nn.Module):
 
 @dataclass(frozen=True)
 class _Joined:
-    """Samples of several data sets of one process, finest grid first."""
+    """Samples of several data sets of one process."""
 
     parts: list[Samples]
 
     def of(self, split: str) -> Samples:
         return _join([part.of(split) for part in self.parts])
+
+    def coarse(self, split: str) -> NDArray[np.bool_]:
+        """Which samples of a split were simulated on a coarser grid than those of the first part."""
+        finest = _cells(self.parts[0])
+        return np.concatenate([np.full(len(part.of(split)), _cells(part) < finest) for part in self.parts])
+
+
+def _cells(samples: Samples) -> int:
+    """Cells per period of the grid; 0 where nobody says, as for imported samples."""
+    return int(samples.attributes["solver"].get("cells", 0))
 
 
 def _join(parts: list[Samples]) -> Samples:
@@ -193,7 +216,8 @@ class SpectraDataModule(LightningDataModule):
     """Training, validation and test batches of one or several data sets.
 
     Args:
-        path: folder of a data set, or a list of them, to train on. Validation and test are those of the first.
+        path: folder of a data set, or a list of them, to train on. Validation and test are those of the first; others may
+            be of a coarser grid.
         batch_size: structures in a batch.
         seed: of the augmentation and the order of the samples.
         limit: use only so many training structures, for learning curves.
@@ -249,7 +273,8 @@ class SpectraDataModule(LightningDataModule):
         """Batches of the current epoch, in an order that follows from seed and epoch."""
         epoch = self.trainer.current_epoch if self.trainer else 0
         samples = self.train_samples()
-        data = PackedSpectra(samples, (self.seed, epoch) if self.augment else None, self.positions)
+        coarse = self._all.coarse("train")[: len(samples)]
+        data = PackedSpectra(samples, (self.seed, epoch) if self.augment else None, self.positions, coarse)
         order: Sequence[int] = np.random.default_rng([self.seed, epoch]).permutation(len(data)).tolist()
         return DataLoader(data, self.batch_size, sampler=order, drop_last=len(data) > self.batch_size)
 

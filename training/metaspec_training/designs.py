@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from metaspec_simulation import PIXELS
+from metaspec_simulation.merit import COLOURS
 from metaspec_simulation.structures import without_small_features
 from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from metaspec_training.evaluation import COLOURS
 from metaspec_training.module import load_network
 
 _BATCH = 16

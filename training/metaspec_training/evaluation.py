@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from metaspec_simulation import CHANNELS, Process
 from metaspec_simulation.dataset import Samples
+from metaspec_simulation.merit import colour_efficiencies
 from metaspec_simulation.symmetry import symmetries
 from numpy.typing import NDArray
 from torch import nn
@@ -15,9 +16,6 @@ from torch import nn
 from metaspec_training.loss import AdaptiveSpectralLoss
 
 Array = NDArray[np.float32]
-
-COLOURS = {"blue": ((400, 500), (3,)), "green": ((500, 600), (1, 2)), "red": ((600, 700), (0,))}
-"""Band in nm, lower edge in and upper edge out, and detectors of each colour, as invrs-gym defines them."""
 
 
 @dataclass(frozen=True)
@@ -59,15 +57,6 @@ def errors(prediction: Array, target: Array, process: Process | None = None) -> 
         colour_efficiency=float(np.abs(colours[0] - colours[1]).mean()),
         peak_nm=float(np.median(np.abs(peaks[0] - peaks[1]))),
     )
-
-
-def colour_efficiencies(spectra: Array, wavelengths_nm: NDArray[np.float64]) -> Array:
-    """Mean over each colour's band of the power in its detectors: (N, 4, W) to (N, 3) for blue, green, red."""
-    columns = []
-    for (low, high), detectors in COLOURS.values():
-        band = (wavelengths_nm >= low) & (wavelengths_nm < high)
-        columns.append(spectra[:, list(detectors)][..., band].sum(axis=1).mean(axis=-1))
-    return np.stack(columns, axis=1)
 
 
 def predict(network: nn.Module, structures: NDArray[np.uint8], batch_size: int = 32) -> Array:

@@ -38,6 +38,8 @@ class DiffractionFieldNetConfig(NetworkConfig):
         blocks: residual blocks on that map.
         spectral_basis: cubic B-splines over optical frequency that the field is expanded in.
         wavelength_nodes: wavelengths at which the flux is computed; a cubic spline fills in the others.
+        coarse_head: learn, beside the field, what a coarser simulation grid makes of it. Labels of two grids then teach
+            one network without pulling its predictions, which are of the finer one, towards the coarser.
         process: the device; its geometry and materials enter the propagation.
     """
 
@@ -45,6 +47,7 @@ class DiffractionFieldNetConfig(NetworkConfig):
     blocks: int = 4
     spectral_basis: int = 32
     wavelength_nodes: int = 76
+    coarse_head: bool = False
     process: Process = field(default_factory=Process)
 
     def build(self) -> DiffractionFieldNet:
@@ -86,30 +89,44 @@ class DiffractionFieldNet(nn.Module):
         last = nn.Conv2d(256, 8 * basis, 1)
         _start_transparent(last, basis)
         self.head = nn.Sequential(nn.Conv2d(width, 256, 1), nn.SiLU(), last)
+        self.coarse_head: nn.Conv2d | None = None
+        if config.coarse_head:
+            self.coarse_head = nn.Conv2d(256, 8 * basis, 1)
+            for parameter in self.coarse_head.parameters():  # at first, grids make no difference
+                nn.init.zeros_(parameter)
         self.propagation = Propagation(config.process, basis, config.wavelength_nodes)
 
-    def forward(self, density: Tensor) -> Tensor:
-        maps = self.maps(density)
+    def forward(self, density: Tensor, coarse: Tensor | None = None) -> Tensor:
+        maps = self.maps(density, coarse)
         with torch.autocast(maps.device.type, enabled=False):  # interference needs more than 8 bits of phase
             spectra: Tensor = self.propagation(_at_least_float32(maps))
         return spectra.unflatten(1, (2, 2))
 
-    def maps(self, density: Tensor) -> Tensor:
-        """The field under the pattern, in splines over frequency: (B, 8 * basis, 16, 16)."""
-        maps: Tensor = self.head(self.body(self.stem(2 * density - 1)))
+    def maps(self, density: Tensor, coarse: Tensor | None = None) -> Tensor:
+        """The field under the pattern, in splines over frequency: (B, 8 * basis, 16, 16).
+
+        Args:
+            density: (B, 1, 128, 128).
+            coarse: for which structures a coarser grid's field is wanted, bool (B,); for none by default.
+        """
+        features = self.head[:-1](self.body(self.stem(2 * density - 1)))
+        maps: Tensor = self.head[-1](features)
+        if coarse is not None and self.coarse_head is not None:
+            maps = maps + coarse[:, None, None, None] * self.coarse_head(features)
         return maps
 
-    def at(self, density: Tensor, shift: Tensor) -> Tensor:
+    def at(self, density: Tensor, shift: Tensor, coarse: Tensor | None = None) -> Tensor:
         """Spectra of the structure at other positions over the detectors, from one prediction of the field.
 
         Args:
             density: (B, 1, 128, 128).
             shift: along rows and columns in pixels, (B, K, 2).
+            coarse: see `maps`.
 
         Returns:
             (B, K, 2, 2, wavelengths); at shift (0, 0) what `forward` returns, but for flux harmonics above the seventh.
         """
-        maps = self.maps(density)
+        maps = self.maps(density, coarse)
         with torch.autocast(maps.device.type, enabled=False):
             spectra: Tensor = self.propagation.at(_at_least_float32(maps), shift)
         return spectra.unflatten(2, (2, 2))

@@ -135,10 +135,12 @@ class SpectraModule(LightningModule):
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
         """One batch's loss; logs each term's contribution."""
-        if isinstance(self.network, DiffractionFieldNet) and self._data.positions > 1:
-            prediction = self.network.at(batch.density, batch.shift)
-        else:
+        if not isinstance(self.network, DiffractionFieldNet):
             prediction = self(batch.density).unsqueeze(1)
+        elif self._data.positions > 1:
+            prediction = self.network.at(batch.density, batch.shift, batch.coarse)
+        else:
+            prediction = self.network(batch.density, batch.coarse).unsqueeze(1)
         terms = self.loss(self._comparable(prediction.float()), batch.spectra)
         size = len(batch.density)
         self.log("train/loss", terms.total, prog_bar=True, batch_size=size)

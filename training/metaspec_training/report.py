@@ -16,13 +16,12 @@ from matplotlib import pyplot
 from matplotlib.figure import Figure
 from metaspec_simulation import CHANNELS
 from metaspec_simulation.dataset import Samples, load
+from metaspec_simulation.merit import COLOURS, colour_efficiencies
 from scipy.stats import spearmanr
 
 from metaspec_training import figures
 from metaspec_training.evaluation import (
-    COLOURS,
     Errors,
-    colour_efficiencies,
     distance_to_training,
     errors,
     mean_predictor,
