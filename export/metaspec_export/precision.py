@@ -18,7 +18,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import onnx
 from metaspec_simulation import PIXELS, Process
-from metaspec_training.evaluation import COLOURS, colour_efficiencies
+from metaspec_simulation.merit import COLOURS, colour_efficiencies
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static

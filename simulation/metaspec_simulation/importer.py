@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from metaspec_simulation import structures
 from metaspec_simulation.dataset import SCHEMA_VERSION, STEP, create_store, read_dataset
+from metaspec_simulation.files import read_array
 from metaspec_simulation.process import CHANNELS, PIXELS, Process
 
 BLOCK = 1024
@@ -83,7 +84,9 @@ class Pair:
         """Consecutive rows of structures (n, 128, 128) and spectra float32 (n, 3 or 4, W), `BLOCK` at a time."""
         for start in range(0, self.rows, BLOCK):
             # Mapped anew for each block: what has been read of the last one no longer counts as this process's memory.
-            patterns, spectra = (_memory_map(file)[start : start + BLOCK] for file in (self.structures, self.spectra))
+            patterns, spectra = (
+                read_array(file, mmap_mode="r")[start : start + BLOCK] for file in (self.structures, self.spectra)
+            )
             yield (
                 np.array(patterns).reshape(-1, PIXELS, PIXELS),
                 np.array(spectra, np.float32).reshape(len(spectra), -1, spectra.shape[-1]),
@@ -108,7 +111,7 @@ def find_pairs(folder: Path, process: Process) -> list[Pair]:
         partner = path.with_name(path.name.replace("binary_dataset_128_", "spectra_latest_"))
         if not partner.exists():
             raise ValueError(f"{path.name} has no partner {partner.name}")
-        ours, theirs = _memory_map(path), _memory_map(partner)
+        ours, theirs = (read_array(file, mmap_mode="r") for file in (path, partner))
         if ours.shape[1:] not in ((1, PIXELS, PIXELS), (PIXELS, PIXELS)) or ours.dtype not in (np.uint8, np.bool_):
             raise ValueError(
                 f"{path.name}: expected uint8 of shape (N, 1, {PIXELS}, {PIXELS}), got {ours.dtype} of shape {ours.shape}"
@@ -176,13 +179,6 @@ def import_pairs(pairs: list[Pair], out: Path, process: Process, report: Callabl
         shutil.rmtree(unfinished, ignore_errors=True)
     read_dataset(out)
     return result
-
-
-def _memory_map(path: Path) -> NDArray[np.generic]:
-    try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise ValueError(f"{path.name} is not a .npy file of plain numbers: {error}") from None
 
 
 def _usable(
