@@ -1,9 +1,10 @@
 """What is each of the seven improvements worth? Same data, same budget, several seeds.
 
 Trains the baseline, the full network, the full one without each improvement and the baseline with each, and writes a table
-and a plot. Finished runs are kept in OUT/results.json: repeat the command to go on.
+and a plot. Finished runs are kept in OUT/results.json: repeat the command to go on. `--every_nm` and `--blocks` make the
+network, and the time, smaller: spectra at fewer wavelengths, a decoder of fewer blocks.
 
-python benchmarks/ablation.py --out runs/ablation [--epochs 4] [--seeds 0 1] [--limit 512]
+python benchmarks/ablation.py --out runs/ablation [--epochs 4] [--seeds 0 1] [--limit 512] [--every_nm 4] [--blocks 2]
 """
 
 from __future__ import annotations
@@ -13,13 +14,14 @@ import json
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import Callback
-from metaspec_simulation import CHANNELS
-from metaspec_training.data import SpectraDataModule
+from metaspec_simulation import CHANNELS, Process
+from metaspec_training.data import Batch, Packed, SpectraDataModule
 from metaspec_training.evaluation import errors, predict
 from metaspec_training.loss import AdaptiveSpectralLoss
 from metaspec_training.model import DiffractionNetConfig
@@ -49,6 +51,18 @@ def variants() -> dict[str, frozenset[int]]:
     return {"baseline": frozenset(), **alone, **without, "full": ALL}
 
 
+class ThinnedData(SpectraDataModule):
+    """Training batches at every so many wavelengths."""
+
+    def __init__(self, every: int, *arguments: Any, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        self.every = every
+
+    def on_after_batch_transfer(self, batch: Packed, dataloader_idx: int) -> Batch:
+        expanded = super().on_after_batch_transfer(batch, dataloader_idx)
+        return expanded._replace(spectra=expanded.spectra[..., :: self.every])
+
+
 class GradientNorms(Callback):
     """Collects the norm of every step."""
 
@@ -61,11 +75,18 @@ class GradientNorms(Callback):
 
 def train(improvements: frozenset[int], seed: int, arguments: argparse.Namespace) -> dict:
     seed_everything(seed, verbose=False)
-    config = replace(BASELINE, **{name: getattr(FULL, name) for n, name in PARTS.items() if n in improvements})
-    loss = AdaptiveSpectralLoss(w_curv=200.0 if 5 in improvements else 0.0)
+    every = arguments.every_nm
+    process = Process(wavelength_step_nm=every)
+    chosen = {name: getattr(FULL, name) for n, name in PARTS.items() if n in improvements}
+    config = replace(BASELINE, wavelengths=len(process.wavelengths_nm), blocks=arguments.blocks, **chosen)
+    # Differences over wider steps are larger: the terms keep their weights per nm.
+    loss = AdaptiveSpectralLoss(w_grad=100.0 / every**2, w_curv=200.0 / every**4 if 5 in improvements else 0.0)
     clip = 1.0 if 4 in improvements else 0.5
-    module = SpectraModule(config, loss, learning_rate=1e-3, clip_norm=clip, optimizer=arguments.optimizer)
-    data = SpectraDataModule(str(arguments.data), batch_size=arguments.batch_size, seed=seed, limit=arguments.limit)
+    module = SpectraModule(
+        config, loss, learning_rate=arguments.learning_rate, clip_norm=clip, optimizer=arguments.optimizer
+    )
+    paths = [str(path) for path in arguments.data]
+    data = ThinnedData(every, paths, batch_size=arguments.batch_size, seed=seed, limit=arguments.limit)
     norms = GradientNorms()
     trainer = Trainer(
         max_epochs=arguments.epochs,
@@ -79,7 +100,7 @@ def train(improvements: frozenset[int], seed: int, arguments: argparse.Namespace
     )
     trainer.fit(module, data)
     validation = data.first.of("validation")
-    measured = asdict(errors(predict(module.network, validation.structures), validation.spectra, validation.process))
+    measured = asdict(errors(predict(module.network, validation.structures), validation.spectra[..., ::every], process))
     return measured | {
         "gradient_norm": float(np.median(norms.norms)),
         "clipped": float(np.mean(np.array(norms.norms) > clip)),
@@ -87,13 +108,14 @@ def train(improvements: frozenset[int], seed: int, arguments: argparse.Namespace
 
 
 def table(results: dict[str, list[dict]]) -> str:
-    head = ["variant", "loss x 1000", *(f"MAE {c}" for c in CHANNELS), "peak nm", "gradient norm", "clipped"]
+    head = ["variant", "MAE", "loss x 1000", *(f"MAE {c}" for c in CHANNELS), "peak nm", "gradient norm", "clipped"]
     lines = [" | ".join(head), " | ".join(["---"] * len(head))]
     for name, runs in results.items():
         detectors = [np.mean([run["mae_by_detector"][c] for run in runs]) for c in CHANNELS]
-        losses = [1000 * run["loss"] for run in runs]
+        losses, errors = [1000 * run["loss"] for run in runs], [run["mae"] for run in runs]
         cells = [
             name,
+            f"{np.mean(errors):.4f} ({min(errors):.4f} to {max(errors):.4f})",
             f"{np.mean(losses):.3f} ({min(losses):.3f} to {max(losses):.3f})",
             *(f"{d:.4f}" for d in detectors),
         ]
@@ -117,11 +139,15 @@ def draw(results: dict[str, list[dict]], path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=Path(__file__).parents[1] / "datasets" / "bayer-600nm")
+    folder = Path(__file__).parents[1] / "datasets"
+    parser.add_argument("--data", type=Path, nargs="+", default=[folder / "bayer-600nm"], help="validated on the first")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--limit", type=int, default=512)
     parser.add_argument("--batch_size", type=int, default=8)
+    parser.add_argument("--learning_rate", type=float, default=1e-3)
+    parser.add_argument("--every_nm", type=int, default=1)
+    parser.add_argument("--blocks", type=int, default=4)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--optimizer", choices=["adamw", "muon"], default="muon")
     parser.add_argument("--only", nargs="+", help="names of variants")
@@ -129,9 +155,8 @@ def main() -> None:
 
     arguments.out.mkdir(parents=True, exist_ok=True)
     file = arguments.out / "results.json"
-    budget = {"data": arguments.data.name} | {
-        name: getattr(arguments, name) for name in ("epochs", "limit", "batch_size", "optimizer")
-    }
+    settings = ("epochs", "limit", "batch_size", "optimizer", "learning_rate", "every_nm", "blocks")
+    budget = {"data": [path.name for path in arguments.data]} | {name: getattr(arguments, name) for name in settings}
     stored = json.loads(file.read_text()) if file.exists() else {"budget": budget, "runs": {}}
     if stored["budget"] != budget:
         sys.exit(f"{file} was made with {stored['budget']}: choose another --out")
