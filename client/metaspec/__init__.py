@@ -1,6 +1,8 @@
 """Ask a MetaSpec server, or any Open Inference Protocol server with its models, for spectra of structures and gradients."""
 
-from metaspec._client import AsyncSurrogate, Evaluation, Surrogate
+from metaspec._async_client import AsyncSurrogate
+from metaspec._base import Evaluation, Sent
+from metaspec._client import Surrogate
 from metaspec._errors import (
     DeadlineExceeded,
     InvalidCotangent,
@@ -29,6 +31,7 @@ __all__ = [
     "NotAllowed",
     "ProtocolError",
     "RequestTooLarge",
+    "Sent",
     "ServerBusy",
     "ServerError",
     "ServerUnreachable",
