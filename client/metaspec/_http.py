@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import math
 import time
+from collections.abc import AsyncIterator, Iterable, Iterator
 from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import quote
@@ -27,6 +27,7 @@ from metaspec._errors import (
 )
 from metaspec._protocol import Reply, Request
 
+_PIECE = 2**18  # bytes of a body that are copied at a time
 _HEADER_LENGTH = "Inference-Header-Content-Length"
 _DTYPES: dict[str, np.dtype[Any]] = {"FP32": np.dtype("<f4"), "UINT8": np.dtype("u1")}
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
@@ -45,7 +46,11 @@ _ERRORS: dict[int, type[MetaSpecError]] = {
 
 
 class HttpTransport:
-    """Sends requests over up to `connections` connections, which it keeps open."""
+    """Sends requests over up to `connections` connections, which it keeps open.
+
+    Bodies are written and read piece by piece: an httpx.Response refers to itself and lives on for a while, with the bodies
+    that it and its request hold.
+    """
 
     def __init__(self, url: str, api_key: str | None, timeout: float, connections: int) -> None:
         self._url, self._timeout = url, timeout
@@ -53,11 +58,14 @@ class HttpTransport:
 
     def send(self, request: Request) -> Reply:
         """The server's answer; see `Transport`."""
+        content = bytearray()
         try:
-            response = self._client.request(**encode(request))
+            with self._client.stream(**encode(request)) as response:
+                for chunk in response.iter_bytes():
+                    content += chunk
         except httpx.RequestError as error:
             raise _failure(error, self._url, self._timeout) from error
-        return decode(request, response)
+        return decode(request, response, content)
 
     def close(self) -> None:
         """Close the connections."""
@@ -65,7 +73,7 @@ class HttpTransport:
 
 
 class AsyncHttpTransport:
-    """`HttpTransport` for asyncio. Bodies are put together in threads."""
+    """`HttpTransport` for asyncio."""
 
     def __init__(self, url: str, api_key: str | None, timeout: float, connections: int) -> None:
         self._url, self._timeout = url, timeout
@@ -73,12 +81,16 @@ class AsyncHttpTransport:
 
     async def send(self, request: Request) -> Reply:
         """The server's answer; see `Transport`."""
-        message = await asyncio.to_thread(encode, request)
+        message, content = encode(request), bytearray()
+        if "content" in message:
+            message["content"] = _async_pieces(message["content"])
         try:
-            response = await self._client.request(**message)
+            async with self._client.stream(**message) as response:
+                async for chunk in response.aiter_bytes():
+                    content += chunk
         except httpx.RequestError as error:
             raise _failure(error, self._url, self._timeout) from error
-        return decode(request, response)
+        return decode(request, response, content)
 
     async def close(self) -> None:
         """Close the connections."""
@@ -88,6 +100,7 @@ class AsyncHttpTransport:
 def _settings(url: str, api_key: str | None, timeout: float, connections: int) -> dict[str, Any]:
     return {
         "base_url": url,
+        "verify": url.startswith("https://"),  # reading all authorities' certificates takes a tenth of a second
         "timeout": httpx.Timeout(timeout, pool=None),  # the callers before this one are patient themselves
         "limits": httpx.Limits(max_connections=connections, max_keepalive_connections=connections),
         "headers": {"User-Agent": "metaspec"} | ({"Authorization": f"Bearer {api_key}"} if api_key else {}),
@@ -114,34 +127,51 @@ def encode(request: Request) -> dict[str, Any]:
     ]
     wanted = [{"name": name, "parameters": {"binary_data": True}} for name in request.outputs]
     header = json.dumps({"inputs": inputs, "outputs": wanted}).encode()
-    return {
-        "method": "POST",
-        "url": f"{path}/infer",
-        "content": b"".join([header, *(array.data for array in request.inputs.values())]),
-        "headers": {"Content-Type": "application/octet-stream", _HEADER_LENGTH: str(len(header))},
+    parts: list[bytes | memoryview] = [header, *(array.data.cast("B") for array in request.inputs.values())]
+    headers = {
+        "Content-Type": "application/octet-stream",
+        "Content-Length": str(sum(map(len, parts))),
+        _HEADER_LENGTH: str(len(header)),
     }
+    return {"method": "POST", "url": f"{path}/infer", "content": _pieces(parts), "headers": headers}
 
 
-def decode(request: Request, response: httpx.Response) -> Reply:
+def _pieces(parts: Iterable[bytes | memoryview]) -> Iterator[bytes]:
+    for part in parts:
+        for start in range(0, len(part), _PIECE):
+            yield bytes(part[start : start + _PIECE])
+
+
+async def _async_pieces(pieces: Iterator[bytes]) -> AsyncIterator[bytes]:
+    for piece in pieces:
+        yield piece
+
+
+def decode(request: Request, response: httpx.Response, content: bytearray) -> Reply:
     """Read an answer.
+
+    Args:
+        request: that it is the answer to.
+        response: status and headers.
+        content: the body.
 
     Raises:
         ProtocolError: it cannot be read.
         MetaSpecError: what its status stands for.
     """
     if not response.is_success:
-        raise error_of(request, response)
+        raise _error_of(request, response, content)
     try:
         if request.operation == "ready":
             return Reply({})
         if request.operation == "infer":
-            return _tensors(response.content, int(response.headers[_HEADER_LENGTH]))
-        return Reply(dict(response.json()))
+            return _tensors(content, int(response.headers[_HEADER_LENGTH]))
+        return Reply(dict(json.loads(content)))
     except (KeyError, ValueError, TypeError, IndexError, AttributeError, OverflowError, RecursionError) as error:
         raise ProtocolError(f"the answer from {response.request.url} cannot be read: {error!r}") from error
 
 
-def _tensors(content: bytes, length: int) -> Reply:
+def _tensors(content: bytearray, length: int) -> Reply:
     document = json.loads(content[:length])
     arrays: dict[str, NDArray[Any]] = {}
     offset = length
@@ -155,14 +185,14 @@ def _tensors(content: bytes, length: int) -> Reply:
     return Reply(document, arrays)
 
 
-def error_of(request: Request, response: httpx.Response) -> MetaSpecError:
+def _error_of(request: Request, response: httpx.Response, content: bytearray) -> MetaSpecError:
     """The error that an answer without success stands for."""
     status = response.status_code
     try:
-        body = response.json()
+        body = json.loads(content)
         detail = str(body.get("error") or body.get("detail") or body)
     except (ValueError, AttributeError, RecursionError):
-        detail = response.text[:200] or response.reason_phrase
+        detail = content[:200].decode(errors="replace") or response.reason_phrase
     if response.has_redirect_location:
         detail = f"the server redirects to {response.headers['Location']}: use that address as url"
     message = f"{detail} (HTTP {status} from {response.request.url})"

@@ -1,32 +1,28 @@
 from __future__ import annotations
 
-import json
+import asyncio
 import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
-from email.utils import format_datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+import tracemalloc
+from collections.abc import Iterator
+from pathlib import Path
 
 import metaspec
 import numpy as np
 import pytest
 from metaspec import (
     AsyncSurrogate,
-    DeadlineExceeded,
     InvalidCotangent,
     InvalidStructure,
     MetaSpecError,
     ModelUnavailable,
     NotAllowed,
-    ProtocolError,
     RequestTooLarge,
-    ServerBusy,
-    ServerError,
     ServerUnreachable,
     Surrogate,
 )
+from metaspec._arrays import as_sent
+
+from tests.client.five_channels import CHANNELS, WAVELENGTHS_NM, five_channel_model, gradient_of, spectra_of
 
 
 def test_public_names() -> None:
@@ -42,6 +38,7 @@ def test_public_names() -> None:
         "NotAllowed",
         "ProtocolError",
         "RequestTooLarge",
+        "Sent",
         "ServerBusy",
         "ServerError",
         "ServerUnreachable",
@@ -131,8 +128,11 @@ async def test_gradients_for_asyncio(server, structures, expected_gradient) -> N
 @pytest.mark.parametrize(
     ("cotangent", "message"),
     [
-        (np.zeros((4, 300)), r"must be \(4, 301\) or \(5, 4, 301\), got \(4, 300\)"),
+        (np.zeros((4, 300)), r"must be \(4, 301\), \(5, 4, 301\) or \(5, K, 4, 301\), got \(4, 300\)"),
         (np.zeros((3, 4, 301)), r"got \(3, 4, 301\)"),
+        (np.zeros((3, 5, 4, 301)), r"got \(3, 5, 4, 301\)"),
+        (np.zeros((5, 1, 1, 4, 301)), r"got \(5, 1, 1, 4, 301\)"),
+        (np.zeros(301), r"got \(301,\)"),
         (np.full((4, 301), np.nan), "finite, got nan"),
         (np.full((4, 301), 1e300), "finite, got inf"),
         (np.full((4, 301), "x"), "must be numbers"),
@@ -189,169 +189,188 @@ def test_nobody_there() -> None:
             surrogate.predict(np.zeros((128, 128)))
 
 
-@pytest.mark.parametrize("url", ["127.0.0.1:8000", "ftp://127.0.0.1", ""])
-def test_addresses_that_are_not_http(url: str) -> None:
-    with pytest.raises(ValueError, match="url must start with http:// or https://"):
+@pytest.mark.parametrize(
+    "url",
+    [
+        "127.0.0.1:8000",
+        "localhost:8000",
+        "ftp://127.0.0.1",
+        "",
+        "http://",
+        "http://[::1",
+        "http://127.0.0.1:99999",
+        "grpc://127.0.0.1",
+        "grpc://127.0.0.1:8001/v2",
+    ],
+)
+def test_addresses_that_are_none(url: str) -> None:
+    with pytest.raises(ValueError, match="url must be"):
         Surrogate(url)
 
 
-@pytest.mark.parametrize("setting", ["retries", "batch_size", "concurrency"])
-def test_bad_settings(setting: str) -> None:
-    with pytest.raises(ValueError, match=f"{setting} must be at least"):
-        Surrogate(**{setting: -1})
-
-
-METADATA = {
-    "name": "diffractionnet",
-    "versions": ["1"],
-    "inputs": [{"name": "structure", "datatype": "FP32", "shape": [-1, 1, 128, 128]}],
-    "outputs": [{"name": "spectra", "datatype": "FP32", "shape": [-1, 4, 301]}],
-}
-Answer = tuple[int, dict[str, str], bytes] | None
-
-
-def good(rows: int, version: str = "1") -> Answer:
-    blob = np.full((rows, 4, 301), 0.25 * int(version), "<f4").tobytes()
-    tensor = {"name": "spectra", "datatype": "FP32", "shape": [rows, 4, 301]}
-    outputs = [tensor | {"parameters": {"binary_data_size": len(blob)}}]
-    header = json.dumps({"model_version": version, "outputs": outputs}).encode()
-    return 200, {"Inference-Header-Content-Length": str(len(header))}, header + blob
-
-
-@contextmanager
-def scripted(*answers: Answer) -> Iterator[tuple[str, list[str]]]:
-    """A server that speaks as a bare Triton does, and answers inference as told; None closes the connection."""
-    script, asked = list(answers), []
-
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def do_GET(self) -> None:
-            self.reply((200, {}, json.dumps(METADATA).encode()))
-
-        def do_POST(self) -> None:
-            self.rfile.read(int(self.headers["Content-Length"]))
-            asked.append(self.path)
-            self.reply(script.pop(0))
-
-        def reply(self, answer: Answer) -> None:
-            if answer is None:
-                self.close_connection = True
-                return
-            status, headers, body = answer
-            self.send_response(status)
-            for name, value in {**headers, "Content-Length": str(len(body))}.items():
-                self.send_header(name, value)
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *arguments: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}", asked
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
-
-
-BUSY: Answer = (503, {"Retry-After": "0"}, b'{"error": "the queue is full"}')
-
-
-def test_a_bare_triton_that_is_busy_and_drops_connections_is_asked_again() -> None:
-    with scripted(BUSY, None, (502, {}, b"bad gateway"), good(2)) as (url, asked), Surrogate(url) as surrogate:
-        spectra = surrogate.predict(np.zeros((2, 128, 128)))
-    assert (spectra.values == 0.25).all()
-    assert spectra.wavelengths_nm.shape == (301,)
-    assert len(asked) == 4
-
-
-def test_giving_up_on_a_busy_server() -> None:
-    with (
-        scripted(BUSY, BUSY) as (url, _),
-        Surrogate(url, retries=1) as surrogate,
-        pytest.raises(ServerBusy, match="the queue is full") as caught,
-    ):
-        surrogate.predict(np.zeros((128, 128)))
-    assert caught.value.retry_after == 0
-
-
-def test_a_date_to_return_at() -> None:
-    soon = format_datetime(datetime.now(UTC) + timedelta(seconds=1), usegmt=True)
-    busy: Answer = (503, {"Retry-After": soon}, b'{"error": "the queue is full"}')
-    started = time.monotonic()
-    with scripted(busy, good(1)) as (url, asked), Surrogate(url) as surrogate:
-        surrogate.predict(np.zeros((128, 128)))
-    assert time.monotonic() - started < 30
-    assert len(asked) == 2
-
-
-def test_more_patience_than_there_is() -> None:
-    busy: Answer = (503, {"Retry-After": "3600"}, b'{"error": "the queue is full"}')
-    with (
-        scripted(busy) as (url, asked),
-        Surrogate(url, timeout=5) as surrogate,
-        pytest.raises(ServerBusy) as caught,
-    ):
-        surrogate.predict(np.zeros((128, 128)))
-    assert caught.value.retry_after == 3600
-    assert len(asked) == 1
-
-
-@pytest.mark.parametrize("kind", ["sync", "async"])
-async def test_a_new_version_in_the_middle_of_a_call(kind: str) -> None:
-    answers = [good(1, "1"), good(1, "2"), good(1, "1"), good(1, "2"), good(1, "2")]
-    structures = np.zeros((3, 128, 128))
-    with scripted(*answers) as (url, asked):
-        if kind == "sync":
-            with Surrogate(url, batch_size=1, concurrency=1) as surrogate:
-                spectra = surrogate.predict(structures)
-        else:
-            async with AsyncSurrogate(url, batch_size=1, concurrency=1) as surrogate:
-                spectra = await surrogate.predict(structures)
-    assert (spectra.values == 0.5).all(), "all of the new version"
-    assert spectra.version == "2"
-    plain, pinned = "/v2/models/diffractionnet/infer", "/v2/models/diffractionnet/versions/2/infer"
-    assert asked == [plain, plain, plain, pinned, pinned]
-
-
-def wrong_shape() -> Answer:
-    return good(3)
-
-
 @pytest.mark.parametrize(
-    ("answer", "kind"),
+    ("setting", "value"),
     [
-        (lambda: (400, {}, b'{"error": "no"}'), ServerError),
-        (lambda: (500, {}, b"oops"), ServerError),
-        (lambda: (504, {}, b'{"error": "late"}'), DeadlineExceeded),
-        (lambda: (200, {}, b"garbage"), ProtocolError),
-        (lambda: (200, {"Inference-Header-Content-Length": "4"}, b"nope"), ProtocolError),
-        (lambda: (200, {"Inference-Header-Content-Length": "2"}, b"[]"), ProtocolError),
-        (lambda: (200, {"Inference-Header-Content-Length": "17"}, b'{"outputs": null}'), ProtocolError),
-        (lambda: (200, {"Inference-Header-Content-Length": "15"}, b'{"outputs": []}'), ProtocolError),
-        (wrong_shape, ProtocolError),
+        ("retries", -1),
+        ("batch_size", 0),
+        ("concurrency", 0),
+        ("timeout", 0),
+        ("timeout", float("nan")),
+        ("timeout", float("inf")),
+        ("model", ""),
+        ("api_key", "two\nlines"),
+        ("api_key", "clé"),
     ],
 )
-def test_answers_that_another_attempt_would_not_mend(answer: Callable[[], Answer], kind: type[MetaSpecError]) -> None:
-    with scripted(answer()) as (url, asked), Surrogate(url) as surrogate, pytest.raises(kind):
-        surrogate.predict(np.zeros((128, 128)))
-    assert len(asked) == 1
+def test_bad_settings(setting: str, value: object) -> None:
+    with pytest.raises(ValueError, match=f"^{setting} must"):
+        Surrogate(**{setting: value})
+
+
+def test_names_are_no_paths(server) -> None:
+    with Surrogate(server.url, model="../health/live") as surrogate, pytest.raises(ModelUnavailable):
+        surrogate.metadata()
+
+
+def test_what_was_sent_is_counted(server, structures) -> None:
+    cotangent = np.zeros((5, 3, 4, 301))
+    with Surrogate(server.url, batch_size=2) as surrogate:
+        assert surrogate.sent == (0, 0)
+        surrogate.metadata()
+        assert surrogate.sent == (0, 0)
+        surrogate.predict(structures)
+        assert (surrogate.sent.requests, surrogate.sent.structures) == (3, 5)
+        surrogate.gradient(structures, cotangent[:, 0])
+        assert surrogate.sent == (6, 10)
+        surrogate.gradient(structures, cotangent)
+        assert surrogate.sent == (6 + 8, 10 + 15)
+
+
+async def test_several_cotangents_of_each_structure(server, structures, expected_gradient) -> None:
+    cotangent = np.random.default_rng(8).normal(size=(5, 3, 4, 301))
+    whole = expected_gradient(np.repeat(structures, 3, axis=0), cotangent.reshape(15, 4, 301))
+    with Surrogate(server.url, batch_size=4) as surrogate:
+        gradient = surrogate.gradient(structures, cotangent)
+        assert (gradient.shape, gradient.dtype) == ((5, 3, 128, 128), np.float32)
+        np.testing.assert_allclose(gradient, whole.reshape(gradient.shape), atol=1e-6)
+        assert surrogate.gradient(structures, cotangent[:, :0]).shape == (5, 0, 128, 128)
+    async with AsyncSurrogate(server.url) as asynchronous:
+        np.testing.assert_array_equal(await asynchronous.gradient(structures, cotangent), gradient)
+
+
+@pytest.fixture(scope="module")
+def five_channels(start_server, make_repository, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    root = make_repository(tmp_path_factory.mktemp("five"), five_channel_model())
+    make_repository(root, five_channel_model("vjp"))
+    with start_server("--repository", str(root)) as server:
+        yield server.url
+
+
+def test_more_channels_and_other_wavelengths(five_channels: str, structures) -> None:
+    cotangent = np.random.default_rng(9).normal(size=(5, 5, 7))
+    with Surrogate(five_channels) as surrogate:
+        spectra = surrogate.predict(structures)
+        gradient = surrogate.gradient(structures, cotangent)
+        with pytest.raises(InvalidCotangent, match=r"must be \(5, 7\), "):
+            surrogate.gradient(structures, np.zeros((4, 7)))
+    np.testing.assert_allclose(spectra.values, spectra_of(structures), rtol=1e-5)
+    np.testing.assert_allclose(gradient, gradient_of(cotangent), rtol=1e-4, atol=1e-9)
+    assert spectra.channels == tuple(CHANNELS)
+    assert spectra.wavelengths_nm.tolist() == WAVELENGTHS_NM
+    np.testing.assert_allclose(spectra.channel("spread"), spectra_of(structures)[:, 4], rtol=1e-5)
+    green = spectra_of(structures)[:, 1:3].sum(axis=1)[:, 2:4].mean(axis=1)
+    np.testing.assert_allclose(spectra.colour_efficiency()[:, 1], green, rtol=1e-5)
+
+
+def mapped(path: Path, count: int) -> np.memmap:
+    """Structures on disk, a different one for each of a hundred numbers."""
+    array = np.lib.format.open_memmap(path, "w+", np.uint8, (count, 128, 128))
+    some = np.random.default_rng(10).integers(0, 2, (100, 128, 128), dtype=np.uint8)
+    for start in range(0, count, 100):
+        array[start : start + 100] = some
+    return array
+
+
+@pytest.mark.parametrize("client", [Surrogate, AsyncSurrogate])
+@pytest.mark.parametrize(("method", "count"), [("predict", 3000), ("gradient", 900)])
+def test_memory_is_the_result_and_a_few_batches(
+    client: type, method: str, count: int, server, tmp_path: Path, expected, expected_gradient
+) -> None:
+    """What is allocated for a large call beside its result does not grow with the call."""
+    structures, cotangent = mapped(tmp_path / "structures.npy", count), np.random.default_rng(11).normal(size=(4, 301))
+    arguments = [structures, cotangent][: 1 if method == "predict" else 2]
+    first, whole = structures[:100], np.broadcast_to(cotangent, (100, 4, 301))
+    wanted = expected(first) if method == "predict" else expected_gradient(first, whole)
+
+    async def ask() -> np.ndarray:
+        async with AsyncSurrogate(server.url, batch_size=50) as surrogate:
+            return np.asarray(await getattr(surrogate, method)(*arguments))
+
+    tracemalloc.start()
+    try:
+        if client is AsyncSurrogate:
+            values = asyncio.run(ask())
+        else:
+            with Surrogate(server.url, batch_size=50) as surrogate:
+                values = np.asarray(getattr(surrogate, method)(*arguments))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    few = 3e6 + 3 * 4 * (50 * wanted[0].nbytes)  # what arrives, and is being joined, of four answers
+    assert few < 0.75 * values.nbytes, "a copy of the result would be noticed"
+    assert peak < values.nbytes + few
+    for start in range(0, count, 100):
+        np.testing.assert_allclose(values[start : start + 100], wanted, atol=1e-6)
+
+
+def test_bodies_are_gone_when_they_are_sent(server) -> None:
+    """Densities are 64 KiB each on the wire: the requests are larger than the result, and are not kept."""
+    density = np.full((500, 128, 128), 0.5, np.float16)
+    with Surrogate(server.url, batch_size=20, concurrency=2) as surrogate:
+        tracemalloc.start()
+        try:
+            values = surrogate.predict(density).values
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert peak < values.nbytes + 3e6 + 3 * 2 * (20 * 128 * 128 * 4)
+
+
+async def test_the_event_loop_is_free_while_a_call_is_checked(server) -> None:
+    """The array is there only once the event loop has run something else."""
+    ran = threading.Event()
+
+    class Slow:
+        def __array__(self, dtype: object = None, copy: object = None) -> np.ndarray:
+            assert ran.wait(20), "the event loop waits for the check"
+            return np.zeros((3, 128, 128))
+
+    async with AsyncSurrogate(server.url) as surrogate:
+        await surrogate.metadata()
+        asyncio.get_running_loop().call_later(0.01, ran.set)
+        assert (await surrogate.predict(Slow())).values.shape == (3, 4, 301)
+
+
+async def test_a_call_that_is_cancelled_leaves_nothing_behind(server, structures, expected) -> None:
+    many = np.zeros((4000, 128, 128), np.uint8)
+    async with AsyncSurrogate(server.url, batch_size=10) as surrogate:
+        call = asyncio.create_task(surrogate.predict(many))
+        while surrogate.sent.requests < 8:
+            await asyncio.sleep(0)
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        sent = surrogate.sent.requests
+        np.testing.assert_allclose((await surrogate.predict(structures)).values, expected(structures), atol=1e-6)
+        assert surrogate.sent.requests == sent + 1 < 400
 
 
 def test_binary_structures_travel_as_bits_where_the_server_takes_them(server, structures) -> None:
-    from metaspec._protocol import encode_infer
-
     with Surrogate(server.url) as surrogate:
         assert surrogate.metadata().takes_bits
     stacked = structures[:, None]
-    bits, _ = encode_infer(stacked, None, takes_bits=True)
-    floats, _ = encode_infer(stacked, None, takes_bits=False)
-    grey, _ = encode_infer(stacked * 0.5, None, takes_bits=True)
-    assert len(bits) < 5 * 2048 + 300 < 5 * 65536 < len(floats)
-    assert len(grey) > 5 * 65536
-    assert bits.endswith(np.packbits(structures).tobytes())
+    for binary in (stacked, stacked.astype(bool), stacked.astype(float)):
+        np.testing.assert_array_equal(as_sent(binary, takes_bits=True), np.packbits(structures.reshape(5, -1), axis=1))
+    for floats in (as_sent(stacked, takes_bits=False), as_sent(stacked * 0.5, takes_bits=True) * 2):
+        assert floats.dtype == np.float32
+        np.testing.assert_array_equal(floats, stacked)
