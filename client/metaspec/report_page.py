@@ -1,0 +1,86 @@
+"""`report.html` of a folder of designs: one page that can be mailed, with the pictures inside."""
+
+from __future__ import annotations
+
+import base64
+import html
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+_PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>MetaSpec designs: {objective}</title><style>
+body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 1200px; margin: 2em auto; padding: 0 1em; color: #1c2430 }}
+table {{ border-collapse: collapse; margin: 1em 0 }}
+th, td {{ padding: .25em .8em; text-align: right; border-bottom: 1px solid #e3e6ea }}
+td a {{ display: inline-block; margin-left: .6em }}
+figure {{ margin: 1em 0; display: flex; flex-wrap: wrap; gap: 1em }}
+figure img {{ width: 580px; max-width: 100% }}
+section {{ border-top: 1px solid #ccd2d9; margin-top: 2em }}
+.note {{ background: #fdf3d8; padding: .6em 1em; border-left: 4px solid #e0a800 }}
+dl {{ display: grid; grid-template-columns: max-content auto; gap: .1em 1em }} dt {{ color: #5d6875 }} dd {{ margin: 0 }}
+</style></head><body>
+<h1>{count} designs, objective {objective}</h1>
+<p class="note">All efficiencies here are predictions of the model {model}, version {version}. Before a design is made, check
+it with the solver: <code>metaspec-simulate verify</code> on this folder.</p>
+<table><tr><th>design</th><th>min efficiency</th><th>R</th><th>G1 + G2</th><th>B</th><th>crosstalk R, G, B</th>
+<th>narrowest solid, void (nm)</th><th>start</th><th>files</th></tr>
+{rows}</table>
+<h2>How it went</h2>
+<p>{evaluated} structures in {calls} calls of the server, {wall}.</p>
+<img src="{history}" alt="objective over the steps" style="max-width: 100%">
+{sections}
+<section><h2>Settings</h2><dl>{settings}</dl></section>
+</body></html>
+"""
+
+
+def page(report: Mapping[str, Any], folder: Path) -> str:
+    """The page for a report whose pictures lie in a folder.
+
+    Args:
+        report: as in `report.json`, see `metaspec.designs`.
+        folder: with the pictures that it names, and `history.png`.
+    """
+    designs = report["designs"]
+    settings = {"server": report["url"], **report["settings"], "period (um)": report["period_um"]}
+    return _PAGE.format(
+        count=len(designs),
+        objective=html.escape(report["objective"]),
+        model=html.escape(report["model"]),
+        version=html.escape(report["model_version"]),
+        rows="\n".join(map(_row, designs)),
+        evaluated=f"{report['structures_evaluated']:,}",
+        calls=f"{report['server_calls']:,}",
+        wall=f"{report['wall_s'] / 60:.1f} minutes" if report["wall_s"] > 90 else f"{report['wall_s']:.0f} seconds",
+        history=_embedded(folder / "history.png"),
+        sections="\n".join(_section(design, folder) for design in designs),
+        settings="".join(
+            f"<dt>{html.escape(str(name))}</dt><dd>{html.escape(str(value))}</dd>" for name, value in settings.items()
+        ),
+    )
+
+
+def _row(design: Mapping[str, Any]) -> str:
+    merit, files = design["predicted"], design["files"]
+    cells = [
+        f'<a href="#design-{design["rank"]}">{design["rank"]:03d}</a>',
+        f"<b>{merit['min_efficiency']:.3f}</b>",
+        *(f"{value:.3f}" for value in merit["colour_efficiency"].values()),
+        ", ".join(f"{value:.3f}" for value in merit["crosstalk"].values()),
+        f"{design['solid_nm']:.0f}, {design['void_nm']:.0f}",
+        str(design["start"]),
+        "".join(f'<a href="{files[kind]}">{files[kind].rpartition(".")[2]}</a>' for kind in ("structure", "layout")),
+    ]
+    return f"<tr>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
+
+
+def _section(design: Mapping[str, Any], folder: Path) -> str:
+    pictures = "".join(
+        f'<img src="{_embedded(folder / design["files"][kind])}" alt="{kind}">' for kind in ("picture", "spectra")
+    )
+    return f'<section id="design-{design["rank"]}"><figure>{pictures}</figure></section>'
+
+
+def _embedded(picture: Path) -> str:
+    return "data:image/png;base64," + base64.b64encode(picture.read_bytes()).decode()

@@ -1,0 +1,320 @@
+"""What lies in a folder of designs: layouts that are exact, pictures, and files that programs read."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import gdstk
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from metaspec import InvalidStructure, Spectra, Surrogate
+from metaspec.designs import begin, is_finished, predicted, write_designs
+from metaspec.figures import draw_history, draw_spectra, draw_structure
+from metaspec.gds import solid_polygons, write_gds
+from metaspec.objectives import by_name as objective
+from metaspec.optimise import History, Problem, Result, run
+from metaspec.optimise import by_name as optimiser
+from metaspec.topology import Parameterisation, feature_size
+
+
+def smooth_structure(seed: int) -> np.ndarray:
+    noise = np.fft.rfft2(np.random.default_rng(seed).standard_normal((128, 128)))
+    frequency = np.hypot(np.fft.fftfreq(128)[:, None], np.fft.rfftfreq(128))
+    return (np.fft.irfft2(noise * np.exp(-((frequency * 30) ** 2))) > 0).astype(np.uint8)
+
+
+def rasterise(polygons: list[gdstk.Polygon], period: float = 2.0, pixels: int = 128) -> np.ndarray:
+    """The pixels whose centres lie in polygons; row 0 is at the largest y."""
+    centres = (np.arange(pixels) + 0.5) * period / pixels
+    points = [(x, period - y) for y in centres for x in centres]
+    return np.array(gdstk.inside(points, polygons)).reshape(pixels, pixels)
+
+
+STRUCTURES = {
+    "smooth": smooth_structure(0),
+    "noise": np.random.default_rng(1).integers(0, 2, (128, 128)),
+    "chessboard": np.indices((128, 128)).sum(axis=0) % 2 == 0,  # pixels that touch at their corners only
+    "ring": np.pad(np.pad(np.zeros((40, 40)), 30, constant_values=1), 14),
+    "solid": np.ones((128, 128)),
+}
+
+
+@pytest.mark.parametrize("name", STRUCTURES)
+def test_a_layout_is_the_structure_bit_for_bit(tmp_path: Path, name: str) -> None:
+    structure = STRUCTURES[name]
+    write_gds(tmp_path / "cell.gds", structure)
+    library = gdstk.read_gds(tmp_path / "cell.gds")
+    (cell,) = library.top_level()
+    assert (library.unit, library.precision, cell.name) == (1e-6, 1e-12, "ROUTER")
+    polygons = [polygon for polygon in cell.polygons if (polygon.layer, polygon.datatype) == (1, 0)]
+    np.testing.assert_array_equal(rasterise(polygons), structure)
+    assert sum(polygon.area() for polygon in polygons) == pytest.approx(structure.mean() * 4, rel=1e-12)
+    corners = np.concatenate([polygon.points for polygon in polygons]) * 64
+    np.testing.assert_array_equal(corners, corners.round())  # every corner is one of a pixel, exactly
+    (outline,) = (polygon for polygon in cell.polygons if polygon.layer == 100)
+    assert outline.bounding_box() == ((0, 0), (2, 2))
+    assert outline.area() == 4
+
+
+def test_a_layout_looks_like_the_picture(tmp_path: Path) -> None:
+    structure = np.zeros((128, 128))
+    structure[0:8, 0:32] = 1  # top left, where R is
+    write_gds(tmp_path / "cell.gds", structure)
+    cell = gdstk.read_gds(tmp_path / "cell.gds").top_level()[0]
+    (polygon,) = (polygon for polygon in cell.polygons if polygon.layer == 1)
+    assert polygon.bounding_box() == ((0, 1.875), (0.5, 2))
+    labels = {label.text: label.origin for label in cell.labels}
+    assert labels == {"R": (0.5, 1.5), "G1": (1.5, 1.5), "G2": (0.5, 0.5), "B": (1.5, 0.5)}
+
+
+def test_neighbouring_pixels_are_one_polygon() -> None:
+    structure = np.zeros((128, 128))
+    structure[10:20, 30:50] = 1
+    structure[20:30, 45:60] = 1
+    (polygon,) = solid_polygons(structure)
+    assert len(polygon.points) == 8
+
+
+def test_layers_cell_name_and_array(tmp_path: Path) -> None:
+    write_gds(
+        tmp_path / "array.gds",
+        STRUCTURES["ring"],
+        period_um=2.1,
+        layer=(7, 3),
+        boundary_layer=(8, 1),
+        cell="CELL",
+        array=(2, 3),
+    )
+    library = gdstk.read_gds(tmp_path / "array.gds")
+    (top,) = library.top_level()
+    assert top.name == "CELL_ARRAY"
+    (reference,) = top.references
+    assert (reference.cell_name, reference.repetition.rows, reference.repetition.columns) == ("CELL", 2, 3)
+    solid = [polygon for polygon in top.get_polygons() if (polygon.layer, polygon.datatype) == (7, 3)]
+    assert sum(polygon.area() for polygon in solid) == pytest.approx(6 * STRUCTURES["ring"].mean() * 2.1**2)
+    (low, high) = top.bounding_box()
+    np.testing.assert_allclose([low, high], [(0, 0), (6.3, 4.2)])
+    tile = [polygon for polygon in solid if polygon.bounding_box()[0][0] < 2.1 and polygon.bounding_box()[0][1] < 2.1]
+    np.testing.assert_array_equal(rasterise(tile, 2.1), STRUCTURES["ring"])
+
+
+def test_equal_structures_make_equal_layouts(tmp_path: Path) -> None:
+    for name in ("a.gds", "b.gds"):
+        write_gds(tmp_path / name, STRUCTURES["smooth"])
+    assert (tmp_path / "a.gds").read_bytes() == (tmp_path / "b.gds").read_bytes()
+
+
+def test_an_empty_cell_has_an_outline_only(tmp_path: Path) -> None:
+    write_gds(tmp_path / "void.gds", np.zeros((128, 128)))
+    assert [p.layer for p in gdstk.read_gds(tmp_path / "void.gds").top_level()[0].polygons] == [100]
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"structure": np.full((128, 128), 0.5)}, InvalidStructure, "threshold the density first"),
+        ({"structure": np.zeros((3, 128, 128))}, InvalidStructure, r"one structure, \(128, 128\), got \(3, 128, 128\)"),
+        ({"structure": np.zeros((128, 64))}, InvalidStructure, r"got \(128, 64\)"),
+        ({"layer": (1, 40000)}, ValueError, "between 0 and 32767, got 1/40000"),
+        ({"boundary_layer": (-1, 0)}, ValueError, "between 0 and 32767, got -1/0"),
+        ({"array": (0, 1)}, ValueError, "at least 1 x 1"),
+        ({"array": (1, 2000)}, ValueError, "at most 1073 x 1073 unit cells"),
+        ({"period_um": 2.0000000001}, ValueError, "period_um"),
+        ({"period_um": 0.0}, ValueError, "period_um must be above 0"),
+    ],
+)
+def test_what_cannot_be_a_layout(tmp_path: Path, change: dict, error: type[Exception], message: str) -> None:
+    arguments = {"structure": STRUCTURES["solid"]} | change
+    with pytest.raises(error, match=message):
+        write_gds(tmp_path / "no.gds", **arguments)
+    assert not (tmp_path / "no.gds").exists()
+
+
+def test_the_picture_of_a_structure_shows_row_0_at_the_top_and_the_detectors() -> None:
+    structure = STRUCTURES["smooth"]
+    cell, pattern = draw_structure(structure, title="a title").axes
+    (image,) = cell.get_images()
+    np.testing.assert_array_equal(image.get_array(), structure)
+    assert image.get_extent() == [0, 2, 2, 0]  # left, right, bottom, top: y points down
+    assert image.origin == "upper"
+    places = {text.get_text(): text.get_position() for text in cell.texts}
+    assert {name: (x > 1, y > 1) for name, (x, y) in places.items()} == {
+        "R": (False, False),
+        "G1": (True, False),
+        "G2": (False, True),
+        "B": (True, True),
+    }
+    np.testing.assert_array_equal(pattern.get_images()[0].get_array(), np.tile(structure, (3, 3)))
+
+
+def test_the_picture_of_spectra_names_efficiency_and_crosstalk() -> None:
+    wavelengths = np.linspace(400, 700, 301)
+    values = np.full((1, 5, 301), 0.1, np.float32)
+    values[0, 3, :100] = 0.6
+    spectra = Spectra(values, wavelengths, ("R", "G1", "G2", "B", "spread"))
+    figure = draw_spectra(spectra, title="a title")
+    (ax,) = figure.axes
+    drawn = {line.get_label(): line.get_ydata() for line in ax.get_lines()}
+    assert list(drawn) == ["R", "G1", "G2", "B", "G1 + G2"]
+    np.testing.assert_allclose(drawn["G1 + G2"], 0.2)
+    legend = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert "blue, 400 to 500 nm:\nefficiency 0.600\ncrosstalk 0.100" in legend
+    assert "green, 500 to 600 nm:\nefficiency 0.200\ncrosstalk 0.200" in legend
+
+
+@pytest.mark.parametrize("betas", [[4.0, 4.0, 8.0], [np.inf] * 3, [2.0]])
+def test_the_picture_of_a_history(betas: list[float]) -> None:
+    steps = len(betas)
+    value = np.random.default_rng(0).random((steps, 4))
+    checked = np.array(sorted({0, steps - 1}))
+    binary = np.array([[0.3, 0.1, 0.2, 0.2], [0.2, 0.25, 0.1, 0.1]])[: len(checked)]
+    (ax,) = draw_history(History(np.array(betas), value, checked, binary), objective="bayer").axes
+    drawn = {line.get_label(): line.get_ydata() for line in ax.get_lines()}
+    np.testing.assert_array_equal(drawn["best of the starts"], value.max(axis=1))
+    np.testing.assert_array_equal(drawn["median of the starts"], np.median(value, axis=1))
+    np.testing.assert_array_equal(drawn["best binary structure so far"], [0.3] * len(checked))
+    assert ax.get_ylabel() == "objective bayer"
+
+
+@pytest.fixture(scope="module")
+def surrogate(server) -> Iterator[Surrogate]:
+    with Surrogate(server.url, progress=False) as surrogate:
+        yield surrogate
+
+
+@pytest.fixture(scope="module")
+def result(surrogate: Surrogate) -> Result:
+    problem = Problem(surrogate, objective("bayer"), Parameterisation(radius_nm=100))
+    return run(problem, optimiser("adam", starts=3, seed=1), steps=4, progress=False)
+
+
+@pytest.fixture(scope="module")
+def folder(result: Result, surrogate: Surrogate, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run") / "designs"
+    write_designs(folder, result, surrogate, objective="bayer", settings={"steps": 4}, seed=1)
+    return folder
+
+
+def test_the_report_says_what_was_found_and_how(folder: Path, result: Result, surrogate: Surrogate) -> None:
+    report = json.loads((folder / "report.json").read_text())
+    assert {
+        name: report[name] for name in ("schema_version", "url", "model", "model_version", "objective", "seed")
+    } == {
+        "schema_version": 1,
+        "url": surrogate.url,
+        "model": "diffractionnet",
+        "model_version": "1",
+        "objective": "bayer",
+        "seed": 1,
+    }
+    assert (report["period_um"], report["pixel_nm"]) == (2.0, 15.625)
+    assert report["process"] == {"period_um": 2.0}
+    assert report["wavelengths_nm"] == list(range(400, 701))
+    assert report["channels"] == ["R", "G1", "G2", "B"]
+    assert report["settings"] == {"steps": 4}
+    assert report["structures_evaluated"] == result.structures_evaluated
+    assert report["server_calls"] == result.server_calls
+    assert report["wall_s"] == result.wall_s
+    assert len(report["designs"]) == 3
+    for rank, design in enumerate(report["designs"]):
+        assert (design["rank"], design["start"]) == (rank, result.row[rank])
+        assert design["objective"] == result.value[rank]
+        assert design["predicted"] == predicted(result.spectra[rank])
+        assert (design["solid_nm"], design["void_nm"]) == feature_size(result.structure[rank])
+        for name in design["files"].values():
+            assert (folder / name).exists()
+
+
+def test_the_arrays_are_those_of_the_result(folder: Path, result: Result, surrogate: Surrogate) -> None:
+    designs, spectra = np.load(folder / "designs.npy"), np.load(folder / "spectra.npy")
+    assert (designs.dtype, designs.shape, spectra.dtype, spectra.shape) == ("u1", (3, 128, 128), "f4", (3, 4, 301))
+    np.testing.assert_array_equal(designs, result.structure)
+    np.testing.assert_allclose(spectra, surrogate.predict(designs).values, atol=1e-5)
+    np.testing.assert_array_equal(np.load(folder / "trajectory.npy"), result.trajectory)
+    for rank, structure in enumerate(designs):
+        np.testing.assert_array_equal(np.load(folder / f"design_{rank:03d}.npy"), structure)
+        cell = gdstk.read_gds(folder / f"design_{rank:03d}.gds").top_level()[0]
+        solid = [polygon for polygon in cell.polygons if polygon.layer == 1]
+        np.testing.assert_array_equal(rasterise(solid), structure)
+
+
+def test_the_history_as_a_table(folder: Path, result: Result) -> None:
+    with (folder / "history.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(int(row["step"]), int(row["start"])) for row in rows] == [(s, n) for s in range(4) for n in range(3)]
+    np.testing.assert_array_equal(np.array([float(row["value"]) for row in rows]).reshape(4, 3), result.history.value)
+    np.testing.assert_array_equal([float(row["beta"]) for row in rows[::3]], result.history.beta)
+    binary = [row["binary_value"] for row in rows]
+    assert np.flatnonzero([value != "" for value in binary[::3]]).tolist() == result.history.checked.tolist()
+    assert [float(value) for value in binary if value] == result.history.binary_value.ravel().tolist()
+
+
+def test_the_page_holds_its_pictures(folder: Path) -> None:
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert page.count('src="data:image/png;base64,') == 1 + 2 * 3
+    assert "metaspec-simulate verify" in page
+    assert 'href="design_002.gds"' in page
+    assert "http://" not in page.replace(json.loads((folder / "report.json").read_text())["url"], "")  # loads nothing
+
+
+def test_no_temporary_files_are_left(folder: Path) -> None:
+    names = {path.name for path in folder.iterdir()}
+    each = {f"{name}_{n:03d}.{end}" for n in range(3) for name, end in (("design", "png"), ("spectra", "png"))}
+    each |= {f"design_{n:03d}.{end}" for n in range(3) for end in ("npy", "gds")}
+    arrays = {"designs.npy", "spectra.npy", "trajectory.npy"}
+    assert names == each | arrays | {"history.csv", "history.png", "report.html", "report.json"}
+
+
+def test_designs_that_are_too_fine_come_last(result: Result, surrogate: Surrogate, tmp_path: Path) -> None:
+    widths = [min(feature_size(structure)) for structure in result.structure]
+    limit = sorted(widths)[-1]
+    report = write_designs(tmp_path, result, surrogate, objective="bayer", min_feature_nm=limit)
+    expected = sorted(range(3), key=lambda n: (widths[n] < limit, n))
+    assert [design["start"] for design in report["designs"]] == result.row[expected].tolist()
+    np.testing.assert_array_equal(np.load(tmp_path / "designs.npy"), result.structure[expected])
+    np.testing.assert_array_equal(np.load(tmp_path / "spectra.npy"), result.spectra.values[expected])
+
+
+def test_a_report_that_cannot_be_drawn_is_not_there(
+    result: Result, surrogate: Surrogate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: Figure, path: Path, **_: object) -> None:
+        path.write_bytes(b"half a picture")
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(Figure, "savefig", fail)
+    with pytest.raises(OSError, match="no space left"):
+        write_designs(tmp_path, result, surrogate, objective="bayer")
+    assert not (tmp_path / "report.json").exists()
+    assert not [path.name for path in tmp_path.iterdir() if path.suffix == ".png"]
+
+
+def test_a_folder_belongs_to_one_run(tmp_path: Path) -> None:
+    settings = {"steps": 20, "radius_nm": 80.0, "model": "one"}
+    folder = tmp_path / "new" / "designs"
+    assert not is_finished(folder, settings)
+    assert not folder.exists()
+    begin(folder, settings)
+    assert not is_finished(folder, settings)
+    with pytest.raises(ValueError, match=r"other settings: steps 20 \(now 30\), model one \(now two\)\. Take another"):
+        is_finished(folder, settings | {"steps": 30, "model": "two"})
+    (folder / "report.json").write_text("{}")
+    assert is_finished(folder, settings)
+
+
+@pytest.mark.parametrize("content", ["not JSON", "[1]", "3"])
+def test_settings_that_cannot_be_read(tmp_path: Path, content: str) -> None:
+    (tmp_path / "settings.json").write_text(content)
+    with pytest.raises(ValueError, match=r"settings\.json cannot be read"):
+        is_finished(tmp_path, {"steps": 20})
+
+
+def test_folders_of_others_are_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").touch()
+    for folder in (tmp_path, tmp_path / "a.txt"):
+        with pytest.raises(ValueError, match="not empty, and not of an optimisation"):
+            is_finished(folder, {"steps": 20})
