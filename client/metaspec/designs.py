@@ -171,24 +171,28 @@ def _period_um(info: ModelInfo) -> float:
 
 
 def predicted(spectra: Spectra) -> dict[str, Any]:
-    """Figures of merit of one design as JSON: `min_efficiency`, and `colour_efficiency` and `crosstalk` of R, G, B."""
+    """Figures of merit of one design as JSON: `min_efficiency`, and `colour_efficiency` and `crosstalk` of R, G, B.
+
+    Where the model has a channel "spread", by which it tells how unsure it is, `spread` is its mean over the wavelengths.
+    """
 
     def by_colour(numbers: NDArray[np.float32]) -> dict[str, float]:
         return dict(zip(COLOURS, numbers[0].tolist(), strict=True))
 
+    spread = {"spread": float(spectra.channel("spread").mean())} if "spread" in spectra.channels else {}
     return {
         "min_efficiency": float(spectra.min_efficiency()[0]),
         "colour_efficiency": by_colour(spectra.colour_efficiency()),
         "crosstalk": by_colour(spectra.crosstalk()),
+        **spread,
     }
 
 
-def title_of(design: Mapping[str, Any]) -> str:
-    """One line on a design of the report, for its pictures."""
-    merit, name = design["predicted"], f"design {design['rank']:03d}"
+def _title(design: Mapping[str, Any]) -> str:
+    merit = design["predicted"]
     colours = ", ".join(f"{colour} {value:.3f}" for colour, value in merit["colour_efficiency"].items())
     widths = f"narrowest solid {design['solid_nm']:.0f} nm, void {design['void_nm']:.0f} nm"
-    return f"{name}: predicted min efficiency {merit['min_efficiency']:.3f} ({colours}); {widths}"
+    return f"design {design['rank']:03d}: predicted min efficiency {merit['min_efficiency']:.3f} ({colours}); {widths}"
 
 
 def _write_design(
@@ -199,13 +203,14 @@ def _write_design(
     period_um: float,
     gds_layer: tuple[int, int],
 ) -> None:
-    files, title = design["files"], title_of(design)
+    files = design["files"]
     _save_array(folder / files["structure"], structure)
     with replacing(folder / files["layout"]) as path:
         write_gds(path, structure, period_um=period_um, layer=gds_layer)
     with replacing(folder / files["picture"]) as path:
-        draw_structure(structure, period_um=period_um, title=title).savefig(path, dpi=_DPI)
+        draw_structure(structure, period_um=period_um, title=_title(design)).savefig(path, dpi=_DPI)
     with replacing(folder / files["spectra"]) as path:
+        title = f"design {design['rank']:03d}, predicted by {spectra.model} version {spectra.version}"
         draw_spectra(spectra, title=title).savefig(path, dpi=_DPI)
 
 

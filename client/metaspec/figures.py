@@ -70,7 +70,7 @@ def draw_spectra(spectra: Spectra, *, title: str = "") -> Figure:
     over its band.
 
     Args:
-        spectra: of one structure. Channels other than the four detectors are left out.
+        spectra: of one structure.
         title: of the figure.
     """
     figure = Figure(figsize=(9.5, 4.2), layout="constrained")
@@ -79,6 +79,8 @@ def draw_spectra(spectra: Spectra, *, title: str = "") -> Figure:
     wavelengths = spectra.wavelengths_nm
     for name, colour in _LINES.items():
         ax.plot(wavelengths, spectra.channel(name)[0], color=colour, lw=1.5, label=name)
+    if "spread" in spectra.channels:
+        ax.plot(wavelengths, spectra.channel("spread")[0], color="0.4", lw=1, ls=":", label="spread: how unsure")
     green = spectra.channel("G1")[0] + spectra.channel("G2")[0]
     ax.plot(wavelengths, green, color="darkgreen", lw=2, label="G1 + G2")
     for colour, efficiency, crosstalk in zip(

@@ -159,10 +159,11 @@ def test_the_picture_of_spectra_names_efficiency_and_crosstalk() -> None:
     figure = draw_spectra(spectra, title="a title")
     (ax,) = figure.axes
     drawn = {line.get_label(): line.get_ydata() for line in ax.get_lines()}
-    assert list(drawn) == ["R", "G1", "G2", "B", "G1 + G2"]
+    assert list(drawn) == ["R", "G1", "G2", "B", "spread: how unsure", "G1 + G2"]
     np.testing.assert_allclose(drawn["G1 + G2"], 0.2)
     legend = [text.get_text() for text in figure.legends[0].get_texts()]
     assert "blue, 400 to 500 nm:\nefficiency 0.600\ncrosstalk 0.100" in legend
+    assert predicted(spectra)["spread"] == pytest.approx(0.1)
     assert "green, 500 to 600 nm:\nefficiency 0.200\ncrosstalk 0.200" in legend
 
 
