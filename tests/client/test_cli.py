@@ -1,0 +1,321 @@
+"""The command `metaspec` as a user gives it, against a running server."""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import pty
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from metaspec import Surrogate, bulk
+from metaspec.__main__ import main
+
+RUN = ["--steps", "60", "--starts", "2", "--radius-nm", "120", "--seed", "3"]
+COMMAND = [sys.executable, "-m", "metaspec"]
+
+
+@pytest.fixture
+def metaspec(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Iterator[Callable[..., tuple]]:
+    """Give the command in this process: exit status, standard output, standard error."""
+    handler = signal.getsignal(signal.SIGTERM)
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["metaspec", *map(str, arguments)])
+        with pytest.raises(SystemExit) as exit_:
+            main()
+        output = capfd.readouterr()
+        return int(exit_.value.code or 0), output.out, output.err
+
+    yield run
+    signal.signal(signal.SIGTERM, handler)
+
+
+def start(*arguments: object, **options: Any) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [*COMMAND, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        bufsize=1,
+        **options,
+    )
+
+
+def until(process: subprocess.Popen[str], text: str) -> None:
+    assert process.stdout is not None
+    assert any(text in line for line in process.stdout), process.communicate()[1]
+
+
+@pytest.mark.parametrize("dtype", ["bool", "u1", "f4", "f8"])
+def test_predict_writes_the_spectra_of_a_file(
+    metaspec, server, expected, structures: np.ndarray, tmp_path: Path, dtype: str
+) -> None:
+    np.save(tmp_path / "structures.npy", structures.astype(dtype))
+    out = tmp_path / "spectra.npy"
+    status, printed, errors = metaspec("predict", tmp_path / "structures.npy", "--url", server.url, "--out", out)
+    assert (status, errors) == (0, "")
+    spectra = np.load(out)
+    assert spectra.dtype == np.float32
+    np.testing.assert_allclose(spectra, expected(structures), atol=1e-5)
+    with Surrogate(server.url) as surrogate:
+        efficiency = surrogate.predict(structures).colour_efficiency()
+    for number, row in enumerate(efficiency):
+        cells = [f"{value:.3f}" for value in (*row, row.min())]
+        assert [str(number), *cells] in [line.split() for line in printed.splitlines()]
+    assert f"{out} has the spectra, 5 x 4 x 301." in printed
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["spectra.npy", "structures.npy"]
+
+
+def test_predict_one_structure_as_a_table_and_a_plot(metaspec, server, expected, structures, tmp_path: Path) -> None:
+    np.save(tmp_path / "structure.npy", structures[0])
+    out, plot = tmp_path / "spectra.csv", tmp_path / "plot.png"
+    status, _, _ = metaspec("predict", tmp_path / "structure.npy", "--url", server.url, "--out", out, "--plot", plot)
+    assert status == 0
+    assert out.read_text().splitlines()[0] == "structure,wavelength_nm,R,G1,G2,B"
+    table = np.loadtxt(out, delimiter=",", skiprows=1)
+    np.testing.assert_array_equal(table[:, :2], np.column_stack([np.zeros(301), np.arange(400, 701)]))
+    np.testing.assert_allclose(table[:, 2:].T, expected(structures[0])[0], atol=1e-5)
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["plot.png", "spectra.csv", "structure.npy"]
+
+
+def test_of_many_structures_the_best_are_shown(metaspec, server, tmp_path: Path) -> None:
+    structures = np.random.default_rng(0).random((40, 128, 128)).astype(np.float32)
+    np.save(tmp_path / "structures.npy", structures)
+    status, printed, _ = metaspec("predict", tmp_path / "structures.npy", "--url", server.url)
+    assert status == 0
+    assert "the 10 best of 40 structures" in printed
+    with Surrogate(server.url) as surrogate:
+        best = np.argsort(-surrogate.predict(structures).min_efficiency())[:10]
+    shown = [line.split()[0] for line in printed.splitlines() if line.split() and line.split()[0].isdigit()]
+    assert shown == [str(n) for n in best]
+
+
+def test_an_interrupted_prediction_goes_on(server, expected, tmp_path: Path) -> None:
+    structures = np.random.default_rng(0).integers(0, 2, (520, 128, 128), np.uint8)
+    np.save(tmp_path / "structures.npy", structures)
+    partial = tmp_path / "spectra.npy.partial"
+
+    def interrupt(finished: int) -> None:
+        if finished:
+            raise KeyboardInterrupt
+
+    with Surrogate(server.url, batch_size=64) as surrogate:
+        mapped = bulk.open_structures(tmp_path / "structures.npy", (128, 128))
+        owner: Any = mapped
+        while isinstance(owner, np.ndarray):
+            owner = owner.base
+        assert isinstance(owner, mmap.mmap)  # nothing has been read into memory
+        with pytest.raises(KeyboardInterrupt):
+            bulk.predict_to_file(surrogate, mapped, partial, interrupt)
+        with pytest.raises(ValueError, match=r"mmap length|cannot reshape|buffer|smaller"):
+            np.load(partial, mmap_mode="r")  # nobody takes it for the whole
+        with partial.open("ab") as file:
+            file.write(b"half a row")
+        before, finished = surrogate.sent.structures, []
+        spectra = bulk.predict_to_file(surrogate, mapped, partial, finished.append)
+        assert surrogate.sent.structures - before == 2 + 520 - 256  # two of the old ones are compared
+    assert finished == [256, 256, 8]
+    np.testing.assert_allclose(spectra.values, expected(structures), atol=1e-5)
+
+
+def test_a_partial_prediction_of_something_else_is_kept(metaspec, server, structures, tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", structures)
+    partial, out = tmp_path / "spectra.npy.partial", tmp_path / "spectra.npy"
+    with Surrogate(server.url) as surrogate:
+        bulk.predict_to_file(surrogate, 1 - structures[:, None], partial, lambda finished: None)
+    content = partial.read_bytes()
+    status, _, errors = metaspec("predict", tmp_path / "a.npy", "--url", server.url, "--out", out)
+    assert status == 2
+    assert f"{partial} has spectra of other structures or of another model: delete it to start anew" in errors
+    assert partial.read_bytes() == content
+    np.save(tmp_path / "a.npy", structures[:3])
+    assert metaspec("predict", tmp_path / "a.npy", "--url", server.url, "--out", out)[0] == 2
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"\x89PNG\r\n\x1a\n picture", "is not a .npy file of structures"),
+        (b"", "is not a .npy file of structures"),
+        (np.zeros((3, 128, 128), object), "is not a .npy file of structures"),
+        (np.zeros((0, 128, 128)), "holds no structures: its shape is (0, 128, 128)"),
+        (np.zeros((64, 64)), "structures must be (128, 128), (N, 128, 128) or (N, 1, 128, 128), got (64, 64)"),
+        (np.full((2, 128, 128), 255, np.uint8), "divide 8-bit images by 255"),
+        (np.zeros((128, 128), complex), "got complex128"),
+        (None, "No such file"),
+    ],
+)
+def test_predict_refuses_bad_files(metaspec, server, tmp_path: Path, content: Any, message: str) -> None:
+    file, out = tmp_path / "structures.npy", tmp_path / "spectra.npy"
+    if isinstance(content, np.ndarray):
+        np.save(file, content)
+    elif content is not None:
+        file.write_bytes(content)
+    status, printed, errors = metaspec("predict", file, "--url", server.url, "--out", out)
+    assert (status, printed) == (2, "")
+    assert message in errors
+    assert errors.startswith("metaspec: ")
+    assert errors.count("\n") == 1
+    assert {path.name for path in tmp_path.iterdir()} <= {"structures.npy"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["predict", "x.npy", "--out", "spectra.nc"], "--out must end in .npy or .csv, got spectra.nc"),
+        (["predict", "x.npy", "--out", "nowhere/x.npy"], "--out: there is no folder nowhere"),
+        (["predict", "x.npy", "--url", "ftp://x"], "http"),
+        (["optimise", "--out", "x", "--objective", "purple"], "objective must be one of bayer, min"),
+        (
+            ["optimise", "--out", "x", "--gds-layer", "one"],
+            "--gds-layer must be two numbers, LAYER/DATATYPE, got 'one'",
+        ),
+        (["optimise", "--out", "x", "--gds-layer", "1/99999"], "between 0 and 32767, got 1/99999"),
+        (["optimise", "--out", "x", "--url", "http://127.0.0.1:1"], "no connection to http://127.0.0.1:1"),
+        (["optimise", "--out", "x", "--optimiser", "luck"], "optimiser must be one of adam"),
+        (["optimise", "--out", "x", "--symmetry", "round"], "symmetry must be None or \"diagonal\", got 'round'"),
+        (["optimise", "--out", "x", "--radius-nm", "-1"], "radius_nm must be above 0"),
+        (["optimise", "--out", "x", "--robust-delta", "0.6"], "robust_delta"),
+        (["optimise", "--out", "x", "--spread-penalty", "1"], "has no channel spread, only R, G1, G2, B"),
+        (["optimise", "--out", "x", "--steps", "0"], "--steps"),
+        (["optimise", "--steps", "3"], "--out"),
+        (["optimise", "--out", "x", "--model", "nothing"], "nothing"),
+    ],
+)
+def test_bad_arguments(
+    metaspec, server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    address = [] if "--url" in arguments else ["--url", server.url]
+    status, printed, errors = metaspec(*arguments, *address)
+    assert (status, printed) == (2, "")
+    assert message in errors
+    assert "Traceback" not in errors
+    assert not list(tmp_path.iterdir())  # nothing is begun
+
+
+def test_what_the_command_line_needs(metaspec, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name == "metaspec.cli" or name.split(".")[0] == "typer"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "typer", None)
+    status, _, errors = metaspec("--help")
+    assert status == 2
+    assert 'pip install "metaspec[optimise]"' in errors
+
+
+@pytest.fixture(scope="module")
+def finished(server, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that nobody interrupted."""
+    folder = tmp_path_factory.mktemp("finished") / "designs"
+    subprocess.run([*COMMAND, "optimise", "--url", server.url, "--out", folder, *RUN], check=True, capture_output=True)
+    return folder
+
+
+def test_optimise_interrupted_and_resumed_finds_the_same_designs(server, finished: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "designs"
+    arguments = ["optimise", "--url", server.url, "--out", folder, *RUN]
+    process = start(*arguments)
+    until(process, "step 3/60")
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130, errors
+    assert "Repeat the command to go on." in errors
+    assert "Traceback" not in errors
+    assert (folder / "checkpoint.npz").exists()
+    assert not (folder / "report.json").exists()
+
+    again = subprocess.run([*COMMAND, *map(str, arguments)], capture_output=True, text=True, check=True)
+    assert again.stdout.startswith("Going on with objective bayer, 2 starts, adam; diffractionnet version 1")
+    assert "step 3/60" not in again.stdout
+    names = sorted(path.name for path in finished.iterdir())
+    assert sorted(path.name for path in folder.iterdir()) == names
+    assert "checkpoint.npz" not in names
+    for name in names:
+        if name.rpartition(".")[2] in ("npy", "gds", "csv"):
+            assert (folder / name).read_bytes() == (finished / name).read_bytes(), name
+    reports = [json.loads((path / "report.json").read_text()) for path in (folder, finished)]
+    assert reports[0]["designs"] == reports[1]["designs"]
+
+
+def test_a_run_has_made_better_binary_designs(server, finished: Path) -> None:
+    report = json.loads((finished / "report.json").read_text())
+    settings = {"objective": "bayer", "steps": 60, "starts": 2, "radius_nm": 120.0, "seed": 3, "optimiser": "adam"}
+    assert report["settings"].items() >= settings.items()
+    designs = np.load(finished / "designs.npy")
+    assert set(np.unique(designs)) == {0, 1}
+    with Surrogate(server.url) as surrogate:
+        efficiency = surrogate.predict(designs).min_efficiency()
+        first = surrogate.predict(np.load(finished / "trajectory.npy")[:2]).min_efficiency()
+    np.testing.assert_allclose([d["predicted"]["min_efficiency"] for d in report["designs"]], efficiency, atol=1e-6)
+    assert efficiency[0] > first.max() + 0.02
+
+
+def test_a_finished_run_is_left_alone(metaspec, finished: Path) -> None:
+    times = {path.name: path.stat().st_mtime_ns for path in finished.iterdir()}
+    status, printed, errors = metaspec("optimise", "--url", "http://127.0.0.1:1", "--out", finished, *RUN)
+    assert (status, errors) == (0, "")
+    assert "is finished, there is nothing to do" in printed
+    assert {path.name: path.stat().st_mtime_ns for path in finished.iterdir()} == times
+
+
+def test_another_run_does_not_take_the_folder(metaspec, server, finished: Path) -> None:
+    status, _, errors = metaspec("optimise", "--url", server.url, "--out", finished, *RUN, "--symmetry", "diagonal")
+    assert status == 2
+    assert "is of an optimisation with other settings: symmetry none (now diagonal)" in errors
+
+
+def test_a_terminal_shows_the_run_as_it_goes(server, tmp_path: Path) -> None:
+    """Also: options reach the designs."""
+    outer, inner = pty.openpty()
+    arguments = ["optimise", "--url", server.url, "--out", tmp_path / "designs", "--steps", 5, "--starts", 3]
+    arguments += ["--symmetry", "diagonal", "--robust-delta", 0.1, "--objective", "min", "--gds-layer", "4/2"]
+    process = subprocess.Popen(
+        [*COMMAND, *map(str, arguments)],
+        stdout=inner,
+        stderr=inner,
+        env={**os.environ, "TERM": "xterm", "COLUMNS": "100"},
+    )
+    os.close(inner)
+    shown = b""
+    while True:
+        try:
+            shown += os.read(outer, 1 << 16)
+        except OSError:  # the terminal's other end is closed
+            break
+    os.close(outer)
+    assert process.wait(120) == 0
+    text = shown.decode()
+    for words in ("5/5", "best", "median", "structures/s", "left", "min efficiency", "report.html"):
+        assert words in text
+    assert "\x1b[1A" in text  # drawn over again in place
+    designs = np.load(tmp_path / "designs" / "designs.npy")
+    np.testing.assert_array_equal(designs, designs.transpose(0, 2, 1))
+    report = json.loads((tmp_path / "designs" / "report.json").read_text())
+    assert report["objective"] == "min"
+    assert report["settings"]["robust_delta"] == 0.1
+
+
+def test_a_server_that_is_gone_costs_nothing(metaspec, start_server, small_repository: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "designs"
+    (tmp_path / "keys").write_text("a secret of 16 letters\n")
+    with start_server("--repository", str(small_repository), "--api-keys", str(tmp_path / "keys")) as server:
+        arguments = ["optimise", "--url", server.url, "--out", folder, "--steps", 2000, "--starts", 2]
+        status, _, errors = metaspec(*arguments)
+        assert status == 2
+        assert "API key" in errors
+        process = start(*arguments, env={**os.environ, "METASPEC_API_KEY": "a secret of 16 letters"})
+        until(process, "step 100/2000")
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert errors.startswith(f"metaspec: no connection to {server.url}")
+    assert "Repeat the command to go on." in errors
+    assert (folder / "checkpoint.npz").exists()
