@@ -1,33 +1,48 @@
-"""`metaspec-simulate`: make a data set, go on with one, or import one."""
+"""`metaspec-simulate`: make a data set, go on with one, import one, and check the designs of an optimiser."""
 
 from __future__ import annotations
 
 import functools
+import json
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 import typer
-from dask.distributed import Client, LocalCluster, as_completed, get_worker
+from dask.distributed import Client, Future, LocalCluster, as_completed, get_worker
 from tqdm import tqdm
 
+from metaspec_simulation import verify as truth
 from metaspec_simulation.dataset import (
-    Recipe,
-    given_recipe,
+    Group,
+    add_structures,
     missing_shards,
     open_dataset,
     read_dataset,
     write_samples,
 )
+from metaspec_simulation.designs import candidates, read_designs
+from metaspec_simulation.files import read_array
 from metaspec_simulation.importer import find_pairs, import_pairs
 from metaspec_simulation.process import Process
+from metaspec_simulation.recipe import Recipe, given_recipe
 from metaspec_simulation.solver import Solver
 
 _TOPIC = "simulated"
+_FROM = "--from-designs"
 
 _PROCESS = Annotated[
     Path | None, typer.Option(help="JSON file with a process other than the default.", exists=True, dir_okay=False)
+]
+
+
+_OTHER_PROCESS = Annotated[
+    Path | None,
+    typer.Option(
+        help="JSON file with the process, instead of the one that report.json names.", exists=True, dir_okay=False
+    ),
 ]
 
 
@@ -66,36 +81,86 @@ def simulate(
     if structures is not None:
         if count is not None:
             raise ValueError("--count and --structures exclude each other")
-        given = np.load(structures, allow_pickle=False)
+        given = read_array(structures)
         recipe, count = given_recipe(device, cells, given), len(given)
     elif count is not None:
         recipe = Recipe(device, seed=seed, cells=cells)
     else:
         raise ValueError("give --count, the number of samples, or --structures, a file of them")
-    group = open_dataset(out, recipe, count, given)
+    _simulate_missing(out, open_dataset(out, recipe, count, given), recipe, workers, scheduler)
+
+
+@app.command("from-designs")
+def simulate_designs(
+    folders: Annotated[
+        list[Path],
+        typer.Argument(help="Written by `metaspec optimise`.", exists=True, file_okay=False),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder of the data set. If it exists, the structures are appended.")],
+    cells: Annotated[int, typer.Option(help="Solver grid cells per period.", min=24, max=512)] = 80,
+    limit: Annotated[int | None, typer.Option(help="Take at most so many structures.", min=1)] = None,
+    workers: Annotated[int, typer.Option(help="Processes on this machine, one thread each.", min=1)] = 1,
+    process: _OTHER_PROCESS = None,
+    scheduler: Annotated[
+        str | None, typer.Option(help="Address of a Dask scheduler, to use its workers instead of local ones.")
+    ] = None,
+) -> None:
+    """Simulate what optimisers designed and visited on the way, and append it to a data set of given structures.
+
+    Of structures that are translations, rotations or mirror images of each other, one is taken, and none of which the data set
+    has one already. Given again, the command goes on where it was interrupted, and adds nothing twice.
+    """
+    override = None if process is None else _read_process(process)
+    found = [read_designs(folder, override) for folder in folders]
+    if any(one.process != found[0].process for one in found):
+        raise ValueError("the folders hold designs for different processes: make a data set of each")
+    wanted = candidates(found, limit)
+    recipe, new = add_structures(out, found[0].process, cells, wanted)
+    seen = sum(len(one.structures) + len(one.trajectory) for one in found)
+    typer.echo(f"{seen} structures found, {len(wanted)} of them taken, {new} new to {out}.")
+    _simulate_missing(out, read_dataset(out, mode="r+"), recipe, workers, scheduler)
+
+
+def _simulate_missing(out: Path, group: Group, recipe: Recipe, workers: int, scheduler: str | None) -> None:
+    """Simulate what is still missing in a data set, with a progress bar; Ctrl-C stops it in good order."""
     shards = missing_shards(group)
-    total, missing = group["structure"].shape[0], sum(stop - start for start, stop in shards)
+    total, missing = group["complete"].shape[0], sum(stop - start for start, stop in shards)
     if not missing:
         typer.echo(f"{out} already has {total} samples: nothing to do.")
         return
-    # Threads of a worker would fight over its core, and numba compiles for it once.
-    cluster = None if scheduler else LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None)
-    with Client(scheduler or cluster) as client, tqdm(total=total, initial=total - missing, unit="structure") as bar:
+    with _workers(workers, scheduler) as client, tqdm(total=total, initial=total - missing, unit="structure") as bar:
         client.subscribe_topic(_TOPIC, lambda event: bar.update(1))
-        futures = [client.submit(_simulate_shard, str(out.absolute()), recipe, *shard, pure=False) for shard in shards]
-        try:
-            for future in as_completed(futures):
-                future.result()
-                future.release()
-        except KeyboardInterrupt:
-            client.cancel(futures, force=True)
+        jobs = [client.submit(_simulate_shard, str(out.absolute()), recipe, *shard, pure=False) for shard in shards]
+        if not _finish(client, jobs):
             left = sum(stop - start for start, stop in missing_shards(read_dataset(out)))
             typer.echo(f"\nInterrupted with {total - left} of {total} samples written. Repeat the command to go on.")
-            raise typer.Exit(130) from None
+            raise typer.Exit(130)
+    typer.echo(f"{out} has {total} samples.")
+
+
+@contextmanager
+def _workers(count: int, scheduler: str | None = None) -> Iterator[Client]:
+    """Processes of one thread each: threads would fight over a core, and numba compiles for a process once."""
+    cluster = None if scheduler else LocalCluster(n_workers=count, threads_per_worker=1, dashboard_address=None)
+    with Client(scheduler or cluster) as client:
+        try:
+            yield client
         finally:
             if cluster is not None:
                 client.shutdown()
-    typer.echo(f"{out} has {total} samples.")
+
+
+def _finish(client: Client, jobs: list[Future], report: Callable[[], object] = lambda: None) -> bool:
+    """Wait for jobs, calling `report()` after each; cancels what is left and returns False on Ctrl-C."""
+    try:
+        for job in as_completed(jobs):
+            job.result()
+            job.release()
+            report()
+    except KeyboardInterrupt:
+        client.cancel(jobs, force=True)
+        return False
+    return True
 
 
 @functools.cache
@@ -108,6 +173,51 @@ def _simulate_shard(out: str, recipe: Recipe, start: int, stop: int) -> None:
     solver = _solver(recipe.process, recipe.cells, recipe.tail)
     group = read_dataset(Path(out), mode="r+")
     write_samples(group, recipe, solver, start, stop, report=lambda: worker.log_event(_TOPIC, 1))
+
+
+@app.command("verify")
+def verify_designs(
+    folder: Annotated[Path, typer.Argument(help="Written by `metaspec optimise`.", exists=True, file_okay=False)],
+    cells: Annotated[
+        list[int],
+        typer.Option(
+            help="Solver grid cells per period. Give it several times to see that it converges.", min=24, max=512
+        ),
+    ] = [80],  # noqa: B006  (typer copies it)
+    best: Annotated[int | None, typer.Option(help="Only the first so many designs.", min=1)] = None,
+    workers: Annotated[int, typer.Option(help="Processes on this machine, one thread each.", min=1)] = 1,
+    process: _OTHER_PROCESS = None,
+) -> None:
+    """Simulate the designs of an optimiser and compare their spectra with the predicted ones.
+
+    Prints a table and writes `verify.json` and `verify.png` into FOLDER. Simulations are kept in FOLDER/simulated: given again,
+    the command goes on where it was interrupted, and nothing is simulated twice.
+    """
+    from metaspec_simulation.figures import draw_verification  # needs matplotlib, which nothing else here does
+
+    designs = read_designs(folder, None if process is None else _read_process(process))
+    todo = truth.tasks(designs, cells, best)
+    every = [task for row in todo for task in row]
+    missing = [task for task in every if task.done is None]
+    if missing:
+        with (
+            _workers(workers) as client,
+            tqdm(total=len(every), initial=len(every) - len(missing), unit="simulation") as bar,
+        ):
+            jobs = [client.submit(_simulate_task, task, pure=False) for task in missing]
+            if not _finish(client, jobs, lambda: bar.update(1)):
+                done = sum(task.done is not None for task in every)
+                typer.echo(f"\nInterrupted with {done} of {len(every)} simulations done. Repeat the command to go on.")
+                raise typer.Exit(130)
+    result = truth.compare(designs, todo)
+    typer.echo(truth.table(result))
+    draw_verification(result).savefig(folder / "verify.png", dpi=110)
+    (folder / "verify.json").write_text(json.dumps(truth.as_json(result), indent=2) + "\n", encoding="utf-8")
+    typer.echo(f"\n{folder / 'verify.json'} and verify.png have it all.")
+
+
+def _simulate_task(task: truth.Task) -> None:
+    task.simulate(_solver(task.process, task.cells, 25.0))
 
 
 @app.command("import")
@@ -135,10 +245,11 @@ def main() -> None:
     """Entry point of the command."""
     arguments = sys.argv[1:]
     if arguments and arguments[0].startswith("--") and arguments[0] != "--help":
-        arguments = ["run", *arguments]  # simulating is what the command is for
+        # Simulating is what the command is for.
+        arguments = ["from-designs" if _FROM in arguments else "run", *(one for one in arguments if one != _FROM)]
     try:
         app(arguments)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         typer.echo(f"metaspec-simulate: {error}", err=True)
         raise SystemExit(2) from None
 

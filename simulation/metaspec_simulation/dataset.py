@@ -11,7 +11,6 @@ spectra put together from the harmonics are within 1e-3 (rms) of the solver's. S
 
 from __future__ import annotations
 
-import hashlib
 import os
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -23,11 +22,11 @@ import zarr
 from numpy.typing import NDArray
 
 from metaspec_simulation import structures
-from metaspec_simulation.farfield import harmonic_orders, shifted_basis
+from metaspec_simulation.farfield import shifted_basis
 from metaspec_simulation.process import CHANNELS, PIXELS, Process
+from metaspec_simulation.recipe import SCHEMA_VERSION, Recipe, given_recipe
 from metaspec_simulation.solver import Solver
 
-SCHEMA_VERSION = 2
 SHARD = 64
 STEP = 1e-4
 HARMONIC_STEP = 5e-4  # 41 pairs of them add up to an rms error of 9e-4
@@ -36,60 +35,7 @@ HARMONIC_STEP_NM = 2  # the spectra resolve about 10 nm
 Group: TypeAlias = Any  # a zarr.Group; zarr types what lies in one as array or group, whatever the name
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """All that the samples of a data set have in common.
-
-    Attributes:
-        process: the device.
-        seed: from which, and a sample's number, its structure follows.
-        cells: the solver's grid cells per period.
-        tail: the solver's recording time after the pulse, um / c.
-        given: SHA-256 of the structures, if they are given and do not follow from the seed.
-    """
-
-    process: Process
-    seed: int
-    cells: int
-    tail: float = 25.0
-    given: str | None = None
-
-    def family(self, sample: int) -> str:
-        """Family of a sample: they take turns."""
-        return structures.FAMILIES[sample % len(structures.FAMILIES)]
-
-    def structure(self, sample: int) -> structures.Structure:
-        """Structure of a sample, uint8 (128, 128)."""
-        return structures.random_structure(np.random.default_rng([self.seed, sample]), self.family(sample))
-
-    def attributes(self) -> dict[str, Any]:
-        """The recipe as the attributes of the store."""
-        return {
-            "schema_version": SCHEMA_VERSION,
-            "process": self.process.model_dump(mode="json"),
-            "seed": self.seed,
-            "given": self.given,
-            "solver": {"name": "metaspec-fdtd", "cells": self.cells, "tail": self.tail},
-            "channels": list(CHANNELS),
-            "harmonic_orders": np.stack(harmonic_orders(), axis=1).tolist(),
-        }
-
-
-def given_recipe(process: Process, cells: int, given: structures.Structure) -> Recipe:
-    """The recipe of a data set of given structures, uint8 (N, 128, 128).
-
-    Raises:
-        ValueError: another shape, or values other than 0 and 1.
-    """
-    if given.ndim != 3 or given.shape[1:] != (PIXELS, PIXELS) or not len(given):
-        raise ValueError(f"structures must have shape (N, {PIXELS}, {PIXELS}), got {given.shape}")
-    if not np.isin(given, (0, 1)).all():
-        raise ValueError("structures must be binary, 0 for void and 1 for solid")
-    digest = hashlib.sha256(structures.pack(given.astype(np.uint8)).tobytes()).hexdigest()
-    return Recipe(process, seed=0, cells=cells, given=digest)
-
-
-def open_dataset(path: Path, recipe: Recipe, count: int, given: structures.Structure | None = None) -> Group:
+def open_dataset(path: Path, recipe: Recipe, count: int, given: NDArray[np.generic] | None = None) -> Group:
     """Open a data set for appending up to `count` samples; make it if there is none.
 
     Args:
@@ -101,7 +47,7 @@ def open_dataset(path: Path, recipe: Recipe, count: int, given: structures.Struc
     Raises:
         ValueError: something else lies at `path`, or a data set made by another recipe.
     """
-    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+    if _is_vacant(path):
         return _create(path, recipe, count, given)
     group = read_dataset(path, mode="r+")
     for name, wanted in recipe.attributes().items():
@@ -110,11 +56,58 @@ def open_dataset(path: Path, recipe: Recipe, count: int, given: structures.Struc
                 f"{path} was made with {name} = {group.attrs.get(name)}, not {wanted}: "
                 "go on with the settings it was made with, or choose another folder"
             )
-    if count > group["structure"].shape[0]:
-        for _, array in group.arrays():
-            if array.metadata.dimension_names[0] == "sample":
-                array.resize((count, *array.shape[1:]))
+    if count > group["complete"].shape[0]:
+        _resize(group, count)
     return group
+
+
+def add_structures(path: Path, process: Process, cells: int, wanted: structures.Structure) -> tuple[Recipe, int]:
+    """Add structures to a data set of given ones, to be simulated; make it if there is none.
+
+    Structures of which the data set has a translation, rotation or mirror image are left out. Nothing that is simulated is
+    touched, and a run that is killed here leaves the data set as it was, or with the structures added.
+
+    Args:
+        path: its folder.
+        process: the device.
+        cells: the solver's grid cells per period.
+        wanted: distinct structures, uint8 (N, 128, 128).
+
+    Returns:
+        What all samples of the data set have in common, and how many structures are new.
+
+    Raises:
+        ValueError: the data set holds random or imported structures, or was made with another process or grid.
+    """
+    if _is_vacant(path):
+        recipe = given_recipe(process, cells, wanted)
+        open_dataset(path, recipe, len(wanted), wanted)
+        return recipe, len(wanted)
+    group = read_dataset(path, mode="r+")
+    if group.attrs.get("given") is None:
+        raise ValueError(f"{path} holds structures that are not given but random or imported: choose another folder")
+    count = group["complete"].shape[0]
+    open_dataset(path, Recipe(process, seed=0, cells=cells, given=group.attrs["given"]), count)
+    known = structures.unpack(group["structure"][:count])
+    new = wanted[structures.distinct(wanted, known)]
+    recipe = given_recipe(process, cells, np.concatenate([known, new]))
+    # The samples of a data set are those of `complete`: until that has grown, all of this can be done again.
+    group["structure"].resize((count + len(new), PIXELS * PIXELS // 8))
+    group["structure"][count:] = structures.pack(new)
+    group.attrs["given"] = recipe.given
+    _resize(group, count + len(new))
+    return recipe, len(new)
+
+
+def _resize(group: Group, count: int) -> None:
+    """Make room for `count` samples, in `complete` last: a run that is killed on the way can do it again."""
+    for name in _PER_SAMPLE:
+        if name in group:
+            group[name].resize((count, *group[name].shape[1:]))
+
+
+def _is_vacant(path: Path) -> bool:
+    return not path.exists() or (path.is_dir() and not any(path.iterdir()))
 
 
 def read_dataset(path: Path, mode: str = "r") -> Group:
@@ -260,7 +253,7 @@ _PER_SAMPLE: dict[str, tuple[tuple[str, ...], str, dict[str, Any]]] = {
 }
 
 
-def _create(path: Path, recipe: Recipe, count: int, given: structures.Structure | None) -> Group:
+def _create(path: Path, recipe: Recipe, count: int, given: NDArray[np.generic] | None) -> Group:
     """Make the empty data set beside its place and move it there: a killed run leaves none or a whole one."""
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     group = create_store(unfinished, recipe.process, recipe.attributes(), count, harmonics=True)

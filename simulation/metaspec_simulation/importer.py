@@ -19,9 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metaspec_simulation import structures
-from metaspec_simulation.dataset import SCHEMA_VERSION, STEP, create_store, read_dataset
+from metaspec_simulation.dataset import STEP, create_store, read_dataset
 from metaspec_simulation.files import read_array
 from metaspec_simulation.process import CHANNELS, PIXELS, Process
+from metaspec_simulation.recipe import SCHEMA_VERSION
 
 BLOCK = 1024
 """Samples read, and written as one chunk, at a time."""

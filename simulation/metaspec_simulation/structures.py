@@ -7,6 +7,7 @@ family has features much below 80 nm, solid or void: that is what electron-beam 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -117,6 +118,18 @@ def orbit_key(structure: Structure) -> str:
     mirrored = np.roll(counts[:, ::-1], 1, axis=1)
     images = (counts, counts.T, mirrored, mirrored.T)
     return hashlib.sha256(min(np.ascontiguousarray(image).tobytes() for image in images)).hexdigest()
+
+
+def distinct(structures: Structure, known: Iterable[Structure] = ()) -> NDArray[np.intp]:
+    """Rows of `structures` that are no translation, rotation or mirror image of an earlier row or of a known structure."""
+    seen = {orbit_key(structure) for structure in known}
+    rows = []
+    for row, structure in enumerate(structures):
+        key = orbit_key(structure)
+        if key not in seen:
+            seen.add(key)
+            rows.append(row)
+    return np.array(rows, np.intp)
 
 
 def split_of(structure: Structure) -> str:

@@ -1,0 +1,130 @@
+"""The picture of a truth check. Needs matplotlib.
+
+A structure is drawn as it is stored, row 0 at the top: x is the column and points right, y is the row and points down, and
+detector R is at the top left.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from metaspec_simulation.merit import COLOURS
+from metaspec_simulation.process import CHANNELS
+from metaspec_simulation.verify import Verification
+
+try:
+    from matplotlib.axes import Axes
+    from matplotlib.colors import LinearSegmentedColormap
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+except ImportError as error:
+    raise ImportError('pictures need matplotlib: pip install "metaspec[simulation]"') from error
+
+SHOWN = 3
+"""Designs whose structures and spectra are drawn."""
+
+_LINES = dict(zip(CHANNELS, ("tab:red", "tab:green", "yellowgreen", "tab:blue"), strict=True))
+_MARKS = {"min": "black", "R": "tab:red", "G": "tab:green", "B": "tab:blue"}
+_MATERIAL = LinearSegmentedColormap.from_list("material", ["#fbfaf6", "#39536b"])  # void to solid
+
+
+def draw_verification(result: Verification) -> Figure:
+    """The designs that simulate best, with predicted and simulated spectra; the error over wavelength; figures of merit.
+
+    Args:
+        result: of `metaspec_simulation.verify.compare`.
+    """
+    predicted, simulated = result.merit(result.predicted), result.merit(result.simulated)
+    best = np.argsort(-simulated[-1, :, 0], kind="stable")[:SHOWN]
+    figure = Figure(figsize=(3.9 * (len(best) + 1), 7.4), layout="constrained")
+    axes = figure.subplots(2, len(best) + 1, height_ratios=(1, 1.1))
+    highest = 1.25 * max(float(result.simulated[-1, best].max()), float(result.predicted[best].max()))
+    for column, k in enumerate(best):
+        above, below = axes[:, column]
+        _draw_structure(above, result.designs.structures[k], result.designs.process.period_um)
+        above.set_title(
+            f"design {result.ranks[k]:03d}\nmin efficiency {predicted[k, 0]:.3f} predicted, "
+            f"{simulated[-1, k, 0]:.3f} simulated",
+            fontsize=10,
+        )
+        _draw_spectra(below, result, int(k))
+        below.set(ylim=(0, highest), ylabel="" if column else "efficiency")
+    _draw_legend(axes[1, 0], result.cells[-1])  # above the lines, for which the limit leaves room
+    _draw_error(axes[0, -1], result)
+    _draw_parity(axes[1, -1], predicted, simulated)
+    return figure
+
+
+def _draw_structure(axes: Axes, structure: NDArray[np.uint8], period_um: float) -> None:
+    axes.imshow(structure, cmap=_MATERIAL, vmin=0, vmax=1, extent=(0, period_um, period_um, 0), interpolation="nearest")
+    half = period_um / 2
+    for draw_line in (axes.axhline, axes.axvline):
+        draw_line(half, color="0.5", lw=0.9, ls=(0, (5, 4)))
+    for n, (name, colour) in enumerate(_LINES.items()):
+        box = {"boxstyle": "round,pad=0.25", "facecolor": "white", "edgecolor": colour}
+        x, y = (n % 2 + 0.06) * half, (n // 2 + 0.06) * half
+        axes.text(x, y, name, color=colour, ha="left", va="top", bbox=box, fontweight="bold", fontsize=9)
+    ticks = np.linspace(0, period_um, 5)
+    axes.set(xlabel="x (µm)", ylabel="y (µm)", xticks=ticks, yticks=ticks)
+
+
+def _draw_spectra(axes: Axes, result: Verification, k: int) -> None:
+    _shade_bands(axes)
+    for channel, colour in enumerate(_LINES.values()):
+        axes.plot(result.wavelengths_nm, result.simulated[-1, k, channel], color=colour, alpha=0.45, lw=3)
+        axes.plot(result.wavelengths_nm, result.predicted[k, channel], color=colour, lw=1.2, ls="--")
+    mae = np.abs(result.error[k]).mean()
+    axes.set_title(f"mean absolute error {mae:.4f}", fontsize=10)
+    axes.set(xlabel="wavelength (nm)", xlim=(result.wavelengths_nm[0], result.wavelengths_nm[-1]))
+
+
+def _draw_legend(axes: Axes, cells: int) -> None:
+    styles = [
+        Line2D([], [], color="0.3", alpha=0.45, lw=3, label=f"simulated, {cells} cells"),
+        Line2D([], [], color="0.3", lw=1.2, ls="--", label="predicted"),
+    ]
+    axes.legend(handles=styles, fontsize=9, loc="upper right", framealpha=0.9)
+
+
+def _draw_error(axes: Axes, result: Verification) -> None:
+    """Mean over the designs of the absolute error, over wavelength."""
+    _shade_bands(axes)
+    for channel, (name, colour) in enumerate(_LINES.items()):
+        error = np.abs(result.error[:, channel]).mean(axis=0)
+        axes.plot(result.wavelengths_nm, error, color=colour, lw=1.2, label=name)
+    designs = "1 design" if len(result.ranks) == 1 else f"mean of {len(result.ranks)} designs"
+    axes.set_title(f"absolute error of the prediction,\n{designs}", fontsize=10)
+    highest = 1.25 * float(np.abs(result.error).mean(axis=0).max()) or 1
+    axes.set(xlabel="wavelength (nm)", ylabel="efficiency", ylim=(0, highest))
+    axes.set_xlim(result.wavelengths_nm[0], result.wavelengths_nm[-1])
+    axes.legend(ncols=4, fontsize=9, loc="upper right")
+
+
+def _draw_parity(axes: Axes, predicted: NDArray[np.floating], simulated: NDArray[np.floating]) -> None:
+    """Predicted over simulated figures of merit; where there are several grids, bars span what they say."""
+    finest = simulated[-1]
+    limits = np.array([min(predicted.min(), simulated.min()), max(predicted.max(), simulated.max())])
+    limits += np.array([-0.08, 0.08]) * max(np.ptp(limits), 0.02)
+    axes.plot(limits, limits, color="0.4", lw=0.8)
+    for column, (name, colour) in enumerate(_MARKS.items()):
+        spread = np.abs(np.stack([simulated.min(axis=0), simulated.max(axis=0)]) - finest)[..., column]
+        axes.errorbar(
+            finest[:, column],
+            predicted[:, column],
+            xerr=spread if len(simulated) > 1 else None,
+            fmt="o",
+            color=colour,
+            mfc="none" if name == "min" else colour,  # a ring: one of the three colours lies in it
+            ms=8 if name == "min" else 4,
+            lw=1,
+            label=name,
+        )
+    axes.set_title("colour efficiency, G = G1 + G2", fontsize=10)
+    axes.set(xlabel="simulated", ylabel="predicted", xlim=limits, ylim=limits, aspect="equal")
+    axes.legend(fontsize=9, loc="upper left")
+
+
+def _shade_bands(axes: Axes) -> None:
+    for name, ((low, high), _) in COLOURS.items():
+        axes.axvspan(low, high, color=f"tab:{name}", alpha=0.08, lw=0)
