@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 import time
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -120,47 +119,6 @@ def test_more_patience_than_there_is() -> None:
         surrogate.predict(ONE)
     assert caught.value.retry_after == 3600
     assert len(server.asked) == 1
-
-
-def test_an_error_ends_the_pauses_of_the_other_requests() -> None:
-    """What waits for half a minute is not waited for when the call has failed anyway."""
-    busy: Answer = (503, {"Retry-After": "30"}, b'{"error": "the queue is full"}')
-    with (
-        scripted(busy, busy, (400, {}, b'{"error": "no"}')) as server,
-        Surrogate(server.url, batch_size=1) as surrogate,
-    ):
-        failed = threading.Event()
-
-        def ask() -> None:
-            with pytest.raises(ServerError, match=r"no .HTTP 400"):
-                surrogate.predict(np.zeros((3, 128, 128)))
-            failed.set()
-
-        thread = threading.Thread(target=ask)
-        thread.start()
-        assert failed.wait(20)
-        thread.join()
-
-
-def test_no_more_requests_in_flight_than_allowed() -> None:
-    """Also where threads share a surrogate."""
-    answers = [good(1)] * 24
-    with scripted(*answers, hold=0.05) as server, Surrogate(server.url, batch_size=1, concurrency=2) as surrogate:
-        surrogate.metadata()
-        threads = [threading.Thread(target=surrogate.predict, args=[np.zeros((8, 128, 128))]) for _ in range(3)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert surrogate.sent == (24, 24)
-    assert server.together == 2
-
-
-async def test_no_more_requests_in_flight_than_allowed_for_asyncio() -> None:
-    with scripted(*[good(1)] * 12, hold=0.05) as server:
-        async with AsyncSurrogate(server.url, batch_size=1, concurrency=3) as surrogate:
-            await surrogate.predict(np.zeros((12, 128, 128)))
-    assert server.together == 3
 
 
 @pytest.mark.parametrize("kind", ["sync", "async"])

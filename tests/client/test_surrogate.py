@@ -1,10 +1,7 @@
 from __future__ import annotations
 
-import asyncio
-import threading
-import tracemalloc
+import inspect
 from collections.abc import Iterator
-from pathlib import Path
 
 import metaspec
 import numpy as np
@@ -227,6 +224,12 @@ def test_bad_settings(setting: str, value: object) -> None:
         Surrogate(**{setting: value})
 
 
+def test_settings_are_spelt_out() -> None:
+    """For editors and `help()`."""
+    for kind in (Surrogate, AsyncSurrogate):
+        assert {"url", "model", "version", "api_key", "timeout", "retries"} <= inspect.signature(kind).parameters.keys()
+
+
 def test_names_are_no_paths(server) -> None:
     with Surrogate(server.url, model="../health/live") as surrogate, pytest.raises(ModelUnavailable):
         surrogate.metadata()
@@ -280,89 +283,6 @@ def test_more_channels_and_other_wavelengths(five_channels: str, structures) -> 
     np.testing.assert_allclose(spectra.channel("spread"), spectra_of(structures)[:, 4], rtol=1e-5)
     green = spectra_of(structures)[:, 1:3].sum(axis=1)[:, 2:4].mean(axis=1)
     np.testing.assert_allclose(spectra.colour_efficiency()[:, 1], green, rtol=1e-5)
-
-
-def mapped(path: Path, count: int) -> np.memmap:
-    """Structures on disk, a different one for each of a hundred numbers."""
-    array = np.lib.format.open_memmap(path, "w+", np.uint8, (count, 128, 128))
-    some = np.random.default_rng(10).integers(0, 2, (100, 128, 128), dtype=np.uint8)
-    for start in range(0, count, 100):
-        array[start : start + 100] = some
-    return array
-
-
-@pytest.mark.parametrize("client", [Surrogate, AsyncSurrogate])
-@pytest.mark.parametrize(("method", "count"), [("predict", 3000), ("gradient", 900)])
-def test_memory_is_the_result_and_a_few_batches(
-    client: type, method: str, count: int, server, tmp_path: Path, expected, expected_gradient
-) -> None:
-    """What is allocated for a large call beside its result does not grow with the call."""
-    structures, cotangent = mapped(tmp_path / "structures.npy", count), np.random.default_rng(11).normal(size=(4, 301))
-    arguments = [structures, cotangent][: 1 if method == "predict" else 2]
-    first, whole = structures[:100], np.broadcast_to(cotangent, (100, 4, 301))
-    wanted = expected(first) if method == "predict" else expected_gradient(first, whole)
-
-    async def ask() -> np.ndarray:
-        async with AsyncSurrogate(server.url, batch_size=50) as surrogate:
-            return np.asarray(await getattr(surrogate, method)(*arguments))
-
-    tracemalloc.start()
-    try:
-        if client is AsyncSurrogate:
-            values = asyncio.run(ask())
-        else:
-            with Surrogate(server.url, batch_size=50) as surrogate:
-                values = np.asarray(getattr(surrogate, method)(*arguments))
-        _, peak = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    few = 3e6 + 3 * 4 * (50 * wanted[0].nbytes)  # what arrives, and is being joined, of four answers
-    assert few < 0.75 * values.nbytes, "a copy of the result would be noticed"
-    assert peak < values.nbytes + few
-    for start in range(0, count, 100):
-        np.testing.assert_allclose(values[start : start + 100], wanted, atol=1e-6)
-
-
-def test_bodies_are_gone_when_they_are_sent(server) -> None:
-    """Densities are 64 KiB each on the wire: the requests are larger than the result, and are not kept."""
-    density = np.full((500, 128, 128), 0.5, np.float16)
-    with Surrogate(server.url, batch_size=20, concurrency=2) as surrogate:
-        tracemalloc.start()
-        try:
-            values = surrogate.predict(density).values
-            _, peak = tracemalloc.get_traced_memory()
-        finally:
-            tracemalloc.stop()
-    assert peak < values.nbytes + 3e6 + 3 * 2 * (20 * 128 * 128 * 4)
-
-
-async def test_the_event_loop_is_free_while_a_call_is_checked(server) -> None:
-    """The array is there only once the event loop has run something else."""
-    ran = threading.Event()
-
-    class Slow:
-        def __array__(self, dtype: object = None, copy: object = None) -> np.ndarray:
-            assert ran.wait(20), "the event loop waits for the check"
-            return np.zeros((3, 128, 128))
-
-    async with AsyncSurrogate(server.url) as surrogate:
-        await surrogate.metadata()
-        asyncio.get_running_loop().call_later(0.01, ran.set)
-        assert (await surrogate.predict(Slow())).values.shape == (3, 4, 301)
-
-
-async def test_a_call_that_is_cancelled_leaves_nothing_behind(server, structures, expected) -> None:
-    many = np.zeros((4000, 128, 128), np.uint8)
-    async with AsyncSurrogate(server.url, batch_size=10) as surrogate:
-        call = asyncio.create_task(surrogate.predict(many))
-        while surrogate.sent.requests < 8:
-            await asyncio.sleep(0)
-        call.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await call
-        sent = surrogate.sent.requests
-        np.testing.assert_allclose((await surrogate.predict(structures)).values, expected(structures), atol=1e-6)
-        assert surrogate.sent.requests == sent + 1 < 400
 
 
 def test_binary_structures_travel_as_bits_where_the_server_takes_them(server, structures) -> None:

@@ -1,0 +1,164 @@
+"""Large calls: how much of them is in flight at a time, in how much memory, and what is left when they end early."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import subprocess
+import sys
+import threading
+import time
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pytest
+from metaspec import AsyncSurrogate, ServerError, Surrogate
+
+from tests.client.scripted import Answer, good, scripted
+
+
+def mapped(path: Path, count: int) -> np.memmap:
+    """Structures on disk, a different one for each of a hundred numbers."""
+    array = np.lib.format.open_memmap(path, "w+", np.uint8, (count, 128, 128))
+    some = np.random.default_rng(10).integers(0, 2, (100, 128, 128), dtype=np.uint8)
+    for start in range(0, count, 100):
+        array[start : start + 100] = some
+    return array
+
+
+@pytest.mark.parametrize("client", [Surrogate, AsyncSurrogate])
+@pytest.mark.parametrize(("method", "count"), [("predict", 3000), ("gradient", 900)])
+def test_memory_is_the_result_and_a_few_batches(
+    client: type, method: str, count: int, server, tmp_path: Path, expected, expected_gradient
+) -> None:
+    """What is allocated for a large call beside its result does not grow with the call."""
+    structures, cotangent = mapped(tmp_path / "structures.npy", count), np.random.default_rng(11).normal(size=(4, 301))
+    arguments = [structures, cotangent][: 1 if method == "predict" else 2]
+    first, whole = structures[:100], np.broadcast_to(cotangent, (100, 4, 301))
+    wanted = expected(first) if method == "predict" else expected_gradient(first, whole)
+
+    async def ask() -> np.ndarray:
+        async with AsyncSurrogate(server.url, batch_size=50) as surrogate:
+            return np.asarray(await getattr(surrogate, method)(*arguments))
+
+    tracemalloc.start()
+    try:
+        if client is AsyncSurrogate:
+            values = asyncio.run(ask())
+        else:
+            with Surrogate(server.url, batch_size=50) as surrogate:
+                values = np.asarray(getattr(surrogate, method)(*arguments))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    few = 3e6 + 3 * 4 * (50 * wanted[0].nbytes)  # what arrives, and is being joined, of four answers
+    assert few < 0.75 * values.nbytes, "a copy of the result would be noticed"
+    assert peak < values.nbytes + few
+    for start in range(0, count, 100):
+        np.testing.assert_allclose(values[start : start + 100], wanted, atol=1e-6)
+
+
+def test_bodies_are_gone_when_they_are_sent(server) -> None:
+    """Densities are 64 KiB each on the wire: the requests are larger than the result, and are not kept."""
+    density = np.full((500, 128, 128), 0.5, np.float16)
+    with Surrogate(server.url, batch_size=20, concurrency=2) as surrogate:
+        tracemalloc.start()
+        try:
+            values = surrogate.predict(density).values
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert peak < values.nbytes + 3e6 + 3 * 2 * (20 * 128 * 128 * 4)
+
+
+async def test_the_event_loop_is_free_while_a_call_is_checked(server) -> None:
+    """The array is there only once the event loop has run something else."""
+    ran = threading.Event()
+
+    class Slow:
+        def __array__(self, dtype: object = None, copy: object = None) -> np.ndarray:
+            assert ran.wait(20), "the event loop waits for the check"
+            return np.zeros((3, 128, 128))
+
+    async with AsyncSurrogate(server.url) as surrogate:
+        await surrogate.metadata()
+        asyncio.get_running_loop().call_later(0.01, ran.set)
+        assert (await surrogate.predict(Slow())).values.shape == (3, 4, 301)
+
+
+async def test_a_call_that_is_cancelled_leaves_nothing_behind(server, structures, expected) -> None:
+    many = np.zeros((4000, 128, 128), np.uint8)
+    async with AsyncSurrogate(server.url, batch_size=10) as surrogate:
+        call = asyncio.create_task(surrogate.predict(many))
+        while surrogate.sent.requests < 8:
+            await asyncio.sleep(0)
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        sent = surrogate.sent.requests
+        np.testing.assert_allclose((await surrogate.predict(structures)).values, expected(structures), atol=1e-6)
+        assert surrogate.sent.requests == sent + 1 < 400
+
+
+def test_an_error_ends_the_pauses_of_the_other_requests() -> None:
+    """What waits for half a minute is not waited for when the call has failed anyway."""
+    busy: Answer = (503, {"Retry-After": "30"}, b'{"error": "the queue is full"}')
+    with (
+        scripted(busy, busy, (400, {}, b'{"error": "no"}')) as server,
+        Surrogate(server.url, batch_size=1) as surrogate,
+    ):
+        failed = threading.Event()
+
+        def ask() -> None:
+            with pytest.raises(ServerError, match=r"no .HTTP 400"):
+                surrogate.predict(np.zeros((3, 128, 128)))
+            failed.set()
+
+        thread = threading.Thread(target=ask)
+        thread.start()
+        assert failed.wait(20)
+        thread.join()
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_an_interrupt_ends_a_call(count: int) -> None:
+    """Ctrl-C, while the requests wait for a busy server."""
+    busy: Answer = (503, {"Retry-After": "50"}, b'{"error": "the queue is full"}')
+    with scripted(*[busy] * count) as server:
+        program = (
+            "import numpy, metaspec, signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+            f"metaspec.Surrogate('{server.url}', batch_size=1).predict(numpy.zeros(({count}, 128, 128)))"
+        )
+        process = subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE, text=True)
+        try:
+            deadline = time.monotonic() + 60
+            while len(server.asked) < count and time.monotonic() < deadline:
+                time.sleep(0.01)
+            process.send_signal(signal.SIGINT)
+            _, errors = process.communicate(timeout=30)
+        finally:
+            process.kill()
+    assert errors.endswith("KeyboardInterrupt\n")
+    assert len(server.asked) == count
+
+
+def test_no_more_requests_in_flight_than_allowed() -> None:
+    """Also where threads share a surrogate."""
+    answers = [good(1)] * 24
+    with scripted(*answers, hold=0.05) as server, Surrogate(server.url, batch_size=1, concurrency=2) as surrogate:
+        surrogate.metadata()
+        threads = [threading.Thread(target=surrogate.predict, args=[np.zeros((8, 128, 128))]) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert surrogate.sent == (24, 24)
+    assert server.together == 2
+
+
+async def test_no_more_requests_in_flight_than_allowed_for_asyncio() -> None:
+    with scripted(*[good(1)] * 12, hold=0.05) as server:
+        async with AsyncSurrogate(server.url, batch_size=1, concurrency=3) as surrogate:
+            await surrogate.predict(np.zeros((12, 128, 128)))
+    assert server.together == 3
