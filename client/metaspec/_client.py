@@ -11,7 +11,6 @@ from typing import Literal, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from metaspec._base import DEFAULT_URL as DEFAULT_URL
 from metaspec._base import Evaluation, Objective, SurrogateBase, grpc_transports
 from metaspec._call import Call
 from metaspec._errors import MetaSpecError, ProtocolError, ServerBusy, ServerUnreachable

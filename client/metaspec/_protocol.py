@@ -14,7 +14,6 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from metaspec._arrays import check_structures as check_structures
 from metaspec._errors import ProtocolError
 
 _PACKED = "metaspec_packed_structures"  # the extension of servers that take structures as bits
