@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from metaspec._colours import BANDS_NM as BANDS_NM
 from metaspec._colours import COLOURS, channel_index, crosstalk_weights, efficiency_weights
 
 if TYPE_CHECKING:

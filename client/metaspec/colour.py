@@ -14,8 +14,9 @@ import numpy as np
 from array_api_compat import array_namespace
 from numpy.typing import ArrayLike, NDArray
 
+from metaspec._array_api import Array, constant_like
 from metaspec._colours import COLOURS, DETECTORS, channel_index
-from metaspec.objectives import Array, Floats, Objective, constant_like
+from metaspec._objective import Floats, Objective
 
 # Lobes of the colour matching functions: amplitude, centre (nm), inverse widths (1/nm) below and above the centre.
 # C. Wyman, P.-P. Sloan and P. Shirley, "Simple analytic approximations to the CIE XYZ color matching functions",
@@ -26,7 +27,9 @@ _LOBES = (
     ((1.217, 437.0, 0.0845, 0.0278), (0.681, 459.0, 0.0385, 0.0725)),
 )
 
-# Components S0, S1 and S2 of daylight from 380 to 780 nm in steps of 10 nm: CIE 15:2018, Colorimetry, table 6.
+_RIDGE, _TINY = 1e-9, 1e-30  # relative to the sensor's power; and for a sensor without any
+
+# Components S0, S1 and S2 of daylight from 380 to 780 nm in steps of 10 nm: CIE 15:2004, Colorimetry, table T.2.
 _DAYLIGHT_NM = np.arange(380.0, 781.0, 10.0)
 # fmt: off
 _S0 = (
@@ -65,7 +68,7 @@ def colour_matching_functions(wavelengths_nm: ArrayLike) -> NDArray[np.float64]:
 
 
 def _illuminant_a(wavelength: NDArray[np.float64]) -> NDArray[np.float64]:
-    """CIE standard illuminant A, an incandescent lamp: ISO/CIE 11664-2, equation 1."""
+    """CIE standard illuminant A, an incandescent lamp: CIE 15:2004 and ISO/CIE 11664-2."""
 
     def planck(nm: Any) -> Any:
         return nm**-5.0 / np.expm1(1.435e7 / (2848 * nm))
@@ -75,7 +78,7 @@ def _illuminant_a(wavelength: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _illuminant_d65(wavelength: NDArray[np.float64]) -> NDArray[np.float64]:
-    """CIE daylight of 6500 K on the scale of 1964, from its three components: CIE 15:2018, section 4.1.2."""
+    """CIE daylight of 6500 K, which is 6504 K since Planck's constants changed: CIE 15:2004, from three components."""
     first, last = _DAYLIGHT_NM[0], _DAYLIGHT_NM[-1]
     if wavelength.min() < first or wavelength.max() > last:
         raise ValueError(
@@ -119,15 +122,19 @@ class ColourMatrixError(Objective):
     """What no 3 x 3 colour matrix can mend in a sensor's colours, from 0 (colorimetric) to 1. Subtract it.
 
     With S the sensor's red, green (G1 + G2) and blue spectra and Q an orthonormal basis of the colour matching functions,
-    both times the illuminant, it is min over M of |Q - M S|^2 / |Q|^2: one minus the Vora value. It does not depend on how
-    bright the sensor is, nor on which primaries the colours are expressed in.
+    both times the illuminant, it is min over M of |Q - M S|^2 / |Q|^2: one minus the Vora value (P. L. Vora and H. J.
+    Trussell, J. Opt. Soc. Am. A 10, 1499 (1993)). It depends neither on how bright the sensor is, nor on the primaries in
+    which colours are expressed. Wavelengths count alike, so they should be equally spaced.
 
-    The best M is known in closed form, so the derivative by S at that M is the whole one (variable projection: G. H. Golub and
-    V. Pereyra, SIAM J. Numer. Anal. 10, 413 (1973)). The
-    measure: P. L. Vora and H. J. Trussell, J. Opt. Soc. Am. A 10, 1499 (1993).
+    The best M is known in closed form, so the derivative by S at that M is the whole one (variable projection: G. H. Golub
+    and V. Pereyra, SIAM J. Numer. Anal. 10, 413 (1973)). Spectra that differ by less than about 3e-5 of their power count
+    as equal, so that value and derivative are finite where colours cannot be told apart at all.
 
     Args:
         illuminant: one of `ILLUMINANTS`.
+
+    Raises:
+        ValueError: no such illuminant.
     """
 
     illuminant: str = "D65"
@@ -138,33 +145,43 @@ class ColourMatrixError(Objective):
 
     def _score(self, values: Array, wavelengths_nm: Floats, channels: tuple[str, ...]) -> Array:
         xp = array_namespace(values)
-        mix, basis = self._mix(channels), self._basis(wavelengths_nm)
-        light = illuminant(self.illuminant, wavelengths_nm) / 100
-        sensor = xp.matmul(constant_like(mix, values), values) * constant_like(light, values)
-        target = constant_like(basis, values)
-        overlap = xp.matmul(sensor, xp.matrix_transpose(target))
-        gram = xp.matmul(sensor, xp.matrix_transpose(sensor))
-        matrix = xp.linalg.solve(gram, overlap)
+        light, basis = self._light_and_basis(wavelengths_nm)
+        sensor = xp.matmul(constant_like(_opponents(channels), values), values) * constant_like(light, values)
+        overlap = xp.matmul(sensor, constant_like(basis.T, values))
+        matrix = xp.linalg.solve(_gram(sensor), overlap)
         return 1 - xp.sum(overlap * matrix, axis=(-2, -1)) / 3
 
     def _cotangent(self, values: Floats, wavelengths_nm: Floats, channels: tuple[str, ...]) -> Floats:
-        mix, basis = self._mix(channels), self._basis(wavelengths_nm)
-        light = illuminant(self.illuminant, wavelengths_nm) / 100
-        sensor = mix @ values * light
-        matrix = np.linalg.solve(sensor @ sensor.mT, sensor @ basis.T)
-        by_sensor = -2 / 3 * matrix @ (basis - matrix.mT @ sensor)
-        result: Floats = mix.T @ (by_sensor * light)
+        (light, basis), opponents = self._light_and_basis(wavelengths_nm), _opponents(channels)
+        sensor = opponents @ values * light
+        matrix = np.linalg.solve(_gram(sensor), sensor @ basis.T)
+        ridge = _RIDGE * np.sum(matrix**2, axis=(-2, -1), keepdims=True) * sensor
+        by_sensor = -2 / 3 * (matrix @ (basis - np.swapaxes(matrix, -2, -1) @ sensor) - ridge)
+        result: Floats = opponents.T @ (by_sensor * light)
         return result
 
-    def _mix(self, channels: tuple[str, ...]) -> Floats:
-        """From channels to red, green and blue."""
-        mix = np.zeros((3, len(channels)))
-        for row, colour in enumerate(COLOURS):
-            for detector in DETECTORS[colour]:
-                mix[row, channel_index(detector, channels)] = 1
-        return mix
+    def _light_and_basis(self, wavelengths_nm: Floats) -> tuple[Floats, Floats]:
+        """The illuminant (wavelengths,), and an orthonormal basis of the eye's responses under it (3, wavelengths)."""
+        light = illuminant(self.illuminant, wavelengths_nm) / 100
+        return light, np.linalg.qr((colour_matching_functions(wavelengths_nm) * light).T)[0].T
 
-    def _basis(self, wavelengths_nm: ArrayLike) -> Floats:
-        """An orthonormal basis of the colour matching functions times the illuminant, (3, wavelengths)."""
-        light = illuminant(self.illuminant, wavelengths_nm)
-        return np.linalg.qr((colour_matching_functions(wavelengths_nm) * light).T)[0].T
+
+def _opponents(channels: tuple[str, ...]) -> Floats:
+    """From channels to red + green + blue, red - blue, and red - green + blue, (3, channels).
+
+    They span what red, green and blue span. But those differ little in a real cell, and their sums of products would
+    lose in float32 what the differences still have.
+    """
+    mix = np.zeros((3, len(channels)))
+    for column, colour in enumerate(COLOURS):
+        for detector in DETECTORS[colour]:
+            mix[column, channel_index(detector, channels)] = 1
+    return np.array([[1.0, 1, 1], [1, 0, -1], [1, -1, 1]]) @ mix
+
+
+def _gram(sensor: Array) -> Array:
+    """Products of the sensor's spectra, (..., 3, 3), with a little added to the diagonal."""
+    xp = array_namespace(sensor)
+    power = xp.sum(sensor**2, axis=(-2, -1))[..., None, None]
+    identity = constant_like(np.eye(3), sensor)
+    return xp.matmul(sensor, xp.matrix_transpose(sensor)) + (_RIDGE * power + _TINY) * identity

@@ -12,138 +12,33 @@ found by name; those that an objective does not know do not count.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from dataclasses import dataclass
 
 import numpy as np
-from array_api_compat import array_namespace, device
-from numpy.typing import ArrayLike, NDArray
+from array_api_compat import array_namespace
+from numpy.typing import ArrayLike
 
+from metaspec._array_api import Array, constant_like
 from metaspec._colours import COLOURS, channel_index, check_colour, crosstalk_weights, efficiency_weights
-from metaspec._spectra import Spectra
+from metaspec._objective import Floats, Linear, Objective, weighted_sum
+from metaspec.colour import ColourMatrixError
 
-Array: TypeAlias = Any
-"""An array of numpy, torch or jax: of any library with the array API."""
-
-Floats: TypeAlias = NDArray[np.float64]
-
-
-class Objective(ABC):
-    """A number for every structure, from its spectra. Objectives add, subtract and scale: `a + 0.5 * b`, `-a`, `a / 2`.
-
-    A new kind defines `_score`, by the array API, and `_cotangent`, its derivative in numpy.
-    """
-
-    def score(self, values: Array, wavelengths_nm: ArrayLike, channels: Sequence[str]) -> Array:
-        """The objective of spectra, differentiable by the array's own library.
-
-        Args:
-            values: efficiencies (..., channels, wavelengths), floats of numpy, torch or jax.
-            wavelengths_nm: (wavelengths,) in nm, ascending; numbers, not traced.
-            channels: names of the channels.
-
-        Returns:
-            (...), of the dtype and on the device of `values`.
-
-        Raises:
-            ValueError: the shapes do not fit, or a channel or a band that is needed is missing.
-        """
-        wavelength = np.asarray(wavelengths_nm, np.float64)
-        _check_shape(values, wavelength, channels)
-        return self._score(values, wavelength, tuple(channels))
-
-    def cotangent(self, values: ArrayLike, wavelengths_nm: ArrayLike, channels: Sequence[str]) -> Floats:
-        """The derivative of the objective by the spectra, in numpy: float64 (..., channels, wavelengths).
-
-        Arguments and errors are those of `score`.
-        """
-        array, wavelength = np.asarray(values, np.float64), np.asarray(wavelengths_nm, np.float64)
-        _check_shape(array, wavelength, channels)
-        return self._cotangent(array, wavelength, tuple(channels))
-
-    @abstractmethod
-    def _score(self, values: Array, wavelengths_nm: Floats, channels: tuple[str, ...]) -> Array: ...
-
-    @abstractmethod
-    def _cotangent(self, values: Floats, wavelengths_nm: Floats, channels: tuple[str, ...]) -> Floats: ...
-
-    def __call__(self, spectra: Spectra) -> tuple[Floats, Floats]:
-        """Floats (N,) and their derivatives by the spectra (N, channels, wavelengths), both float64.
-
-        This is what `Surrogate.predict_and_gradient` takes.
-        """
-        values = spectra.values.astype(np.float64)
-        arguments = values, spectra.wavelengths_nm, spectra.channels
-        return self.score(*arguments), self.cotangent(*arguments)
-
-    def __add__(self, other: Objective) -> Objective:
-        return _Sum((*_terms(self), *_terms(other))) if isinstance(other, Objective) else NotImplemented
-
-    def __radd__(self, other: int) -> Objective:
-        return self if other == 0 else NotImplemented  # what sum() starts from
-
-    def __sub__(self, other: Objective) -> Objective:
-        return self + (-other) if isinstance(other, Objective) else NotImplemented
-
-    def __neg__(self) -> Objective:
-        return -1.0 * self
-
-    def __mul__(self, factor: float) -> Objective:
-        if not isinstance(factor, int | float):
-            return NotImplemented
-        return _Sum(tuple((factor * weight, objective) for weight, objective in _terms(self)))
-
-    __rmul__ = __mul__
-
-    def __truediv__(self, divisor: float) -> Objective:
-        return self * (1 / divisor) if isinstance(divisor, int | float) else NotImplemented
+__all__ = [
+    "ColourEfficiency",
+    "ColourMatrixError",
+    "Crosstalk",
+    "MinEfficiency",
+    "Objective",
+    "Spread",
+    "TargetSpectra",
+    "by_name",
+]
 
 
 @dataclass(frozen=True)
-class _Sum(Objective):
-    """A weighted sum of objectives, none of which is a sum."""
-
-    terms: tuple[tuple[float, Objective], ...]
-
-    def _score(self, values: Array, wavelengths_nm: Floats, channels: tuple[str, ...]) -> Array:
-        return sum(weight * objective._score(values, wavelengths_nm, channels) for weight, objective in self.terms)
-
-    def _cotangent(self, values: Floats, wavelengths_nm: Floats, channels: tuple[str, ...]) -> Floats:
-        total = np.zeros_like(values)
-        for weight, objective in self.terms:
-            total += weight * objective._cotangent(values, wavelengths_nm, channels)
-        return total
-
-    def __repr__(self) -> str:
-        text = ""
-        for weight, objective in self.terms:
-            sign = ("-" if weight < 0 else "") if not text else " - " if weight < 0 else " + "
-            text += sign + ("" if abs(weight) == 1 else f"{abs(weight):g} * ") + repr(objective)
-        return text
-
-
-def _terms(objective: Objective) -> tuple[tuple[float, Objective], ...]:
-    return objective.terms if isinstance(objective, _Sum) else ((1.0, objective),)
-
-
-class _Linear(Objective):
-    """A weighted sum over channels and wavelengths."""
-
-    @abstractmethod
-    def _weights(self, wavelengths_nm: Floats, channels: tuple[str, ...]) -> Floats:
-        """(channels, wavelengths)."""
-
-    def _score(self, values: Array, wavelengths_nm: Floats, channels: tuple[str, ...]) -> Array:
-        return _weighted_sum(values, self._weights(wavelengths_nm, channels))
-
-    def _cotangent(self, values: Floats, wavelengths_nm: Floats, channels: tuple[str, ...]) -> Floats:
-        return np.broadcast_to(self._weights(wavelengths_nm, channels), values.shape)
-
-
-@dataclass(frozen=True)
-class ColourEfficiency(_Linear):
+class ColourEfficiency(Linear):
     """Efficiency of one colour: the mean over its band of the power in its detectors.
 
     Args:
@@ -160,7 +55,7 @@ class ColourEfficiency(_Linear):
 
 
 @dataclass(frozen=True)
-class Crosstalk(_Linear):
+class Crosstalk(Linear):
     """Crosstalk of one colour: the mean over the other two bands of the power in its detectors. Subtract it.
 
     Args:
@@ -177,7 +72,7 @@ class Crosstalk(_Linear):
 
 
 @dataclass(frozen=True)
-class Spread(_Linear):
+class Spread(Linear):
     """Mean over the wavelengths of the channel "spread", by which a model tells how unsure it is. Subtract it."""
 
     def _weights(self, wavelengths_nm: Floats, channels: tuple[str, ...]) -> Floats:
@@ -207,9 +102,8 @@ class MinEfficiency(Objective):
 
     def _score(self, values: Array, wavelengths_nm: Floats, channels: tuple[str, ...]) -> Array:
         xp = array_namespace(values)
-        efficiencies = xp.stack(
-            [_weighted_sum(values, efficiency_weights(colour, wavelengths_nm, channels)) for colour in COLOURS], axis=-1
-        )
+        weights = [efficiency_weights(colour, wavelengths_nm, channels) for colour in COLOURS]
+        efficiencies = xp.stack([weighted_sum(values, weight) for weight in weights], axis=-1)
         smallest = xp.min(efficiencies, axis=-1)
         if self.softness is None:
             return smallest
@@ -218,80 +112,62 @@ class MinEfficiency(Objective):
 
     def _cotangent(self, values: Floats, wavelengths_nm: Floats, channels: tuple[str, ...]) -> Floats:
         weights = np.stack([efficiency_weights(colour, wavelengths_nm, channels) for colour in COLOURS])
-        efficiencies = np.sum(values[..., None, :, :] * weights, axis=(-2, -1))
+        efficiencies = np.stack([weighted_sum(values, weight) for weight in weights], axis=-1)
         above = efficiencies - efficiencies.min(axis=-1, keepdims=True)
         share = (above == 0).astype(float) if self.softness is None else np.exp(-above / self.softness)
         share /= share.sum(axis=-1, keepdims=True)
         return np.tensordot(share, weights, axes=1)
 
 
-@dataclass(frozen=True, eq=False)
 class TargetSpectra(Objective):
-    """Closeness to given spectra: the negative mean squared error.
+    """Closeness to given spectra: the negative mean squared error over channels and wavelengths.
 
     Args:
         target: efficiencies (len(channels), wavelengths), or (N, len(channels), wavelengths) for each structure its own.
-        channels: that the target has, in its order.
+        channels: that the target has, in its order; others do not count.
         weight: of the squared errors, at least 0, broadcast to the target; where it is 0, anything goes.
+
+    Raises:
+        ValueError: target or weight are of another shape, or not finite.
     """
 
-    target: ArrayLike
-    channels: tuple[str, ...] = ("R", "G1", "G2", "B")
-    weight: ArrayLike = field(default=1.0, repr=False)
-
-    def __post_init__(self) -> None:
-        target = np.asarray(self.target, np.float64)
-        if target.ndim < 2 or target.shape[-2] != len(self.channels) or not np.isfinite(target).all():
+    def __init__(
+        self, target: ArrayLike, channels: Sequence[str] = ("R", "G1", "G2", "B"), weight: ArrayLike = 1.0
+    ) -> None:
+        self._target, self._channels = np.array(target, np.float64), tuple(channels)
+        if self._target.ndim < 2 or self._target.shape[-2] != len(channels) or not np.isfinite(self._target).all():
             raise ValueError(
-                f"target must be finite numbers ({len(self.channels)}, wavelengths) or (N, {len(self.channels)}, "
-                f"wavelengths) for the channels {', '.join(self.channels)}, got shape {target.shape}"
+                f"target must be finite numbers, ({len(channels)}, wavelengths) or (N, {len(channels)}, wavelengths) for "
+                f"channels {', '.join(channels)}, got shape {self._target.shape}"
             )
-        weight = np.broadcast_to(np.asarray(self.weight, np.float64), target.shape)
-        if not (weight >= 0).all() or not weight.any():
-            raise ValueError("weight must be at least 0, and above 0 somewhere")
-        object.__setattr__(self, "target", target)
-        object.__setattr__(self, "weight", weight / weight.sum(axis=(-2, -1), keepdims=True))
+        weights = np.broadcast_to(np.asarray(weight, np.float64), self._target.shape)
+        total = weights.sum(axis=(-2, -1), keepdims=True)
+        if not (np.isfinite(weights).all() and (weights >= 0).all() and (total > 0).all()):
+            raise ValueError("weight must be finite and at least 0, and above 0 somewhere")
+        self._weights = weights / total
 
     def __repr__(self) -> str:
-        return f"TargetSpectra({'/'.join(self.channels)}, {np.shape(self.target)[-1]} wavelengths)"
+        digest = zlib.crc32(self._weights.tobytes(), zlib.crc32(self._target.tobytes()))  # tells targets apart
+        return f"TargetSpectra({'/'.join(self._channels)}, shape {self._target.shape}, crc32 {digest:08x})"
 
     def _score(self, values: Array, wavelengths_nm: Floats, channels: tuple[str, ...]) -> Array:
         xp = array_namespace(values)
-        chosen = self._chosen(values, wavelengths_nm, channels)
-        error = xp.stack([values[..., index, :] for index in chosen], axis=-2) - constant_like(self.target, values)
-        return -xp.sum(constant_like(self.weight, values) * error**2, axis=(-2, -1))
+        chosen = self._chosen(values.shape, channels)
+        error = xp.stack([values[..., index, :] for index in chosen], axis=-2) - constant_like(self._target, values)
+        return -xp.sum(constant_like(self._weights, values) * error**2, axis=(-2, -1))
 
     def _cotangent(self, values: Floats, wavelengths_nm: Floats, channels: tuple[str, ...]) -> Floats:
-        chosen = self._chosen(values, wavelengths_nm, channels)
+        chosen = self._chosen(values.shape, channels)
         result = np.zeros_like(values)
-        result[..., chosen, :] = -2 * np.asarray(self.weight) * (values[..., chosen, :] - np.asarray(self.target))
+        result[..., chosen, :] = -2 * self._weights * (values[..., chosen, :] - self._target)
         return result
 
-    def _chosen(self, values: Array, wavelengths_nm: Floats, channels: tuple[str, ...]) -> list[int]:
-        target, count = np.shape(self.target), len(wavelengths_nm)
-        if target[-1] != count or (len(target) > 2 and target[:-2] != tuple(values.shape[:-2])):
-            raise ValueError(
-                f"target must have the model's {count} wavelengths, and as many structures as the spectra "
-                f"{tuple(values.shape)} if it is not one for all, got {target}"
-            )
-        return [channel_index(name, channels) for name in self.channels]
-
-
-def _check_shape(values: Array, wavelengths_nm: Floats, channels: Sequence[str]) -> None:
-    expected = (len(channels), len(wavelengths_nm))
-    if tuple(values.shape[-2:]) != expected:
-        raise ValueError(
-            f"spectra must be (..., {expected[0]} channels, {expected[1]} wavelengths), got {tuple(values.shape)}"
-        )
-
-
-def constant_like(constant: ArrayLike, like: Array) -> Array:
-    """A constant as an array of the library, dtype and device of another."""
-    return array_namespace(like).asarray(np.asarray(constant), dtype=like.dtype, device=device(like))
-
-
-def _weighted_sum(values: Array, weights: Floats) -> Array:
-    return array_namespace(values).sum(values * constant_like(weights, values), axis=(-2, -1))
+    def _chosen(self, shape: tuple[int, ...], channels: tuple[str, ...]) -> list[int]:
+        """Where the target's channels are in spectra of a shape that fits it."""
+        *own, _, wavelengths = self._target.shape
+        if wavelengths != shape[-1] or (own and own != list(shape[:-2])):
+            raise ValueError(f"spectra {tuple(shape)} do not fit a target of shape {self._target.shape}")
+        return [channel_index(name, channels) for name in self._channels]
 
 
 def by_name(name: str) -> Objective:
@@ -304,8 +180,6 @@ def by_name(name: str) -> Objective:
     Raises:
         ValueError: no such name.
     """
-    from metaspec.colour import ColourMatrixError
-
     known: dict[str, Objective] = {
         "bayer": MinEfficiency(softness=0.02),
         "min": MinEfficiency(),
