@@ -13,6 +13,7 @@ from pathlib import Path
 import grpc
 import numpy as np
 import pytest
+import trustme
 from grpc import StatusCode
 from metaspec import (
     AsyncSurrogate,
@@ -181,11 +182,11 @@ def test_the_port_for_http(server) -> None:
 
 def test_tls(tmp_path: Path) -> None:
     """Only servers whose certificate is trusted; gRPC reads the trusted ones once, so this is another process."""
-    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
-    make = "req -x509 -nodes -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -subj /CN=localhost -days 2"
-    name = ["-addext", "subjectAltName=DNS:localhost", "-keyout", str(key), "-out", str(certificate)]
-    subprocess.run(["openssl", *make.split(), *name], check=True, capture_output=True)
-    credentials = grpc.ssl_server_credentials([(key.read_bytes(), certificate.read_bytes())])
+    authority, certificate = trustme.CA(), tmp_path / "authority.pem"
+    authority.cert_pem.write_to_path(str(certificate))
+    own = authority.issue_cert("localhost")
+    chain = b"".join(blob.bytes() for blob in own.cert_chain_pems)
+    credentials = grpc.ssl_server_credentials([(own.private_key_pem.bytes(), chain)])
     with scripted(good(), credentials=credentials) as (address, server):
         with (
             Surrogate(f"grpcs://{address}", retries=0) as surrogate,
