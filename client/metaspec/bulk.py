@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +13,10 @@ from numpy.typing import NDArray
 
 from metaspec._arrays import check_structures
 from metaspec._client import Surrogate
+from metaspec._files import replacing
 from metaspec._spectra import Spectra
 
 _CHUNK = 256  # structures between two writes
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A path beside another one that replaces it in one go at the end: readers see the old file or the whole new one."""
-    partial = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
-        yield partial
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def open_structures(path: Path, pixels: tuple[int, int]) -> NDArray[Any]:

@@ -16,6 +16,7 @@ from metaspec import bulk, display, objectives, optimise
 from metaspec._base import DEFAULT_URL
 from metaspec._client import Surrogate
 from metaspec._errors import MetaSpecError
+from metaspec._files import replacing
 from metaspec.designs import begin, is_finished, pixel_nm, write_designs
 from metaspec.figures import draw_spectra
 from metaspec.gds import check_layer
@@ -72,7 +73,7 @@ def predict(
         if plot is not None:
             best = int(efficiency.min(axis=1).argmax())
             title = f"structure {best} of {len(structures)}, predicted by {spectra.model} version {spectra.version}"
-            with bulk.replacing(plot) as path:
+            with replacing(plot) as path:
                 draw_spectra(spectra[best], title=title).savefig(path, dpi=110)
             typer.echo(f"{plot} shows the spectra of structure {best}.")
         if out is not None:

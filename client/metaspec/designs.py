@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 
 from metaspec._client import Surrogate
 from metaspec._colours import COLOURS
+from metaspec._files import replacing
 from metaspec._protocol import ModelInfo
 from metaspec._spectra import Spectra
-from metaspec.bulk import replacing
 from metaspec.figures import draw_history, draw_spectra, draw_structure
 from metaspec.gds import write_gds
 from metaspec.optimise import History, Result

@@ -110,7 +110,7 @@ class RunDisplay:
         if self._progress is None:
             self._first = progress.step - 1
         best = int(progress.best.argmax())
-        if progress.best[best] > self._best:
+        if progress.best[best] != self._best:
             self._best = progress.best[best]
             self._merit = self._merit_of(progress.structure[best])
         self._progress, self.step = progress, progress.step
