@@ -193,10 +193,10 @@ def verify_designs(
     Prints a table and writes `verify.json` and `verify.png` into FOLDER. Simulations are kept in FOLDER/simulated: given again,
     the command goes on where it was interrupted, and nothing is simulated twice.
     """
-    from metaspec_simulation.figures import draw_verification  # needs matplotlib, which nothing else here does
-
     designs = read_designs(folder, None if process is None else _read_process(process))
     todo = truth.tasks(designs, cells, best)
+    from metaspec_simulation.figures import draw_verification  # matplotlib: slow to import, and needed here only
+
     every = [task for row in todo for task in row]
     missing = [task for task in every if task.done is None]
     if missing:

@@ -97,7 +97,7 @@ def without_small_features(structure: Structure) -> Structure:
 
 def pack(structures: Structure) -> NDArray[np.uint8]:
     """Bit-pack binary structures (..., 128, 128) to (..., 2048), the first pixel in the highest bit."""
-    return np.packbits(structures.reshape(*structures.shape[:-2], -1), axis=-1)
+    return np.packbits(structures.reshape(*structures.shape[:-2], PIXELS * PIXELS), axis=-1)
 
 
 def unpack(packed: NDArray[np.uint8]) -> Structure:

@@ -73,7 +73,7 @@ def tasks(designs: Designs, cells: list[int], best: int | None = None) -> list[l
         ValueError: the wavelengths of the predicted spectra are not evenly spaced.
     """
     process = process_of_spectra(designs)
-    folder = designs.folder / "simulated"
+    folder = designs.folder.absolute() / "simulated"  # workers may run elsewhere
     folder.mkdir(exist_ok=True)
 
     def file(structure: Structure, grid: int) -> Path:
@@ -221,7 +221,7 @@ def as_json(result: Verification) -> dict[str, Any]:
         for g, cells in enumerate(result.cells):
             grids[str(cells)] = _figures(result.simulated[g, k], result.wavelengths_nm) | {
                 "energy_error": float(result.energy_error[g, k]),
-                "file": result.tasks[k][g].file.relative_to(result.designs.folder).as_posix(),
+                "file": f"simulated/{result.tasks[k][g].file.name}",
             }
         design = {
             "rank": rank,

@@ -16,8 +16,11 @@ import xarray
 import zarr
 from metaspec_simulation import Process, Solver
 from metaspec_simulation import dataset as data
+from metaspec_simulation.designs import candidates, read_designs
 from metaspec_simulation.farfield import shifted_basis
-from metaspec_simulation.structures import random_structure
+from metaspec_simulation.structures import orbit_key, random_structure, split_of
+from metaspec_simulation.symmetry import symmetries
+from optimised import write_folder
 
 CELLS = 24
 DATASETS = Path(__file__).parents[2] / "datasets"
@@ -163,6 +166,142 @@ def test_given_structures(tmp_path: Path) -> None:
     assert "was made with given" in run().stderr
     np.save(tmp_path / "given.npy", given[:, :64])
     assert "structures must have shape (N, 128, 128), got (2, 64, 128)" in run().stderr
+
+
+def images(structures: np.ndarray) -> np.ndarray:
+    """Another copy by symmetry of each structure."""
+    moved = np.roll(structures, (3, -17), axis=(1, 2))
+    return np.stack([list(symmetries())[5 + k % 3].apply(one) for k, one in enumerate(moved)])
+
+
+@pytest.fixture(scope="module")
+def optimised(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Three optimisations with 2 + 3, 1 + 2 and 2 + 0 structures that differ, and with copies of their own and each other's."""
+    rng = np.random.default_rng(11)
+    new = np.stack([random_structure(rng, "rectangles") for _ in range(10)])
+    nothing = np.zeros((3, 4, 61), np.float32)
+    folder = tmp_path_factory.mktemp("optimised")
+    return [
+        write_folder(folder / "a", new[:2], nothing[:2], np.concatenate([images(new[:2]), new[2:5], new[2:4]])),
+        write_folder(folder / "b", np.concatenate([images(new[:1]), new[5:6]]), nothing[:2], new[5:8]),
+        write_folder(folder / "c", np.concatenate([new[8:], images(new[3:4])]), nothing),
+    ]
+
+
+def from_designs(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "metaspec_simulation.cli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+
+
+def test_designs_become_a_data_set_and_more_are_appended(optimised: list[Path], tmp_path: Path) -> None:
+    out = tmp_path / "set"
+    settings = ["--out", out, "--cells", CELLS]
+    result = from_designs("--from-designs", *optimised[:2], *settings)
+    assert result.returncode == 0, result.stderr
+    assert f"14 structures found, 8 of them taken, 8 new to {out}." in result.stdout
+    first = data.load(out)
+    assert len({orbit_key(one) for one in first.structures}) == len(first) == 8
+    np.testing.assert_array_equal(first.structures[:2], np.load(optimised[0] / "designs.npy"))
+    assert set(first.family) == {"design"}
+    solved = Solver(Process(), CELLS).simulate(first.structures[7])
+    np.testing.assert_allclose(first.spectra[7], solved.spectra, atol=data.STEP)
+
+    marked = zarr.open_group(out, mode="r+")["energy_error"]
+    marked[3] = 42.0  # is lost if this sample is simulated again
+    command = [*settings, "--from-designs", optimised[2], optimised[0]]
+    result = from_designs(*command)
+    assert result.returncode == 0, result.stderr
+    assert f"12 structures found, 7 of them taken, 2 new to {out}." in result.stdout
+    both = data.load(out)
+    assert len({orbit_key(one) for one in both.structures}) == len(both) == 10
+    np.testing.assert_array_equal(both.structures[8:], np.load(optimised[2] / "designs.npy")[:2])
+    for field in ("packed", "spectra", "harmonics", "split"):
+        np.testing.assert_array_equal(getattr(both, field)[:8], getattr(first, field))
+    assert both.energy_error[3] == 42.0
+    assert [split_of(one) for one in both.structures] == list(both.split)
+    np.testing.assert_array_equal(split_of(images(both.structures)[9]), both.split[9])
+    with xarray.open_zarr(out, consolidated=False, chunks=None) as opened:
+        assert opened.sizes["sample"] == 10
+
+    assert "already has 10 samples: nothing to do" in from_designs(*command).stdout
+    result = from_designs("from-designs", optimised[0], "--out", out, "--cells", CELLS + 2)
+    assert result.returncode == 2
+    assert "was made with solver" in result.stderr
+
+
+def test_appending_goes_on_where_it_was_killed(
+    optimised: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "set"
+    wanted = candidates([read_designs(folder) for folder in optimised])
+    assert len(wanted) == 10
+    solver = Solver(Process(), CELLS)
+
+    def simulate_missing(recipe: data.Recipe) -> None:
+        group = data.read_dataset(out, mode="r+")
+        for start, stop in data.missing_shards(group):
+            data.write_samples(group, recipe, solver, start, stop, report=lambda: None)
+
+    recipe, new = data.add_structures(out, Process(), CELLS, wanted[:3])
+    assert new == 3
+    simulate_missing(recipe)
+    before = data.load(out)
+
+    class Killed(Exception):
+        pass
+
+    resize = zarr.Array.resize
+    for fatal in ("structure", "harmonics", "complete"):  # killed just before this array grows
+
+        def killed(array: zarr.Array, shape: tuple[int, ...], fatal: str = fatal) -> None:
+            if array.basename == fatal:
+                raise Killed
+            resize(array, shape)
+
+        monkeypatch.setattr(zarr.Array, "resize", killed)
+        with pytest.raises(Killed):
+            data.add_structures(out, Process(), CELLS, wanted[::-1])
+        monkeypatch.undo()
+        assert not data.missing_shards(data.read_dataset(out)), "nothing that is not whole is simulated"
+        np.testing.assert_array_equal(data.load(out).spectra, before.spectra)
+
+    assert data.add_structures(out, Process(), CELLS, wanted[:5])[1] == 2  # then killed before anything is simulated
+    recipe, new = data.add_structures(out, Process(), CELLS, wanted[:5])
+    assert new == 0
+    simulate_missing(recipe)
+    after = data.load(out)
+    np.testing.assert_array_equal(after.structures, wanted[:5])
+    np.testing.assert_array_equal(after.spectra[:3], before.spectra)
+    np.testing.assert_allclose(after.spectra[4], solver.simulate(wanted[4]).spectra, atol=data.STEP)
+
+
+def test_a_limit_takes_designs_first_and_the_same_ones_again(optimised: list[Path]) -> None:
+    found = [read_designs(folder) for folder in optimised]
+    everything = candidates(found)
+    assert len(everything) == 10
+    np.testing.assert_array_equal(candidates(found, limit=3), everything[:3])
+    ends = [orbit_key(one) for folder in found for one in folder.structures]
+    kept = candidates(found, limit=8)
+    assert len(kept) == 8
+    assert [orbit_key(one) in ends for one in kept] == 6 * [True] + 2 * [False]
+    np.testing.assert_array_equal(kept[[0, -1]], everything[[0, -1]])  # evenly from the first to the last on the way
+    np.testing.assert_array_equal(candidates(found, limit=8), kept)
+    np.testing.assert_array_equal(candidates(found, limit=99), everything)
+
+
+def test_designs_that_do_not_belong_in_a_data_set(finished: Path, optimised: list[Path], tmp_path: Path) -> None:
+    wanted = np.load(optimised[0] / "designs.npy")
+    with pytest.raises(ValueError, match="not given but random or imported"):
+        data.add_structures(finished, Process(), CELLS, wanted)
+    data.add_structures(tmp_path / "set", Process(), CELLS, wanted)
+    with pytest.raises(ValueError, match="was made with process"):
+        data.add_structures(tmp_path / "set", Process(thickness_um=0.5), CELLS, wanted)
+    thick = Process(thickness_um=0.8).model_dump(mode="json")
+    other = write_folder(tmp_path / "other", wanted, np.zeros((2, 4, 61), np.float32), process=thick)
+    result = from_designs("--from-designs", optimised[0], other, "--out", tmp_path / "new")
+    assert result.returncode == 2
+    assert "designs for different processes" in result.stderr
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize(("name", "cells", "count"), [("bayer-600nm", 80, 3000), ("bayer-600nm-coarse", 48, 20000)])
