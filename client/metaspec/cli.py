@@ -8,6 +8,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Annotated
 
+import numpy as np
 import typer
 from rich.console import Console
 from tqdm import tqdm
@@ -17,10 +18,10 @@ from metaspec._base import DEFAULT_URL
 from metaspec._client import Surrogate
 from metaspec._errors import MetaSpecError
 from metaspec._files import replacing
-from metaspec.designs import begin, is_finished, pixel_nm, write_designs
+from metaspec.designs import begin, is_finished, mended, pixel_nm, write_designs
 from metaspec.figures import draw_spectra
 from metaspec.gds import check_layer
-from metaspec.topology import Parameterisation
+from metaspec.topology import Parameterisation, without_small_features
 
 app = typer.Typer(
     add_completion=False,
@@ -102,7 +103,9 @@ def design(
     spread_penalty: Annotated[
         float, typer.Option(help="Subtract this times the model's spread, where it tells how unsure it is.", min=0)
     ] = 0.0,
-    min_feature_nm: Annotated[float, typer.Option(help="Rank designs with narrower features last.", min=0)] = 0.0,
+    min_feature_nm: Annotated[
+        float, typer.Option(help="Mend narrower features of the designs at the end.", min=0)
+    ] = 0.0,
     seed: Annotated[int, typer.Option(help="Of the random starts.", min=0)] = 0,
     gds_layer: Annotated[str, typer.Option(help="Layer and datatype of the solid in the layouts.")] = "1/0",
     url: _URL = DEFAULT_URL,
@@ -142,6 +145,8 @@ def design(
         parameterisation = Parameterisation(radius_nm, None if symmetry == "none" else symmetry, pixel_nm(info))
         method = optimise.by_name(optimiser, starts, seed, shape=info.pixels)
         problem = optimise.Problem(surrogate, goal, parameterisation, robust_delta=robust_delta)
+        if min_feature_nm:  # a width that cannot be had is said now, not after the run
+            without_small_features(np.zeros(info.pixels), min_feature_nm, pixel_nm(info))
         begin(out, settings)
         checkpoint = out / "checkpoint.npz"
         verb = "Going on with" if checkpoint.exists() else "Optimising"
@@ -153,6 +158,8 @@ def design(
             with shown:
                 result = optimise.run(problem, method, steps, checkpoint=checkpoint, callback=shown, progress=False)
             with console.status(f"Measuring, drawing and writing {len(result.structure)} designs ..."):
+                if min_feature_nm:
+                    result = mended(result, problem, min_feature_nm)
                 report = write_designs(
                     out,
                     result,
@@ -160,7 +167,6 @@ def design(
                     objective=objective,
                     settings=settings,
                     seed=seed,
-                    min_feature_nm=min_feature_nm,
                     gds_layer=layer,
                 )
         except (KeyboardInterrupt, MetaSpecError) as error:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,9 @@ from metaspec._protocol import ModelInfo
 from metaspec._spectra import Spectra
 from metaspec.figures import draw_history, draw_spectra, draw_structure
 from metaspec.gds import write_gds
-from metaspec.optimise import History, Result
+from metaspec.optimise import History, Problem, Result
 from metaspec.report_page import page
-from metaspec.topology import feature_size
+from metaspec.topology import feature_size, without_small_features
 
 SCHEMA_VERSION = 1
 _DPI = 110
@@ -42,7 +43,6 @@ def write_designs(
     objective: str,
     settings: Mapping[str, Any] | None = None,
     seed: int | None = None,
-    min_feature_nm: float = 0.0,
     gds_layer: tuple[int, int] = (1, 0),
     advance: Callable[[], object] = lambda: None,
 ) -> dict[str, Any]:
@@ -55,7 +55,6 @@ def write_designs(
         objective: name of the objective, for people.
         settings: of the optimisation, as JSON, for the report.
         seed: of the random starts, for the report.
-        min_feature_nm: designs whose solid or void has narrower features than this come after all others.
         gds_layer: layer and datatype of the solid in the layouts.
         advance: called after each design.
 
@@ -70,20 +69,17 @@ def write_designs(
     info = surrogate.metadata()
     process = info.details.get("process") or {}
     period_um = _period_um(info)
-    widths = [feature_size(structure, pixel_nm(info)) for structure in result.structure]
-    order = sorted(range(len(widths)), key=lambda n: min(widths[n]) < min_feature_nm)  # stable: best first in each part
-    spectra = result.spectra[np.array(order)]
-    structures = result.structure[order]
     designs = []
-    for rank, n in enumerate(order):
+    for rank, structure in enumerate(result.structure):
+        solid_nm, void_nm = feature_size(structure, pixel_nm(info))
         design = {
             "rank": rank,
-            "start": int(result.row[n]),
-            "step": int(result.found[n]),
-            "objective": float(result.value[n]),
-            "predicted": predicted(spectra[rank]),
-            "solid_nm": float(widths[n][0]),
-            "void_nm": float(widths[n][1]),
+            "start": int(result.row[rank]),
+            "step": int(result.found[rank]),
+            "objective": float(result.value[rank]),
+            "predicted": predicted(result.spectra[rank]),
+            "solid_nm": solid_nm,
+            "void_nm": void_nm,
             "files": {
                 "structure": f"design_{rank:03d}.npy",
                 "layout": f"design_{rank:03d}.gds",
@@ -91,11 +87,11 @@ def write_designs(
                 "spectra": f"spectra_{rank:03d}.png",
             },
         }
-        _write_design(folder, design, structures[rank], spectra[rank], period_um, gds_layer)
+        _write_design(folder, design, structure, result.spectra[rank], period_um, gds_layer)
         designs.append(design)
         advance()
-    _save_array(folder / "designs.npy", structures)
-    _save_array(folder / "spectra.npy", spectra.values)
+    _save_array(folder / "designs.npy", result.structure)
+    _save_array(folder / "spectra.npy", result.spectra.values)
     _save_array(folder / "trajectory.npy", result.trajectory)
     with replacing(folder / "history.csv") as path, path.open("w", newline="") as file:
         csv.writer(file).writerows(_history_rows(result.history))
@@ -105,7 +101,7 @@ def write_designs(
         "schema_version": SCHEMA_VERSION,
         "url": surrogate.url,
         "model": info.name,
-        "model_version": spectra.version,
+        "model_version": result.spectra.version,
         "objective": objective,
         "settings": dict(settings or {}),
         "process": process,
@@ -124,6 +120,42 @@ def write_designs(
     with replacing(folder / _REPORT) as path:
         path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     return report
+
+
+def mended(result: Result, problem: Problem, width_nm: float) -> Result:
+    """The designs of an optimisation without features narrower than a width, predicted again, best first.
+
+    See `metaspec.topology.without_small_features`. A design that it cannot mend stays as it is and comes last.
+
+    Args:
+        result: of `metaspec.optimise.run`.
+        problem: that was solved; its objective ranks the designs, for their nominal structures alone.
+        width_nm: of solid and void, at least.
+
+    Raises:
+        ValueError: the width is not above 0 and at most a quarter of the cell.
+        MetaSpecError: the server cannot be asked.
+    """
+    structures, failed = result.structure.copy(), np.zeros(len(result.structure), bool)
+    for n, structure in enumerate(result.structure):
+        try:
+            structures[n] = without_small_features(structure, width_nm, pixel_nm(problem.surrogate.metadata()))
+        except RuntimeError:
+            failed[n] = True
+    spectra = problem.surrogate.predict(structures)
+    value = np.asarray(problem.objective(spectra)[0], np.float64)
+    order = np.lexsort((-value, failed))
+    return replace(
+        result,
+        structure=structures[order],
+        value=value[order],
+        spectra=spectra[order],
+        latent=result.latent[order],
+        row=result.row[order],
+        found=result.found[order],
+        structures_evaluated=result.structures_evaluated + len(structures),
+        server_calls=result.server_calls + 1,
+    )
 
 
 def is_finished(folder: str | Path, settings: Mapping[str, Any]) -> bool:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import gdstk
 import numpy as np
 import pytest
 from metaspec import Surrogate, bulk
@@ -186,6 +187,7 @@ def test_predict_refuses_bad_files(metaspec, server, tmp_path: Path, content: An
         (["optimise", "--out", "x", "--radius-nm", "-1"], "radius_nm must be above 0"),
         (["optimise", "--out", "x", "--robust-delta", "0.6"], "robust_delta"),
         (["optimise", "--out", "x", "--spread-penalty", "1"], "has no channel spread, only R, G1, G2, B"),
+        (["optimise", "--out", "x", "--min-feature-nm", "800"], "at most a quarter of the cell, 500, got 800"),
         (["optimise", "--out", "x", "--steps", "0"], "--steps"),
         (["optimise", "--steps", "3"], "--out"),
         (["optimise", "--out", "x", "--model", "nothing"], "nothing"),
@@ -278,6 +280,7 @@ def test_a_terminal_shows_the_run_as_it_goes(server, tmp_path: Path) -> None:
     outer, inner = pty.openpty()
     arguments = ["optimise", "--url", server.url, "--out", tmp_path / "designs", "--steps", 5, "--starts", 3]
     arguments += ["--symmetry", "diagonal", "--robust-delta", 0.1, "--objective", "min", "--gds-layer", "4/2"]
+    arguments += ["--min-feature-nm", 90]
     process = subprocess.Popen(
         [*COMMAND, *map(str, arguments)],
         stdout=inner,
@@ -302,6 +305,9 @@ def test_a_terminal_shows_the_run_as_it_goes(server, tmp_path: Path) -> None:
     report = json.loads((tmp_path / "designs" / "report.json").read_text())
     assert report["objective"] == "min"
     assert report["settings"]["robust_delta"] == 0.1
+    assert all(min(design["solid_nm"], design["void_nm"]) >= 90 for design in report["designs"])
+    layout = gdstk.read_gds(tmp_path / "designs" / "design_000.gds").top_level()[0]
+    assert {(polygon.layer, polygon.datatype) for polygon in layout.polygons} == {(4, 2), (100, 0)}
 
 
 def test_a_server_that_is_gone_costs_nothing(metaspec, start_server, small_repository: Path, tmp_path: Path) -> None:

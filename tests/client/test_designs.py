@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from metaspec import InvalidStructure, Spectra, Surrogate
-from metaspec.designs import begin, is_finished, predicted, write_designs
+from metaspec.designs import begin, is_finished, mended, predicted, write_designs
 from metaspec.figures import draw_history, draw_spectra, draw_structure
 from metaspec.gds import solid_polygons, write_gds
 from metaspec.objectives import by_name as objective
 from metaspec.optimise import History, Problem, Result, run
 from metaspec.optimise import by_name as optimiser
-from metaspec.topology import Parameterisation, feature_size
+from metaspec.topology import Parameterisation, feature_size, without_small_features
 
 
 def smooth_structure(seed: int) -> np.ndarray:
@@ -188,8 +188,12 @@ def surrogate(server) -> Iterator[Surrogate]:
 
 
 @pytest.fixture(scope="module")
-def result(surrogate: Surrogate) -> Result:
-    problem = Problem(surrogate, objective("bayer"), Parameterisation(radius_nm=100))
+def problem(surrogate: Surrogate) -> Problem:
+    return Problem(surrogate, objective("bayer"), Parameterisation(radius_nm=100))
+
+
+@pytest.fixture(scope="module")
+def result(problem: Problem) -> Result:
     return run(problem, optimiser("adam", starts=3, seed=1), steps=4, progress=False)
 
 
@@ -270,14 +274,32 @@ def test_no_temporary_files_are_left(folder: Path) -> None:
     assert names == each | arrays | {"history.csv", "history.png", "report.html", "report.json"}
 
 
-def test_designs_that_are_too_fine_come_last(result: Result, surrogate: Surrogate, tmp_path: Path) -> None:
-    widths = [min(feature_size(structure)) for structure in result.structure]
-    limit = sorted(widths)[-1]
-    report = write_designs(tmp_path, result, surrogate, objective="bayer", min_feature_nm=limit)
-    expected = sorted(range(3), key=lambda n: (widths[n] < limit, n))
-    assert [design["start"] for design in report["designs"]] == result.row[expected].tolist()
-    np.testing.assert_array_equal(np.load(tmp_path / "designs.npy"), result.structure[expected])
-    np.testing.assert_array_equal(np.load(tmp_path / "spectra.npy"), result.spectra.values[expected])
+def test_mended_designs_have_no_narrow_features(result: Result, surrogate: Surrogate, problem: Problem) -> None:
+    assert any(min(feature_size(structure)) < 100 for structure in result.structure)
+    better = mended(result, problem, 100)
+    for structure, row in zip(better.structure, better.row, strict=True):
+        assert min(feature_size(structure)) >= 100
+        before = result.structure[result.row == row][0]
+        np.testing.assert_array_equal(structure, without_small_features(before, 100))
+    spectra = surrogate.predict(better.structure)
+    np.testing.assert_allclose(better.spectra.values, spectra.values, atol=1e-5)
+    np.testing.assert_allclose(better.value, objective("bayer")(spectra)[0], atol=1e-5)
+    assert (np.diff(better.value) <= 0).all()
+    assert better.structures_evaluated == result.structures_evaluated + 3
+
+
+def test_a_design_that_cannot_be_mended_comes_last(
+    result: Result, problem: Problem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail_for_the_best(structure: np.ndarray, width_nm: float, pixel_nm: float) -> np.ndarray:
+        if np.array_equal(structure, result.structure[0]):
+            raise RuntimeError("no structure was found")
+        return without_small_features(structure, width_nm, pixel_nm)
+
+    monkeypatch.setattr("metaspec.designs.without_small_features", fail_for_the_best)
+    better = mended(result, problem, 100)
+    assert better.row[-1] == result.row[0]
+    np.testing.assert_array_equal(better.structure[-1], result.structure[0])
 
 
 def test_a_report_that_cannot_be_drawn_is_not_there(
