@@ -133,23 +133,23 @@ def robust_etas(delta: float) -> tuple[float, float, float]:
 
 
 def random_latents(
-    seed: int | np.random.Generator,
     count: int,
+    seed: int | np.random.Generator = 0,
+    shape: tuple[int, int] = (128, 128),
     *,
-    pixels: tuple[int, int] = (128, 128),
     pixel_nm: float = PIXEL_NM,
     correlation_nm: tuple[float, float] = (80.0, 400.0),
 ) -> NDArray[np.float64]:
     """Smooth random starts that lead to different designs: grey Gaussian random fields, periodic.
 
-    Each has a correlation length and a mean density of its own, from 0.3 to 0.7, and the first of many are those of few.
+    Each has a correlation length and a level of its own, from 0.3 to 0.7; the first of many are those of few.
 
     Args:
-        seed: a whole number, or a generator to draw from.
         count: of latents.
-        pixels: of a latent, (y, x).
+        seed: a whole number, or a generator to draw from.
+        shape: of a latent, (y, x) in pixels.
         pixel_nm: width of a pixel.
-        correlation_nm: smallest and largest correlation length, drawn log-uniformly.
+        correlation_nm: smallest and largest correlation length, between which lengths are drawn log-uniformly.
 
     Returns:
         (count, y, x), strictly between 0 and 1.
@@ -161,13 +161,13 @@ def random_latents(
     if not 0 < shortest <= longest < math.inf:
         raise ValueError(f"correlation_nm must be two lengths above 0, the smaller first, got {correlation_nm}")
     rng = np.random.default_rng(seed)
-    wavenumber = [2 * np.pi * np.fft.fftfreq(n, pixel_nm) for n in pixels]
-    squared = wavenumber[0][:, None] ** 2 + wavenumber[1] ** 2
-    latents = np.empty((count, *pixels))
+    ky, kx = (2 * np.pi * np.fft.fftfreq(pixels, pixel_nm) for pixels in shape)
+    k_squared = ky[:, None] ** 2 + kx**2
+    latents = np.empty((count, *shape))
     for latent in latents:
-        correlation, mean = np.exp(rng.uniform(*np.log(correlation_nm))), rng.uniform(0.3, 0.7)
-        low_pass = np.exp(-squared * correlation**2 / 4)
-        low_pass[0, 0] = 0  # the mean is drawn, not left to the noise
-        field = np.fft.ifft2(np.fft.fft2(rng.standard_normal(pixels)) * low_pass).real
-        latent[:] = 1 / (1 + np.exp(-field / field.std()) * (1 / mean - 1))
+        correlation, level = np.exp(rng.uniform(*np.log(correlation_nm))), rng.uniform(0.3, 0.7)
+        low_pass = np.exp(-k_squared * correlation**2 / 4)
+        low_pass[0, 0] = 0  # the level is drawn, not left to the noise
+        field = np.fft.ifft2(np.fft.fft2(rng.standard_normal(shape)) * low_pass).real
+        latent[:] = 1 / (1 + np.exp(-field / field.std()) * (1 / level - 1))
     return latents
