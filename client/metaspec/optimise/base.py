@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -23,7 +23,7 @@ class Optimiser(ABC):
         settings: what makes this optimiser another one, as JSON; a checkpoint is only taken up by an equal optimiser.
     """
 
-    needs_gradient: ClassVar[bool] = True
+    needs_gradient: bool = True
     settings: dict[str, Any]
     _asked: Array | None = None
 
@@ -46,7 +46,7 @@ class Optimiser(ABC):
         if self._asked is None:
             raise ValueError("ask before you tell")
         values = _finite("value", value, self._asked.shape[:1])
-        self._learn(values, _finite("gradient", gradient, self._asked.shape) if self.needs_gradient else None)
+        self._learn(values, _finite("gradient", gradient, self._asked.shape) if self.needs_gradient else np.empty(0))
         self._asked = None
 
     @abstractmethod
@@ -54,8 +54,8 @@ class Optimiser(ABC):
         """What `ask` returns."""
 
     @abstractmethod
-    def _learn(self, value: Array, gradient: Array | None) -> None:
-        """What `tell` does, with float64 arrays that are as they must be."""
+    def _learn(self, value: Array, gradient: Array) -> None:
+        """What `tell` does, with float64 arrays that are as they must be; an empty gradient where none is needed."""
 
     def restart(self) -> None:
         """The objective is about to change (the next beta): keep the point, forget what no longer holds."""

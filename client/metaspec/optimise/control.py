@@ -1,42 +1,53 @@
-"""Control points: a design space that is small enough for optimisers without gradients."""
+"""Control points: few variables instead of a pixel each, for optimisers that cannot handle thousands."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from metaspec.optimise.base import Array
+from metaspec.optimise.base import Array, Optimiser
 
 
-class ControlPoints:
-    """Latents as periodic, uniform cubic B-splines of K x K control points (de Boor, A Practical Guide to Splines, 1978).
+class ControlPoints(Optimiser):
+    """Another optimiser, whose variables are the control points of periodic, uniform cubic B-splines.
 
-    Every pixel is a weighted mean of 4 x 4 control points: points in [0, 1] make latents in [0, 1].
+    Each pixel of a latent is a weighted mean of 4 x 4 control points, so that points in [0, 1] make latents in [0, 1] (C. de
+    Boor, A Practical Guide to Splines, Springer (1978)).
 
     Args:
-        count: K, points along each side of the cell.
-        shape: pixels (y, x).
+        optimiser: of points (M, rows, columns) in [0, 1].
+        shape: pixels (y, x) of the latents.
 
     Raises:
-        ValueError: fewer than 4 points, or more than pixels.
+        ValueError: fewer than 4 points along a side, or more than pixels.
     """
 
-    def __init__(self, count: int, shape: tuple[int, int] = (128, 128)) -> None:
-        if not 4 <= count <= min(shape):
-            raise ValueError(f"control points must be from 4 to {min(shape)} along a side, got {count}")
-        self.count = count
-        self._rows, self._columns = (_weights(count, pixels) for pixels in shape)
+    def __init__(self, optimiser: Optimiser, shape: tuple[int, int] = (128, 128)) -> None:
+        points = optimiser.ask().shape[1:]
+        if not all(4 <= count <= pixels for count, pixels in zip(points, shape, strict=True)):
+            raise ValueError(f"points must be from 4 to as many as the {shape} pixels along each side, got {points}")
+        self.optimiser, self.needs_gradient = optimiser, optimiser.needs_gradient
+        self.settings = {"points": list(points), **optimiser.settings}
+        self._rows, self._columns = (_weights(count, pixels) for count, pixels in zip(points, shape, strict=True))
 
-    def latent(self, points: Array) -> Array:
-        """Latents (M, y, x) of control points (M, K * K)."""
-        latent: Array = self._rows @ points.reshape(-1, self.count, self.count) @ self._columns.T
-        latent = latent.clip(0, 1)  # rounding
-        return latent
+    def _propose(self) -> Array:
+        latent: Array = self._rows @ self.optimiser.ask() @ self._columns.T
+        return np.clip(latent, 0, 1, out=latent)  # rounding
 
-    def pull_back(self, gradient: Array) -> Array:
-        """The gradient by the control points (M, K * K), from that by the latents (M, y, x)."""
-        pulled: Array = self._rows.T @ gradient @ self._columns
-        flat: Array = pulled.reshape(len(pulled), -1)
-        return flat
+    def _learn(self, value: Array, gradient: Array) -> None:
+        self.optimiser.tell(value, self._rows.T @ gradient @ self._columns if self.needs_gradient else None)
+
+    def restart(self) -> None:
+        """Restart the optimiser."""
+        self.optimiser.restart()
+
+    def state(self) -> dict[str, Array]:
+        """That of the optimiser."""
+        return self.optimiser.state()
+
+    def restore(self, state: dict[str, Array]) -> None:
+        """Restore the optimiser."""
+        self.optimiser.restore(state)
+        self._asked = None
 
 
 def _weights(count: int, pixels: int) -> Array:
@@ -45,4 +56,5 @@ def _weights(count: int, pixels: int) -> Array:
     distance = np.abs(place[:, None] - np.arange(count) - 0.5)
     distance = np.minimum(distance, count - distance)
     near, far = 2 / 3 - distance**2 + distance**3 / 2, np.clip(2 - distance, 0, None) ** 3 / 6
-    return np.where(distance < 1, near, far)
+    weights: Array = np.where(distance < 1, near, far)
+    return weights

@@ -73,8 +73,9 @@ def run(
         betas = beta_schedule(steps) if optimiser.needs_gradient else [np.inf] * steps
     if len(betas) != steps or not min(betas) > 0:
         raise ValueError(f"betas must be {steps} positive numbers, one for each step, got {list(betas)}")
+    shape = optimiser.ask().shape
     settings = {
-        "problem": problem.settings(),
+        "problem": problem.settings(shape[0]),
         "optimiser": optimiser.settings,
         "steps": steps,
         "betas": [float(beta) for beta in betas],
@@ -82,7 +83,7 @@ def run(
     }
     checked = [step for step in range(steps) if step % check_every == 0 or step == steps - 1]
     info = problem.surrogate.metadata()
-    record = Record.empty(steps, len(checked), optimiser.ask().shape, info)
+    record = Record.empty(steps, len(checked), shape, info)
     file = None if checkpoint is None else Path(checkpoint)
     done, spent = 0, np.zeros(3)
     if file is not None and file.exists():
@@ -141,7 +142,7 @@ def _result(record: Record, betas: Sequence[float], checked: list[int], spent: A
     return Result(
         structure=record.structure[order],
         value=record.best[order],
-        spectra=Spectra(record.spectra[order], info.wavelengths_nm, info.channels, info.name, info.version),
+        spectra=Spectra(record.spectra[order], info.wavelengths_nm, info.channels, info.name, str(record.version)),
         latent=record.latent[order],
         row=order,
         found=record.found[order],

@@ -1,18 +1,25 @@
-"""Methods without gradients: CMA-ES, differential evolution and a genetic algorithm, on control points."""
+"""Methods without gradients: CMA-ES, differential evolution and a genetic algorithm, for some hundred variables at most."""
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
-from typing import Any
+from typing import Any, ClassVar
 
+import cma
 import numpy as np
+from pymoo.algorithms.soo.nonconvex import de as pymoo_de
+from pymoo.algorithms.soo.nonconvex import ga as pymoo_ga
+from pymoo.core.evaluator import Evaluator
+from pymoo.core.problem import Problem
+from pymoo.core.termination import NoTermination
+from pymoo.problems.static import StaticProblem
 
 from metaspec.optimise.base import Array, Optimiser
-from metaspec.optimise.control import ControlPoints
 
 
 class Population(Optimiser):
-    """An optimiser of control points whose library cannot save its state as plain arrays.
+    """An optimiser whose library cannot save its state as plain arrays.
 
     Instead, the values it was told are saved, and told again to a new one with the same seed: libraries that draw all
     their random numbers from that seed then stand exactly where they were.
@@ -20,9 +27,9 @@ class Population(Optimiser):
 
     needs_gradient = False
 
-    def __init__(self, name: str, candidates: int, seed: int, points: int, shape: tuple[int, int], **more: Any) -> None:
-        self.settings = {"name": name, "candidates": candidates, "seed": seed, "points": points, **more}
-        self.candidates, self.seed, self.control = candidates, seed, ControlPoints(points, shape)
+    def __init__(self, name: str, candidates: int, seed: int, shape: tuple[int, int], **more: Any) -> None:
+        self.settings = {"name": name, "candidates": candidates, "seed": seed, "shape": list(shape), **more}
+        self.candidates, self.seed, self.shape = candidates, seed, shape
         self._begin()
 
     def _begin(self) -> None:
@@ -35,16 +42,16 @@ class Population(Optimiser):
 
     @abstractmethod
     def _candidates(self) -> Array:
-        """The library's next candidates, (M, K * K) in [0, 1]."""
+        """The library's next candidates, (M, variables) in [0, 1]."""
 
     @abstractmethod
     def _select(self, cost: Array) -> None:
         """Tell the library what they cost, (M,): smaller is better."""
 
     def _propose(self) -> Array:
-        return self.control.latent(self._candidates())
+        return self._candidates().reshape(-1, *self.shape)
 
-    def _learn(self, value: Array, gradient: Array | None) -> None:
+    def _learn(self, value: Array, gradient: Array) -> None:
         self._select(-value)
         self._told.append(value)
 
@@ -57,7 +64,7 @@ class Population(Optimiser):
         self._begin()
         for value in state["told"]:
             self._candidates()
-            self._learn(value, None)
+            self._learn(value, np.empty(0))
         self._asked = None
 
 
@@ -67,37 +74,34 @@ class CMAES(Population):
     Args:
         candidates: of one generation.
         seed: of all random numbers.
-        points: control points along each side: points ** 2 variables.
+        shape: of a candidate, (y, x).
         sigma: initial standard deviation, in units of the range of a variable.
-        shape: pixels (y, x).
     """
 
     def __init__(
         self,
         candidates: int = 16,
         seed: int = 0,
-        points: int = 10,
+        shape: tuple[int, int] = (10, 10),
         sigma: float = 0.25,
-        shape: tuple[int, int] = (128, 128),
     ) -> None:
         self.sigma = sigma
-        super().__init__("cmaes", candidates, seed, points, shape, sigma=sigma)
+        super().__init__("cmaes", candidates, seed, shape, sigma=sigma)
 
     def _start(self) -> None:
         self._random = np.random.default_rng(self.seed)
         self._restart()
 
     def _restart(self) -> None:
-        import cma
-
         options = {
             "bounds": [0, 1],
             "popsize": self.candidates,
+            "tolx": 1e-3,  # smaller changes of a latent change no structure
             "randn": lambda *shape: self._random.standard_normal(shape),  # not numpy's global generator
             "seed": np.nan,
             "verbose": -9,
         }
-        start = self._random.uniform(0.3, 0.7, self.control.count**2)
+        start = self._random.uniform(0.3, 0.7, math.prod(self.shape))
         self._strategy = cma.CMAEvolutionStrategy(start, self.sigma, options)
 
     def _candidates(self) -> Array:
@@ -111,39 +115,26 @@ class CMAES(Population):
 
 
 class Pymoo(Population):
-    """A single-objective algorithm of pymoo that has `pop_size` and `n_offsprings`: "de" or "ga".
+    """A single-objective algorithm of pymoo with a population of constant size.
 
     Args:
-        algorithm: "de", differential evolution (Storn and Price, J. Global Optim. 11, 341 (1997)), or "ga", a genetic
-            algorithm with simulated binary crossover and polynomial mutation.
         candidates: of one generation.
         seed: of all random numbers.
-        points: control points along each side: points ** 2 variables.
-        shape: pixels (y, x).
+        shape: of a candidate, (y, x).
         **settings: of pymoo's algorithm.
     """
 
-    def __init__(
-        self,
-        algorithm: str,
-        candidates: int = 16,
-        seed: int = 0,
-        points: int = 10,
-        shape: tuple[int, int] = (128, 128),
-        **settings: Any,
-    ) -> None:
+    name: ClassVar[str]
+    algorithm: ClassVar[type]
+
+    def __init__(self, candidates: int = 16, seed: int = 0, shape: tuple[int, int] = (10, 10), **settings: Any) -> None:
         self._algorithm_settings = settings
-        super().__init__(algorithm, candidates, seed, points, shape, **settings)
+        super().__init__(self.name, candidates, seed, shape, **settings)
 
     def _start(self) -> None:
-        from pymoo.algorithms.soo.nonconvex.de import DE
-        from pymoo.algorithms.soo.nonconvex.ga import GA
-        from pymoo.core.problem import Problem
-        from pymoo.core.termination import NoTermination
-
-        variables = self.control.count**2
-        kind = {"de": DE, "ga": GA}[self.settings["name"]]
-        self._algorithm = kind(pop_size=self.candidates, n_offsprings=self.candidates, **self._algorithm_settings)
+        variables = math.prod(self.shape)
+        settings = {"pop_size": self.candidates, "n_offsprings": self.candidates, **self._algorithm_settings}
+        self._algorithm = self.algorithm(**settings)
         self._problem = Problem(n_var=variables, n_obj=1, xl=np.zeros(variables), xu=np.ones(variables))
         self._algorithm.setup(self._problem, termination=NoTermination(), seed=self.seed, verbose=False)
 
@@ -153,8 +144,17 @@ class Pymoo(Population):
         return points
 
     def _select(self, cost: Array) -> None:
-        from pymoo.core.evaluator import Evaluator
-        from pymoo.problems.static import StaticProblem
-
         Evaluator().eval(StaticProblem(self._problem, F=cost[:, None]), self._offspring)
         self._algorithm.tell(infills=self._offspring)
+
+
+class DE(Pymoo):
+    """Differential evolution (Storn and Price, J. Global Optim. 11, 341 (1997)) by pymoo."""
+
+    name, algorithm = "de", pymoo_de.DE
+
+
+class GA(Pymoo):
+    """A genetic algorithm with simulated binary crossover and polynomial mutation by pymoo."""
+
+    name, algorithm = "ga", pymoo_ga.GA

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -123,13 +124,20 @@ class Problem:
             weights = (np.arange(variants)[:, None] == values.argmin(axis=0)).astype(np.float64)
         return values, weights, cotangent, spectra[:count]
 
-    def settings(self) -> dict[str, Any]:
-        """What makes this problem another one, as JSON."""
+    def settings(self, count: int) -> dict[str, Any]:
+        """What makes this problem another one, as JSON.
+
+        Args:
+            count: of latents that are evaluated at a time.
+        """
         info = self.surrogate.metadata()
+        noise = np.random.default_rng(0).random((count, *info.spectra_shape), np.float32)
+        value, _ = self.objective(Spectra(noise, info.wavelengths_nm, info.channels))
+        mean = float(np.mean(np.asarray(value, np.float64)))
         return {
             "model": info.name,
-            "model_version": info.version,
-            "objective": repr(self.objective),
+            "objective": re.sub(" at 0x[0-9a-f]+", "", repr(self.objective)),
+            "objective_of_noise": float(f"{mean:.9g}"),  # tells apart functions of one name
             "parameterisation": repr(self.parameterisation),
             "robust_delta": self.robust_delta,
             "robust": self.robust,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 
@@ -89,7 +89,7 @@ class Record:
         value: of the objective, (steps, M). binary_value: of the thresholded structures, (checks, M).
         bits: of these structures, packed, uint8 (checks, M, bytes).
         best: binary value of each row, (M,). found: in which step. structure, latent, spectra: of it.
-        structures_evaluated, server_calls, wall_s: so far.
+        version: of the model that predicted them, ().
     """
 
     value: Array
@@ -100,6 +100,7 @@ class Record:
     structure: Array
     latent: Array
     spectra: Array
+    version: Array
 
     @classmethod
     def empty(cls, steps: int, checks: int, shape: tuple[int, ...], info: ModelInfo) -> Self:
@@ -121,10 +122,17 @@ class Record:
             structure=np.zeros(shape, np.uint8),
             latent=np.zeros(shape, np.float32),
             spectra=np.zeros((rows, *info.spectra_shape), np.float32),
+            version=np.array(info.version, "U64"),
         )
 
     def check(self, step: int, number: int, latent: Array, structure: Array, value: Array, spectra: Spectra) -> None:
-        """Note what thresholded structures are worth, and keep those that are better than their row's best."""
+        """Note what thresholded structures are worth, and keep those that are better than their row's best.
+
+        Values of different versions of the model are not compared: a new one begins with the structures at hand.
+        """
+        if spectra.version != self.version:
+            self.version[...] = spectra.version
+            self.best[:] = -np.inf
         self.binary_value[number] = value
         self.bits[number] = np.packbits(structure.reshape(len(structure), -1), axis=1)
         better = value > self.best
@@ -136,7 +144,7 @@ class Record:
         """What a checkpoint keeps."""
         return {f"record.{field.name}": getattr(self, field.name) for field in fields(self)}
 
-    def restore(self, arrays: dict[str, Any]) -> None:
+    def restore(self, arrays: dict[str, Array]) -> None:
         """Take over what a checkpoint kept."""
         for name in self.arrays():
-            getattr(self, name.removeprefix("record."))[:] = arrays[name]
+            getattr(self, name.removeprefix("record."))[...] = arrays[name]

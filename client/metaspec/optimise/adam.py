@@ -1,4 +1,4 @@
-"""Gradient methods that take one step for all starts at once: Adam in numpy, all of torch.optim, all of optax."""
+"""Adam in numpy: the default, for it needs nothing else and takes one step for all starts at once."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ from metaspec.optimise.base import Array, Optimiser, check_latents, digest
 
 class Adam(Optimiser):
     """Adam (Kingma and Ba, 2015, arXiv:1412.6980) on the box [0, 1]: after each step, latents are clipped.
-
-    Needs nothing but numpy, which is why it is the default.
 
     Args:
         start: latents (M, y, x) in [0, 1].
@@ -33,8 +31,7 @@ class Adam(Optimiser):
     def _propose(self) -> Array:
         return self._latent
 
-    def _learn(self, value: Array, gradient: Array | None) -> None:
-        assert gradient is not None
+    def _learn(self, value: Array, gradient: Array) -> None:
         (slow, slower), steps = self.decay, self._steps + 1
         mean = slow * self._mean + (1 - slow) * gradient
         square = slower * self._square + (1 - slower) * gradient**2

@@ -1,0 +1,571 @@
+"""Inverse design: problems, every optimiser, the loop, and checkpoints, against a running server."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from metaspec import MetaSpecError, ServerUnreachable, Spectra, Surrogate
+from metaspec.objectives import MinEfficiency
+from metaspec.optimise import (
+    NAMES,
+    Adam,
+    ControlPoints,
+    Optimiser,
+    Problem,
+    Progress,
+    Result,
+    beta_schedule,
+    by_name,
+    random_latents,
+    run,
+)
+from metaspec.topology import Parameterisation
+
+SETTINGS = {  # small and quick ones
+    "adam": {"learning_rate": 0.05},
+    "lbfgs": {},
+    "torch": {"algorithm": "AdamW", "lr": 0.05},
+    "optax": {"algorithm": "lion", "learning_rate": 0.05},
+    "invrs": {},
+    "cmaes": {"points": 6},
+    "de": {"points": 6},
+    "ga": {"points": 6},
+    "botorch": {"points": 4, "initial": 2},
+}
+STEPS = {name: 4 if name == "botorch" else 8 for name in NAMES}  # a Gaussian process takes a second
+
+
+@pytest.fixture(scope="module")
+def surrogate(server) -> Iterator[Surrogate]:
+    with Surrogate(server.url, progress=False) as surrogate:
+        yield surrogate
+
+
+@pytest.fixture
+def problem(surrogate) -> Problem:
+    return Problem(surrogate, MinEfficiency(0.05), Parameterisation(80.0))
+
+
+class Stop(Exception):
+    pass
+
+
+def stop_after(step: int, error: BaseException | None = None) -> Callable[[Progress], None]:
+    def callback(progress: Progress) -> None:
+        if progress.step == step:
+            raise error or Stop
+
+    return callback
+
+
+def assert_same(one: Result, other: Result) -> None:
+    for name in ("structure", "value", "latent", "row", "found", "trajectory"):
+        np.testing.assert_array_equal(getattr(one, name), getattr(other, name), name)
+    for name in ("beta", "value", "checked", "binary_value"):
+        np.testing.assert_array_equal(getattr(one.history, name), getattr(other.history, name), name)
+    np.testing.assert_array_equal(one.spectra.values, other.spectra.values)
+    assert (one.structures_evaluated, one.server_calls) == (other.structures_evaluated, other.server_calls)
+
+
+# Problems
+
+
+@pytest.mark.parametrize("robust", [{}, {"robust_delta": 0.1}, {"robust_delta": 0.1, "robust": "mean"}])
+def test_the_gradient_is_that_of_the_value(surrogate, robust) -> None:
+    """Against finite differences along a random direction; the server computes in float32, so the step is large."""
+    problem = Problem(surrogate, MinEfficiency(0.05), Parameterisation(80.0, "diagonal"), **robust)
+    latent = random_latents(3, seed=5)
+    direction = random_latents(3, seed=6) - 0.5
+    value, gradient, _ = problem.evaluate(latent, 4.0)
+    ahead, behind = (problem.score(latent + step * direction, 4.0).value for step in (0.01, -0.01))
+    np.testing.assert_allclose((gradient * direction).sum(axis=(1, 2)), (ahead - behind) / 0.02, rtol=0.02, atol=1e-5)
+    np.testing.assert_allclose(value, problem.score(latent, 4.0).value)
+
+
+def test_variants_are_eroded_and_dilated(surrogate) -> None:
+    objective, parameterisation, latent = MinEfficiency(), Parameterisation(80.0), random_latents(4)
+    structures = [parameterisation.density(latent, np.inf, eta) for eta in (0.5, 0.6, 0.4)]
+    assert structures[1].sum() < structures[0].sum() < structures[2].sum()
+    values = np.array([objective(surrogate.predict(each))[0] for each in structures])
+    worst = Problem(surrogate, objective, parameterisation, robust_delta=0.1).score(latent)
+    mean = Problem(surrogate, objective, parameterisation, robust_delta=0.1, robust="mean").score(latent)
+    np.testing.assert_allclose(worst.value, values.min(axis=0), rtol=1e-6)
+    np.testing.assert_allclose(mean.value, values.mean(axis=0), rtol=1e-6)
+    np.testing.assert_array_equal(worst.spectra.values, surrogate.predict(structures[0]).values)
+
+
+def test_all_starts_and_variants_are_two_requests(surrogate) -> None:
+    problem = Problem(surrogate, MinEfficiency(), Parameterisation(80.0), robust_delta=0.1)
+    before = surrogate.sent
+    problem.evaluate(random_latents(4), 8.0)
+    sent = surrogate.sent
+    # 12 predictions, and gradients of the worst variant of each start alone.
+    assert (sent.requests - before.requests, sent.structures - before.structures) == (2, 12 + 4)
+    problem.score(random_latents(4), 8.0)
+    assert (surrogate.sent.requests - sent.requests, surrogate.sent.structures - sent.structures) == (1, 12)
+    assert (problem.server_calls, problem.structures_evaluated) == (3, 24)
+
+
+def test_problems_refuse_bad_settings(surrogate, problem) -> None:
+    with pytest.raises(ValueError, match=r"robust_delta must be at least 0 and below 0.5, got 0.7"):
+        Problem(surrogate, MinEfficiency(), Parameterisation(80.0), robust_delta=0.7)
+    with pytest.raises(ValueError, match="robust must be 'worst' or 'mean', got 'best'"):
+        Problem(surrogate, MinEfficiency(), Parameterisation(80.0), robust="best")
+    before = surrogate.sent
+    with pytest.raises(ValueError, match="beta must be positive and finite"):
+        problem.evaluate(random_latents(1), np.inf)
+    assert surrogate.sent == before
+
+
+# Optimisers
+
+
+def test_every_optimiser_has_a_test() -> None:
+    assert set(SETTINGS) == set(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_optimises_and_resumes_exactly(problem, tmp_path, name: str) -> None:
+    """A run that is interrupted twice ends as one that is not, bit for bit, and better than it began."""
+
+    def optimiser() -> Optimiser:
+        return by_name(name, starts=4, seed=3, **SETTINGS[name])
+
+    def arguments(file: str) -> dict:
+        betas = [8.0] * 5 + [16.0] * 3 if optimiser().needs_gradient else None
+        more = {"check_every": 3, "checkpoint": tmp_path / file, "progress": False}
+        return {"steps": STEPS[name], "betas": betas, **more}
+
+    whole = run(problem, optimiser(), **arguments("whole.npz"))
+    for step in (STEPS[name] // 4, STEPS[name] * 3 // 4):
+        with pytest.raises(Stop):
+            run(problem, optimiser(), **arguments("parts.npz"), callback=stop_after(step))
+    resumed = run(problem, optimiser(), **arguments("parts.npz"))
+    assert_same(whole, resumed)
+    value = whole.history.value
+    assert value.shape == (STEPS[name], 4)
+    assert value[1:].max() > value[0].max() + 1e-4
+    assert ((whole.latent >= 0) & (whole.latent <= 1)).all()
+    other = run(problem, by_name(name, starts=4, seed=4, **SETTINGS[name]), 1, progress=False)
+    assert not np.array_equal(other.latent, whole.latent)
+
+
+@pytest.mark.parametrize("name", ["adam", "lbfgs", "torch", "optax", "invrs"])
+def test_gradient_methods_keep_the_box_and_find_the_optimum(name: str) -> None:
+    """Of a concave function whose maximum lies outside the box for some pixels."""
+    optimiser = by_name(name, starts=3, shape=(16, 16), **({"algorithm": "lbfgsb"} if name == "invrs" else {}))
+    target = np.random.default_rng(1).uniform(-0.5, 1.5, (3, 16, 16))
+    for _ in range(100):
+        latent = optimiser.ask()
+        assert latent.min() >= 0
+        assert latent.max() <= 1
+        optimiser.tell(-((latent - target) ** 2).sum(axis=(1, 2)), -2 * (latent - target))
+    np.testing.assert_allclose(optimiser.ask(), np.clip(target, 0, 1), atol=0.02)
+
+
+@pytest.mark.parametrize("name", ["cmaes", "de", "ga", "botorch"])
+def test_methods_without_gradients_leave_random_numbers_alone(name: str) -> None:
+    """They draw from their own seed only: not from numpy's or torch's global generators, nor do they change these."""
+    torch = pytest.importorskip("torch")
+    optimisers = [by_name(name, starts=4, shape=(16, 16), **SETTINGS[name]) for _ in range(2)]
+    for step in range(3):
+        first = optimisers[0].ask()
+        np.random.seed(step)  # noqa: NPY002
+        torch.manual_seed(step)
+        expected = np.random.random(), torch.rand(1)  # noqa: NPY002
+        np.random.seed(step)  # noqa: NPY002
+        torch.manual_seed(step)
+        np.testing.assert_array_equal(optimisers[1].ask(), first)
+        for optimiser in optimisers:
+            optimiser.tell(-((first - 0.8) ** 2).mean(axis=(1, 2)))
+        assert (np.random.random(), torch.rand(1)) == expected  # noqa: NPY002
+
+
+def test_cmaes_starts_again_when_it_has_converged() -> None:
+    optimiser = by_name("cmaes", starts=8, points=4, shape=(16, 16))
+    spreads = []
+    for _ in range(400):
+        latent = optimiser.ask()
+        spreads.append(latent.std(axis=0).mean())
+        optimiser.tell(-((latent - 0.6) ** 2).sum(axis=(1, 2)))
+    smallest = int(np.argmin(spreads))
+    assert spreads[smallest] < 1e-3
+    assert max(spreads[smallest:]) > 0.05
+
+
+def test_threads_of_lbfgs_end_with_it() -> None:
+    import threading
+
+    before = threading.active_count()
+    optimiser = by_name("lbfgs", starts=3, shape=(16, 16))
+    optimiser.ask()
+    optimiser.tell(np.zeros(3), np.ones((3, 16, 16)))
+    assert threading.active_count() == before + 3
+    optimiser.restart()
+    assert threading.active_count() == before + 3
+    del optimiser
+    assert threading.active_count() == before
+
+
+def test_lbfgs_restarts_where_it_was_best() -> None:
+    optimiser = by_name("lbfgs", starts=2, shape=(16, 16))
+    start = optimiser.ask()
+    optimiser.tell(np.array([1.0, 1.0]), np.ones((2, 16, 16)))
+    second = optimiser.ask()
+    optimiser.tell(np.array([2.0, 0.5]), np.ones((2, 16, 16)))
+    optimiser.restart()
+    np.testing.assert_array_equal(optimiser.ask(), [second[0], start[1]])
+
+
+@pytest.mark.parametrize(
+    ("value", "gradient", "match"),
+    [
+        (np.zeros(2), np.zeros((3, 8, 8)), r"value must be finite numbers of shape \(3,\)"),
+        (np.array([0, np.nan, 0]), np.zeros((3, 8, 8)), r"value must be finite numbers of shape \(3,\)"),
+        (np.zeros(3), None, r"gradient must be finite numbers of shape \(3, 8, 8\), got none"),
+        (np.zeros(3), np.full((3, 8, 8), np.inf), r"gradient must be finite numbers of shape \(3, 8, 8\)"),
+    ],
+)
+def test_tell_refuses_what_is_no_answer(value, gradient, match: str) -> None:
+    optimiser = Adam(np.full((3, 8, 8), 0.5))
+    asked = optimiser.ask()
+    with pytest.raises(ValueError, match=match):
+        optimiser.tell(value, gradient)
+    np.testing.assert_array_equal(optimiser.ask(), asked)
+    optimiser.tell(np.zeros(3), np.zeros((3, 8, 8)))
+    with pytest.raises(ValueError, match="ask before you tell"):
+        optimiser.tell(np.zeros(3), np.zeros((3, 8, 8)))
+
+
+def test_starts_must_be_latents() -> None:
+    with pytest.raises(ValueError, match=r"start must be latents \(M, y, x\), got shape \(8, 8\)"):
+        Adam(np.zeros((8, 8)))
+    with pytest.raises(ValueError, match="start must lie between 0 and 1, got 0 to 2"):
+        Adam(np.array([[[0.0, 2.0]]]))
+
+
+def test_random_latents() -> None:
+    latents = random_latents(3, seed=1)
+    assert latents.shape == (3, 128, 128)
+    assert ((latents >= 0) & (latents <= 1)).all()
+    np.testing.assert_array_equal(random_latents(5, seed=1)[:3], latents)
+    assert np.abs(random_latents(3, seed=2) - latents).mean() > 0.05
+
+
+def test_names_and_algorithms() -> None:
+    with pytest.raises(ValueError, match=r"optimiser must be one of adam, lbfgs, .*, got 'newton'"):
+        by_name("newton")
+    with pytest.raises(ValueError, match=r"algorithm must be a class of torch.optim other than LBFGS, got 'LBFGS'"):
+        by_name("torch", shape=(8, 8), algorithm="LBFGS")
+    with pytest.raises(ValueError, match="algorithm must be a function of optax, got 'nothing'"):
+        by_name("optax", shape=(8, 8), algorithm="nothing")
+    with pytest.raises(ValueError, match="algorithm must be a function of invrs_opt, got 'nothing'"):
+        by_name("invrs", shape=(8, 8), algorithm="nothing")
+
+
+def test_algorithms_of_ones_own() -> None:
+    import optax
+    import torch
+    from metaspec.optimise.optax import Optax
+    from metaspec.optimise.torch import Torch
+
+    start = np.full((2, 8, 8), 0.5)
+    for optimiser in (Torch(start, lambda p: torch.optim.SGD(p, lr=0.1)), Optax(start, optax.chain(optax.sgd(0.1)))):
+        optimiser.ask()
+        optimiser.tell(np.zeros(2), np.ones((2, 8, 8)))
+        np.testing.assert_allclose(optimiser.ask(), 0.6, rtol=1e-6)
+
+
+def test_a_missing_package_says_which_extra_has_it(monkeypatch) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, "metaspec.optimise.population", None)
+    with pytest.raises(ImportError, match=r'the optimiser "cmaes" needs cma: pip install "metaspec\[optimise\]"'):
+        by_name("cmaes")
+
+
+# Control points
+
+
+class Fixed(Optimiser):
+    """Asks for the same points for ever, and remembers the gradient."""
+
+    def __init__(self, points: np.ndarray) -> None:
+        self.points, self.settings = points, {"name": "fixed"}
+
+    def _propose(self) -> np.ndarray:
+        return self.points
+
+    def _learn(self, value: np.ndarray, gradient: np.ndarray) -> None:
+        self.gradient = gradient
+
+    def state(self) -> dict[str, np.ndarray]:
+        return {}
+
+    def restore(self, state: dict[str, np.ndarray]) -> None:
+        pass
+
+
+def test_control_points_are_periodic_splines() -> None:
+    points = np.random.default_rng(0).random((2, 8, 4))
+    latent = ControlPoints(Fixed(points), (64, 64)).ask()
+    assert latent.shape == (2, 64, 64)
+    assert ((latent >= 0) & (latent <= 1)).all()
+    np.testing.assert_allclose(ControlPoints(Fixed(np.ones((1, 4, 4))), (64, 64)).ask(), 1)
+    rolled = ControlPoints(Fixed(np.roll(points, (1, 1), (1, 2))), (64, 64)).ask()
+    np.testing.assert_allclose(rolled, np.roll(latent, (8, 16), (1, 2)), atol=1e-12)
+
+
+def test_control_points_pull_gradients_back() -> None:
+    """The adjoint: <gradient, latent> = <pulled back, points>."""
+    points, gradient = np.random.default_rng(0).random((2, 6, 6)), np.random.default_rng(1).normal(size=(2, 32, 32))
+    inner = Fixed(points)
+    optimiser = ControlPoints(inner, (32, 32))
+    latent = optimiser.ask()
+    optimiser.tell(np.zeros(2), gradient)
+    np.testing.assert_allclose((inner.gradient * points).sum(), (gradient * latent).sum())
+
+
+def test_too_few_control_points() -> None:
+    with pytest.raises(ValueError, match=r"points must be from 4 to as many as the \(16, 16\) pixels .*, got \(3, 3\)"):
+        by_name("cmaes", points=3, shape=(16, 16))
+
+
+# The loop
+
+
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """SIGINT as in a terminal, also where the tests run in the background and would ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_results_are_what_the_server_says_of_binary_structures(surrogate, problem) -> None:
+    seen: list[Progress] = []
+    result = run(problem, Adam(random_latents(4), 0.05), 11, check_every=4, callback=seen.append, progress=False)
+    assert result.structure.dtype == np.uint8
+    assert np.isin(result.structure, (0, 1)).all()
+    np.testing.assert_array_equal(problem.parameterisation.binary(result.latent.astype(float)), result.structure)
+    spectra = surrogate.predict(result.structure)
+    np.testing.assert_allclose(result.spectra.values, spectra.values, atol=1e-6)
+    np.testing.assert_allclose(result.value, problem.objective(spectra)[0], rtol=1e-5)
+    assert (np.diff(result.value) <= 0).all()
+    assert sorted(result.row) == [0, 1, 2, 3]
+    np.testing.assert_array_equal(result.history.checked, [0, 4, 8, 10])
+    np.testing.assert_array_equal(result.value, result.history.binary_value.max(axis=0)[result.row])
+    best = result.history.checked[result.history.binary_value.argmax(axis=0)]
+    np.testing.assert_array_equal(result.found, best[result.row])
+    visited = result.trajectory.reshape(4, 4, 128, 128)
+    for design, row, found in zip(result.structure, result.row, result.found, strict=True):
+        np.testing.assert_array_equal(visited[list(result.history.checked).index(found), row], design)
+    assert (result.structures_evaluated, result.server_calls) == (4 * (11 + 4), 2 * 11 + 4)
+    assert [progress.step for progress in seen] == list(range(1, 12))
+    np.testing.assert_array_equal(np.sort(seen[-1].best)[::-1], result.value)
+
+
+def test_methods_without_gradients_ask_for_no_gradients(surrogate, problem) -> None:
+    before = surrogate.sent
+    result = run(problem, by_name("de", starts=5, points=4), 6, progress=False)
+    assert np.isinf(result.history.beta).all()
+    sent = surrogate.sent
+    # Structures are binary anyway: nothing is evaluated twice.
+    assert (sent.requests - before.requests, sent.structures - before.structures) == (6, 30)
+    assert result.value[0] == result.history.value[[0, 5]].max()
+
+
+def test_ctrl_c_leaves_a_checkpoint(problem, tmp_path, interruptible) -> None:
+    """A real signal, while the run waits for the server or wherever it is."""
+
+    def interrupt(progress: Progress) -> None:
+        if progress.step == 5:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    arguments = {"steps": 8, "checkpoint": tmp_path / "run" / "checkpoint.npz", "progress": False}
+    with pytest.raises(KeyboardInterrupt):
+        run(problem, Adam(random_latents(2), 0.05), **arguments, callback=interrupt)
+    steps: list[int] = []
+    resumed = run(
+        problem, Adam(random_latents(2), 0.05), **arguments, callback=lambda progress: steps.append(progress.step)
+    )
+    assert steps[0] in (6, 7)
+    assert steps[-1] == 8
+    assert_same(resumed, run(problem, Adam(random_latents(2), 0.05), 8, progress=False))
+    assert os.listdir(tmp_path / "run") == ["checkpoint.npz"]
+
+
+def test_a_server_that_is_gone_leaves_a_checkpoint(start_server, small_repository, problem, tmp_path) -> None:
+    file = tmp_path / "checkpoint.npz"
+    with (
+        start_server("--repository", str(small_repository)) as server,
+        Surrogate(server.url, retries=0, progress=False) as surrogate,
+    ):
+        gone = Problem(surrogate, problem.objective, problem.parameterisation)
+
+        def leave(progress: Progress) -> None:
+            if progress.step == 3:
+                server.process.kill()
+                server.process.wait()
+
+        with pytest.raises(ServerUnreachable):
+            run(gone, Adam(random_latents(2)), 6, checkpoint=file, callback=leave, progress=False)
+    steps: list[int] = []
+    resumed = run(
+        problem,
+        Adam(random_latents(2)),
+        6,
+        checkpoint=file,
+        callback=lambda progress: steps.append(progress.step),
+        progress=False,
+    )
+    assert steps == [4, 5, 6]
+    assert_same(resumed, run(problem, Adam(random_latents(2)), 6, progress=False))
+
+
+def test_a_finished_run_is_not_run_again(surrogate, problem, tmp_path) -> None:
+    arguments = {"steps": 3, "checkpoint": tmp_path / "checkpoint.npz", "progress": False}
+    first = run(problem, Adam(random_latents(2)), **arguments)
+    before = surrogate.sent
+    assert_same(run(problem, Adam(random_latents(2)), **arguments), first)
+    assert surrogate.sent == before
+
+
+def test_values_of_two_versions_of_a_model_are_not_compared(
+    start_server, make_model, make_gradient_model, make_repository, tmp_path
+) -> None:
+    """A new version, published in the middle of a run, begins with what is at hand."""
+    for build in (make_model, make_gradient_model):
+        make_repository(tmp_path / "models", build(seed=0))
+    with (
+        start_server("--repository", str(tmp_path / "models"), "--poll-interval", "0.2") as server,
+        Surrogate(server.url, progress=False) as surrogate,
+    ):
+        problem = Problem(surrogate, MinEfficiency(0.05), Parameterisation(80.0))
+
+        def publish(progress: Progress) -> None:
+            if progress.step == 3:
+                for build in (make_gradient_model, make_model):
+                    make_repository(tmp_path / "models", build(seed=1), version=2)
+                while surrogate.predict(np.zeros((1, 128, 128))).version != "2":
+                    pass
+
+        result = run(problem, Adam(random_latents(2), 0.05), 6, check_every=1, callback=publish, progress=False)
+        assert result.spectra.version == "2"
+        assert (result.found >= 3).all()
+        np.testing.assert_allclose(result.value, problem.objective(surrogate.predict(result.structure))[0], rtol=1e-5)
+
+
+def test_run_refuses_bad_settings(surrogate, problem) -> None:
+    before = surrogate.sent
+    with pytest.raises(ValueError, match="steps and check_every must be at least 1, got 0 and 5"):
+        run(problem, Adam(random_latents(1)), 0)
+    with pytest.raises(ValueError, match="betas must be 3 positive numbers, one for each step, got"):
+        run(problem, Adam(random_latents(1)), 3, betas=[1.0, 2.0])
+    with pytest.raises(ValueError, match="betas must be 2 positive numbers, one for each step, got"):
+        run(problem, Adam(random_latents(1)), 2, betas=[1.0, -2.0])
+    with pytest.raises(ValueError, match="beta must be positive and finite"):
+        run(problem, Adam(random_latents(1)), 1, betas=[np.inf])
+    assert surrogate.sent == before
+
+
+def test_beta_schedule() -> None:
+    assert beta_schedule(6, 4.0, 64.0, 3) == pytest.approx([4.0, 4.0, 16.0, 16.0, 64.0, 64.0])
+    assert beta_schedule(1) == [4.0]
+    assert len(beta_schedule(7)) == 7
+
+
+# Checkpoints
+
+
+@pytest.fixture
+def checkpoint(problem, tmp_path) -> Path:
+    file = tmp_path / "checkpoint.npz"
+    with pytest.raises(Stop):
+        run(problem, Adam(random_latents(2)), 4, checkpoint=file, callback=stop_after(2), progress=False)
+    return file
+
+
+def pickled(file: Path) -> None:
+    np.savez(file, allow_pickle=True, format=np.array([{"a": 1}], dtype=object))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda file: file.write_bytes(file.read_bytes()[: file.stat().st_size // 2]),
+        lambda file: file.write_bytes(b""),
+        lambda file: file.write_text("not a checkpoint"),
+        lambda file: np.savez(file, latent=np.zeros(3)),
+        lambda file: np.savez(file, format=np.array("another program's checkpoint"), settings=np.array("{}")),
+        pickled,
+    ],
+)
+def test_a_damaged_or_foreign_checkpoint_is_refused(problem, checkpoint, damage) -> None:
+    damage(checkpoint)
+    content = checkpoint.read_bytes()
+    with pytest.raises(ValueError, match=r"checkpoint\.npz is no checkpoint of this program, or is damaged"):
+        run(problem, Adam(random_latents(2)), 4, checkpoint=checkpoint, progress=False)
+    assert checkpoint.read_bytes() == content
+
+
+def test_a_checkpoint_of_another_run_is_refused(surrogate, problem, checkpoint) -> None:
+    def scaled(factor: float) -> Problem:
+        def objective(spectra: Spectra) -> tuple[np.ndarray, np.ndarray]:
+            return factor * spectra.values.mean(axis=(1, 2)), np.full_like(spectra.values, factor / 1204)
+
+        return Problem(surrogate, objective, problem.parameterisation)
+
+    others: list[tuple[str, Problem, Optimiser, int]] = [
+        ("steps was 4, is 5", problem, Adam(random_latents(2)), 5),
+        ("optimiser.start was .*, is .*", problem, Adam(random_latents(2, seed=1)), 4),
+        ("optimiser.name was adam, is torch", problem, by_name("torch", starts=2), 4),
+        (
+            r"problem.objective was MinEfficiency\(softness=0.05\), is MinEfficiency\(softness=None\)",
+            Problem(surrogate, MinEfficiency(), problem.parameterisation),
+            Adam(random_latents(2)),
+            4,
+        ),
+    ]
+    for match, other, optimiser, steps in others:
+        with pytest.raises(ValueError, match=f"is the checkpoint of another run: {match}"):
+            run(other, optimiser, steps, checkpoint=checkpoint, progress=False)
+    # Functions of one name are told apart by what they say of the same spectra.
+    file = checkpoint.with_name("scaled.npz")
+    for _ in range(2):
+        run(scaled(1.0), Adam(random_latents(2)), 1, checkpoint=file, progress=False)
+    with pytest.raises(ValueError, match=r"another run: problem\.objective_of_noise was"):
+        run(scaled(2.0), Adam(random_latents(2)), 1, checkpoint=file, progress=False)
+
+
+def test_checkpoints_are_written_on_the_way(problem, tmp_path) -> None:
+    file, sizes = tmp_path / "checkpoint.npz", []
+
+    def look(progress: Progress) -> None:
+        sizes.append(file.exists())
+
+    run(problem, Adam(random_latents(2)), 3, checkpoint=file, save_every_s=0, callback=look, progress=False)
+    assert sizes == [True, True, True]
+
+
+# The network that comes with the server
+
+
+def test_the_bundled_network_finds_better_routers(start_server) -> None:
+    with start_server() as server, Surrogate(server.url, progress=False) as surrogate:
+        problem = Problem(surrogate, MinEfficiency(0.02), Parameterisation(80.0))
+        result = run(problem, by_name("adam", starts=2, learning_rate=0.05), 8, check_every=7, progress=False)
+    first = result.history.binary_value[0].max()
+    assert result.value.max() > first + 0.03
+    assert result.spectra.min_efficiency()[0] > 0.25
+
+
+def test_errors_are_those_of_the_surrogate(surrogate) -> None:
+    problem = Problem(surrogate, MinEfficiency(), Parameterisation(80.0))
+    with pytest.raises(MetaSpecError, match="structure"):
+        run(problem, Adam(random_latents(1, shape=(64, 64))), 1, progress=False)
