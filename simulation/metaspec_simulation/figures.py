@@ -115,7 +115,7 @@ def _draw_parity(axes: Axes, predicted: NDArray[np.floating], simulated: NDArray
             xerr=spread if len(simulated) > 1 else None,
             fmt="o",
             color=colour,
-            mfc="none" if name == "min" else colour,  # a ring: one of the three colours lies in it
+            mfc="none" if name == "min" else colour,  # a ring: the smallest colour often lies in it
             ms=8 if name == "min" else 4,
             lw=1,
             label=name,

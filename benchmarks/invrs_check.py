@@ -1,0 +1,202 @@
+"""Is a design as good as we say? The public package invrs-gym is asked: its own simulation, and its own figures of merit.
+
+invrs-gym poses the Bayer colour router as the challenge `bayer_sorter`. Its component simulates a design by rigorous
+coupled-wave analysis (FMMAX), independent of our solver. Here it is given our process: 0.6 um of Si3N4 on SiO2, detectors
+2.5 um below, 128 x 128 pixels. Wavelengths start at 400 nm and stop short of 700, which no band holds.
+
+python benchmarks/invrs_check.py DIR|FILE.npy [--best 1] [--terms 300] [--step-nm 10] [--formulation FFT] [--cells 80]
+
+DIR is a folder of `metaspec optimise`, FILE.npy one structure or several. Writes invrs_check.json into the folder, and goes on
+from there when it has been interrupted. Some minutes for one design on one core.
+
+Two things need care:
+- invrs-gym takes refractive indices from an archive that it downloads when it is imported. Both of its sources here, Luke et
+  al. for Si3N4 and Malitson for SiO2, are Sellmeier formulas: a stand-in computes them, and nothing is downloaded.
+- Its metrics take quadrant 0, where both coordinates are small, for blue, and quadrant 3 for red. Ours are [[R, G1], [G2, B]]:
+  the structure is turned by 180 degrees.
+"""
+
+# ruff: noqa: E402 - what invrs-gym would download has to be there before it is imported
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import hashlib
+import json
+import os
+import sys
+import types
+from collections.abc import Callable
+from pathlib import Path
+
+# Left to itself, XLA shares out small eigenproblems over threads that starve one another on few cores.
+os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1")
+
+import jax
+import numpy as np
+from metaspec_simulation import PIXELS, Process, Sellmeier, Solver
+from metaspec_simulation.files import read_array
+from metaspec_simulation.merit import colour_efficiencies
+from tqdm import tqdm
+
+PROCESS = Process()
+
+
+_SOURCES: dict[tuple[str, str], Sellmeier] = {("Si3N4", "Luke"): PROCESS.solid, ("SiO2", "Malitson"): PROCESS.substrate}
+
+
+class _Material:
+    """Stands in for `refractiveindex2.RefractiveIndexMaterial`, which needs the archive."""
+
+    def __init__(self, shelf: str, book: str, page: str) -> None:
+        self.key = book, page
+
+    def get_epsilon(self, wavelength_um: np.ndarray) -> np.ndarray:
+        return _SOURCES[self.key].permittivity(1000 * np.asarray(wavelength_um, np.float64)).astype(complex)
+
+
+def _stand_in() -> types.ModuleType:
+    module = types.ModuleType("refractiveindex2")
+    module.RefractiveIndexMaterial = _Material
+    module.refractiveindex = types.SimpleNamespace(NoExtinctionCoefficient=LookupError)
+    return module
+
+
+sys.modules["refractiveindex2"] = _stand_in()
+jax.config.update("jax_enable_x64", True)
+
+import fmmax
+import jax.numpy as jnp
+from invrs_gym.challenges.bayer import challenge as bayer
+from invrs_gym.challenges.bayer.component import BayerResponse
+from totypes.types import Density2DArray
+
+
+def make_challenge(terms: int, formulation: str) -> bayer.BayerChallenge:
+    """invrs-gym's challenge with our thickness, distance and pixels."""
+    ranges = bayer.BAYER_SPEC.thickness_metasurface, bayer.BAYER_SPEC.offset_monitor_substrate
+    spec = dataclasses.replace(
+        bayer.BAYER_SPEC,
+        pixel_size=PROCESS.period_um / 2,
+        grid_spacing=PROCESS.period_um / PIXELS,
+        thickness_metasurface=dataclasses.replace(ranges[0], array=jnp.asarray(PROCESS.thickness_um)),
+        offset_monitor_substrate=dataclasses.replace(ranges[1], array=jnp.asarray(PROCESS.distance_um)),
+    )
+    sim_params = dataclasses.replace(
+        bayer.BAYER_SIM_PARAMS, formulation=fmmax.Formulation[formulation], approximate_num_terms=terms
+    )
+    return bayer.bayer_sorter(spec=spec, sim_params=sim_params)
+
+
+def make_simulator(challenge: bayer.BayerChallenge) -> Callable[[np.ndarray, int], dict]:
+    """What simulates a structure of ours at a wavelength in nm.
+
+    Its transmission is (polarisation, quadrant), its reflection (polarisation,).
+    """
+    spec = challenge.component.spec
+
+    @jax.jit
+    def respond(density: jax.Array, wavelength_um: jax.Array) -> BayerResponse:
+        params = {
+            "thickness_metasurface": spec.thickness_metasurface,
+            "offset_monitor_substrate": spec.offset_monitor_substrate,
+            "density_metasurface": Density2DArray(density, 0.0, 1.0),
+        }
+        return challenge.component.response(params, wavelength=wavelength_um)[0]
+
+    def simulate(structure: np.ndarray, wavelength_nm: int) -> dict:
+        turned = jnp.asarray(np.rot90(structure, 2), jnp.float64)
+        response = respond(turned, jnp.array([wavelength_nm / 1000]))
+        return {"transmission": response.transmission[0].tolist(), "reflection": response.reflection[0].tolist()}
+
+    return simulate
+
+
+def colour_metrics(challenge: bayer.BayerChallenge, response: BayerResponse) -> dict[str, float]:
+    """Min, R, G, B efficiency by invrs-gym's own code."""
+    power = {"transmitted_power": response.transmission.sum(axis=-1)}
+    named = challenge.metrics(response, params={"density": Density2DArray(jnp.zeros((2, 2)), 0.0, 1.0)}, aux=power)
+    colours = {c[0].upper(): float(named[f"efficiency_{c}_mean"]) for c in ("red", "green", "blue")}
+    return {"min": float(challenge.eval_metric(response)), **colours}
+
+
+def as_response(wavelengths_nm: list[int], transmission: np.ndarray, reflection: np.ndarray) -> BayerResponse:
+    """From arrays (W, polarisation, quadrant) and (W, polarisation)."""
+    at = jnp.asarray(wavelengths_nm) / 1000
+    return BayerResponse(at, jnp.zeros(()), jnp.zeros(()), jnp.asarray(transmission), jnp.asarray(reflection))
+
+
+def check(
+    challenge: bayer.BayerChallenge, kept: dict, structure: np.ndarray, wavelengths: list[int], cells: int
+) -> dict:
+    """Figures of merit of a structure, theirs and ours."""
+    theirs = {name: np.array([kept[str(w)][name] for w in wavelengths]) for name in ("transmission", "reflection")}
+    simulation = Solver(PROCESS, cells).simulate(structure)
+    rows = np.searchsorted(simulation.wavelengths_nm, wavelengths)
+    ours = simulation.spectra[:, rows].T.astype(np.float64)  # (W, 4): R, G1, G2, B
+    in_their_order = np.repeat(ours[:, None, ::-1], 2, axis=1)
+    difference = theirs["transmission"].mean(axis=1)[:, ::-1] - ours
+    full = colour_efficiencies(simulation.spectra[None], simulation.wavelengths_nm)[0, ::-1].tolist()
+    return {
+        "invrs-gym": colour_metrics(challenge, as_response(wavelengths, **theirs)),
+        "metaspec, their metrics": colour_metrics(
+            challenge, as_response(wavelengths, in_their_order, theirs["reflection"])
+        ),
+        "metaspec, all wavelengths": dict(zip(("min", "R", "G", "B"), [min(full), *full], strict=True)),
+        "rms_difference": float(np.sqrt((difference**2).mean())),
+        "invrs-gym_energy_error": float(np.abs(theirs["transmission"].sum(axis=-1) + theirs["reflection"] - 1).max()),
+    }
+
+
+def read_structures(path: Path, best: int) -> np.ndarray:
+    array = read_array(path / "designs.npy" if path.is_dir() else path)
+    array = array.reshape(-1, *array.shape[-2:])[:best]
+    if array.shape[1:] != (PIXELS, PIXELS) or not np.isin(array, (0, 1)).all():
+        raise ValueError(f"{path}: expected binary structures of shape (N, {PIXELS}, {PIXELS}), got {array.shape}")
+    return array.astype(np.uint8)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("path", type=Path, metavar="DIR|FILE.npy")
+    parser.add_argument("--best", type=int, default=1, help="check the first so many structures")
+    parser.add_argument("--terms", type=int, default=300, help="of the Fourier expansion")
+    parser.add_argument("--step-nm", type=int, default=10, help="between wavelengths")
+    parser.add_argument("--formulation", choices=[f.name for f in fmmax.Formulation], default="FFT")
+    parser.add_argument("--cells", type=int, default=80, help="of our solver")
+    arguments = parser.parse_args()
+
+    structures = read_structures(arguments.path, arguments.best)
+    wavelengths = list(range(400, 700, arguments.step_nm))
+    challenge = make_challenge(arguments.terms, arguments.formulation)
+    folder = arguments.path if arguments.path.is_dir() else arguments.path.parent
+    out = folder / "invrs_check.json"
+    body = json.loads(out.read_text()) if out.exists() else {"simulated": {}, "checks": []}
+    simulate = make_simulator(challenge)
+    settings = f"{arguments.formulation} {challenge.component.expansion.num_terms}"
+
+    points = [(s, w) for s in structures for w in wavelengths]
+    for structure, wavelength in tqdm(points, desc="invrs-gym", unit="wavelength"):
+        kept = body["simulated"].setdefault(f"{hashlib.sha256(structure.tobytes()).hexdigest()[:16]} {settings}", {})
+        if str(wavelength) not in kept:
+            kept[str(wavelength)] = simulate(structure, wavelength)
+            out.write_text(json.dumps(body))
+
+    print(f"{settings} terms, {len(wavelengths)} wavelengths from 400 nm in steps of {arguments.step_nm}\n")
+    columns = ("min", "R", "G", "B")
+    print("| design | | " + " | ".join(columns) + " | rms from invrs-gym |\n" + "|---" * 7 + "|")
+    body["checks"] = []
+    for number, structure in enumerate(structures):
+        kept = body["simulated"][f"{hashlib.sha256(structure.tobytes()).hexdigest()[:16]} {settings}"]
+        result = check(challenge, kept, structure, wavelengths, arguments.cells)
+        body["checks"].append({"design": number, "settings": vars(arguments) | {"path": arguments.path.name}} | result)
+        for name in ("invrs-gym", "metaspec, their metrics", "metaspec, all wavelengths"):
+            values = " | ".join(f"{result[name][column]:.4f}" for column in columns)
+            rms = f"{result['rms_difference']:.4f}" if name == "metaspec, their metrics" else ""
+            print(f"| {number} | {name} | {values} | {rms} |")
+    out.write_text(json.dumps(body, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
