@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -401,3 +403,20 @@ def test_importing_objectives_and_topology_is_light() -> None:
     heavy = {"torch", "jax", "scipy", "imageruler", "cv2", "pandas", "matplotlib"}
     code = f"import sys, metaspec.objectives, metaspec.topology; print(sorted({heavy} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_the_examples_of_the_docs(server) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "objectives.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    names: dict[str, Any] = {}
+    exec("\n".join(blocks).replace("http://127.0.0.1:8000", server.url), names)
+    # numpy, torch and jax took the same step, at the same latent and steepness.
+    density = names["parameterisation"].density(names["latent"], 8.0)
+    value, gradient, _ = names["surrogate"].predict_and_gradient(density, names["objective"])
+    expected = names["parameterisation"].pull_back(names["latent"], gradient, 8.0)
+    assert np.abs(expected).max() > 0
+    np.testing.assert_allclose(names["value"], value.sum(), rtol=1e-5)
+    for found in (names["tensor"].grad.numpy(), names["gradient"]):
+        np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
+    assert names["structures"].dtype == np.uint8
+    names["surrogate"].close()

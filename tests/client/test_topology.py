@@ -316,6 +316,15 @@ def test_mending_keeps_the_symmetry_and_the_period() -> None:
     np.testing.assert_array_equal(shifted, np.roll(mended, (50, 30), axis=(0, 1)))
 
 
+def test_mending_keeps_the_symmetry_where_smoothing_is_undecided() -> None:
+    """Blocks, around whose corners as much is solid as is void: there rounding must not choose."""
+    blocks = np.random.default_rng(4).integers(0, 2, (12, 12))
+    structure = np.kron(np.triu(blocks) | np.triu(blocks).T, np.ones((4, 4), int))
+    mended = without_small_features(structure, 78.0)
+    assert (mended != structure).any()
+    np.testing.assert_array_equal(mended, mended.T)
+
+
 def test_mending_noise_ends() -> None:
     """The hardest case: every pixel a feature of its own."""
     noise = np.random.default_rng(6).integers(0, 2, (64, 64))
