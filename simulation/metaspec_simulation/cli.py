@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -141,7 +143,16 @@ def _simulate_missing(out: Path, group: Group, recipe: Recipe, workers: int, sch
 @contextmanager
 def _workers(count: int, scheduler: str | None = None) -> Iterator[Client]:
     """Processes of one thread each: threads would fight over a core, and numba compiles for a process once."""
-    cluster = None if scheduler else LocalCluster(n_workers=count, threads_per_worker=1, dashboard_address=None)
+    cluster = None
+    if scheduler is None:
+        # Ctrl-C reaches all processes of a terminal. Only this one shall answer it, so the workers inherit not to.
+        handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        try:
+            cluster = LocalCluster(
+                n_workers=count, threads_per_worker=1, dashboard_address=":0", silence_logs=logging.CRITICAL
+            )
+        finally:
+            signal.signal(signal.SIGINT, handler)
     with Client(scheduler or cluster) as client:
         try:
             yield client
