@@ -1,6 +1,6 @@
 """Density-based topology optimisation: from latents to structures that can be made.
 
-    parameterisation = Parameterisation(radius_nm=80, symmetry="diagonal")
+    parameterisation = Parameterisation(radius_nm=120, symmetry="diagonal")
     density = parameterisation.density(latent, beta=8)                       # numpy, torch or jax, differentiable
     gradient = parameterisation.pull_back(latent, cotangent, beta=8)         # the same derivative, in numpy
     structure = parameterisation.binary(latent)
@@ -41,7 +41,8 @@ class Parameterisation:
     """From latents to densities: conic filter, symmetry, tanh projection.
 
     Args:
-        radius_nm: of the conic filter, which blurs what is much smaller; `without_small_features` mends the rest.
+        radius_nm: of the conic filter; about 1.5 times the smallest width that can be made, and `without_small_features` has
+            little left to mend.
         symmetry: None or "diagonal".
         pixel_nm: width of a pixel.
 
@@ -49,7 +50,7 @@ class Parameterisation:
         ValueError: a value out of range.
     """
 
-    radius_nm: float = 80.0
+    radius_nm: float = 120.0
     symmetry: str | None = None
     pixel_nm: float = PIXEL_NM
 
