@@ -4,7 +4,7 @@ invrs-gym poses the Bayer colour router as the challenge `bayer_sorter`. Its com
 coupled-wave analysis (FMMAX), independent of our solver. Here it is given our process: 0.6 um of Si3N4 on SiO2, detectors
 2.5 um below, 128 x 128 pixels. Wavelengths start at 400 nm and stop short of 700, which no band holds.
 
-python benchmarks/invrs_check.py DIR|FILE.npy [--best 1] [--terms 300] [--step-nm 10] [--formulation FFT] [--cells 80]
+python benchmarks/invrs_check.py DIR|FILE.npy [--best 1] [--terms 400] [--step-nm 10] [--formulation FFT] [--cells 80]
 
 DIR is a folder of `metaspec optimise`, FILE.npy one structure or several. Writes invrs_check.json into the folder, and goes on
 from there when it has been interrupted. Some minutes for one design on one core.
@@ -161,11 +161,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("path", type=Path, metavar="DIR|FILE.npy")
     parser.add_argument("--best", type=int, default=1, help="check the first so many structures")
-    parser.add_argument("--terms", type=int, default=300, help="of the Fourier expansion")
+    parser.add_argument("--terms", type=int, default=400, help="of the Fourier expansion")
     parser.add_argument("--step-nm", type=int, default=10, help="between wavelengths")
     parser.add_argument("--formulation", choices=[f.name for f in fmmax.Formulation], default="FFT")
     parser.add_argument("--cells", type=int, default=80, help="of our solver")
     arguments = parser.parse_args()
+    if not 1 <= arguments.step_nm <= 50:
+        parser.error(
+            f"--step-nm must lie between 1 and 50, so that each band holds two wavelengths, got {arguments.step_nm}"
+        )
 
     structures = read_structures(arguments.path, arguments.best)
     wavelengths = list(range(400, 700, arguments.step_nm))

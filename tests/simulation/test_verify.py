@@ -61,12 +61,12 @@ def finished(structures: np.ndarray, simulated: np.ndarray, tmp_path_factory: py
         # A shell's background job ignores Ctrl-C, and would hand that down to what it starts.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not list(folder.glob("simulated/*.npz")):
         assert time.monotonic() < deadline
         time.sleep(0.005)
     process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=120)
     assert process.returncode == 130, output
     assert "of 4 simulations done. Repeat the command to go on." in output
     assert not (folder / "verify.json").exists()
