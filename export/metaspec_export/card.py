@@ -4,16 +4,31 @@ from __future__ import annotations
 
 from typing import Any
 
+from metaspec_training.symmetric import SPREAD
+
+
+def _spread(metadata: dict[str, Any]) -> str:
+    """What the channel after the detectors is."""
+    measured = metadata["metrics"]["validation"][SPREAD]
+    return f"""
+
+The network is run on {metadata["forward_passes"]} symmetric images of the structure, whose exact spectra would be the same. The
+efficiencies are the mean. A fifth channel, "{SPREAD}", is how far they are apart: {metadata["units"][SPREAD]}. Its mean over
+wavelengths is below {measured["quantiles"]["0.5"]:.4f} for half of the structures of the validation split, and below
+{measured["quantiles"]["0.99"]:.4f} for 99 %: what has more is unlike them. It sees no error that all images share.
+"""
+
 
 def model_card(metadata: dict[str, Any]) -> str:
     """Markdown for people, of the JSON that travels in the model file (after Mitchell et al., "Model Cards", 2019)."""
     process, training, tolerance = metadata["process"], metadata["training"], metadata["tolerance"]
     channels, wavelengths = metadata["channels"], metadata["wavelengths_nm"]
-    head = ["split", "structures", "MAE", "rms", *(f"MAE {c}" for c in channels), "colour efficiency", "R2", "loss"]
+    detectors = [channel for channel in channels if channel != SPREAD]
+    head = ["split", "structures", "MAE", "rms", *(f"MAE {d}" for d in detectors), "colour efficiency", "R2", "loss"]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for split, measured in metadata["metrics"].items():
-        detectors = [f"{measured['mae_by_detector'][c]:.4f}" for c in channels]
-        cells = [split, str(measured["count"]), f"{measured['mae']:.4f}", f"{measured['rms']:.4f}", *detectors]
+        by_detector = [f"{measured['mae_by_detector'][d]:.4f}" for d in detectors]
+        cells = [split, str(measured["count"]), f"{measured['mae']:.4f}", f"{measured['rms']:.4f}", *by_detector]
         cells += [f"{measured['colour_efficiency']:.4f}", f"{measured['r2']:.3f}", f"{measured['loss']:.2e}"]
         lines.append("| " + " | ".join(cells) + " |")
     errors = "\n".join(lines)
@@ -21,8 +36,10 @@ def model_card(metadata: dict[str, Any]) -> str:
     if "gradient" in tolerance:
         exact += f", its gradient by {tolerance['gradient']['measured']:.1e} of its size"
     computes = f"""From a structure, (N, 1, 128, 128) with 1 = solid, to the efficiencies of the detectors
-{", ".join(channels)} at {len(wavelengths)} wavelengths from {wavelengths[0]:g} to {wavelengths[-1]:g} nm,
+{", ".join(detectors)} at {len(wavelengths)} wavelengths from {wavelengths[0]:g} to {wavelengths[-1]:g} nm,
 (N, {len(channels)}, {len(wavelengths)})."""
+    if SPREAD in channels:
+        computes += _spread(metadata)
     if metadata["kind"] == "vjp":
         computes += """ With a cotangent of the shape of the efficiencies, to the
 gradient of their sum weighted by the cotangent, of the shape of the structure."""

@@ -15,6 +15,7 @@ import torch
 import typer
 from metaspec_simulation.dataset import Samples, load
 from metaspec_training.module import load_network
+from metaspec_training.symmetric import DEFAULT_IMAGES, SymmetricNetwork
 from rich.console import Console
 
 from metaspec_export import inspect as inspection
@@ -66,6 +67,13 @@ def export(
         str, typer.Option(help="Precisions to publish, comma-separated: fp32, fp16 (GPU), int8 (CPU).")
     ] = "fp32",
     gradient: Annotated[bool, typer.Option(help="Publish the gradient model, too.")] = True,
+    symmetric: Annotated[
+        bool,
+        typer.Option(
+            "--symmetric", help="Publish the model over symmetric images, too: it tells how far to trust a prediction."
+        ),
+    ] = False,
+    images: Annotated[int, typer.Option(help="How many images it takes: 2, 4 or 8.")] = DEFAULT_IMAGES,
     tensorrt_engines: Annotated[
         bool, typer.Option("--tensorrt", help="Build TensorRT engines for this machine's GPU, too.")
     ] = False,
@@ -76,23 +84,27 @@ def export(
     """
     precisions = parse_precisions(precision)
     kinds = (True, False) if gradient else (False,)  # the gradient model first: who sees the other will look for it
-    names = [models.model_name(p, kind) for kind in kinds for p in precisions]
+    variants = (False, True) if symmetric else (False,)
+    names = [models.model_name(p, kind, variant) for variant in variants for kind in kinds for p in precisions]
     number = version or models.next_version(repository, names)
     models.require_free(repository, number, names)
     if tensorrt_engines:
         tensorrt.require_tensorrt()
     network = load_network(checkpoint)
+    networks = [SymmetricNetwork(network, images) if variant else network for variant in variants]
     sets = {path.name: load(path) for path in data}
-    common = describe_training(network, sets)
     samples = sets[data[0].name]
     publications = []
-    for kind in kinds:
-        graph, tolerance = _trace(network, samples, gradient=kind)
-        for chosen in precisions:
-            name = models.model_name(chosen, kind)
-            model, metadata = _in_precision(graph, chosen, samples, common | {"tolerance": tolerance})
-            attach(model, metadata | {"name": name, "kind": "vjp" if kind else "forward", "precision": chosen})
-            publications.append(_publication(model, name, kind, chosen, tensorrt_engines))
+    for variant, served in zip(variants, networks, strict=True):
+        common = describe_training(served, sets)
+        for kind in kinds:
+            typer.echo(f"Tracing {models.model_name('fp32', kind, variant)}{', about a minute' if kind else ''} ...")
+            graph, tolerance = _trace(served, samples, gradient=kind)
+            for chosen in precisions:
+                name = models.model_name(chosen, kind, variant)
+                model, metadata = _in_precision(graph, chosen, samples, common | {"tolerance": tolerance})
+                attach(model, metadata | {"name": name, "kind": "vjp" if kind else "forward", "precision": chosen})
+                publications.append(_publication(model, tensorrt_engines))
     for folder in models.publish(repository, number, publications):
         size = (folder / "model.onnx").stat().st_size / 2**20
         typer.echo(f"Published {folder} ({size:.1f} MiB).")
@@ -100,7 +112,6 @@ def export(
 
 def _trace(network: torch.nn.Module, samples: Samples, gradient: bool) -> tuple[onnx.ModelProto, dict[str, Any]]:
     """The float32 graph, proven, and how exact it is."""
-    typer.echo(f"Tracing the network{' and its gradient, which takes about a minute' if gradient else ''} ...")
     compared = samples.of("test").structures[:COMPARED]
     graph = gradient_graph(network) if gradient else forward_graph(network)
     require_portable(graph)
@@ -148,20 +159,18 @@ def _in_precision(
     return model, metadata | {"metrics": measure(served, samples)}
 
 
-def _publication(
-    model: onnx.ModelProto, name: str, gradient: bool, precision: Precision, engines: bool
-) -> models.Publication:
+def _publication(model: onnx.ModelProto, engines: bool) -> models.Publication:
     """The files of a model's version."""
     metadata = read(model)
-    wavelengths = len(metadata["wavelengths_nm"])
+    name, wanted = metadata["name"], triton.signature(metadata)
     graph = model.SerializeToString()
     files = {"model.onnx": graph, "MODEL_CARD.md": model_card(metadata).encode()}
-    if precision != "int8":
-        files["tensorrt.json"] = triton.to_json(triton.tensorrt_options(wavelengths, gradient))
-    if engines and precision != "int8":
-        typer.echo(f"Building TensorRT engines of {name} ...")
-        files |= tensorrt.build_engines(graph, wavelengths, gradient)
-    return models.Publication(name, triton.config_pbtxt(name, wavelengths, gradient, precision), files)
+    if metadata["precision"] != "int8":
+        files["tensorrt.json"] = triton.to_json(triton.tensorrt_options(wanted))
+        if engines:
+            typer.echo(f"Building TensorRT engines of {name} ...")
+            files |= tensorrt.build_engines(graph, wanted)
+    return models.Publication(name, triton.config_pbtxt(metadata), files)
 
 
 @app.command()

@@ -1,6 +1,6 @@
 """The gradient graph: (structure, cotangent) to (spectra, gradient), the vector-Jacobian product as a model of its own.
 
-With density x (N, 1, 128, 128), spectra y (N, 4, wavelengths) and a cotangent v of the shape of y, the gradient is
+With density x (N, 1, 128, 128), spectra y (N, channels, wavelengths) and a cotangent v of the shape of y, the gradient is
 v dy/dx, of the shape of x: what reverse-mode differentiation asks of one layer (Griewank and Walther, "Evaluating Derivatives",
 2nd ed., section 3.2). For a figure of merit f(y), give v = df/dy and get df/dx.
 
@@ -34,7 +34,7 @@ def gradient_graph(network: nn.Module) -> onnx.ModelProto:
     _write_adjoints_out(network)
     example = torch.zeros(2, 1, PIXELS, PIXELS)
     with torch.inference_mode():
-        cotangent = torch.zeros_like(network(example).flatten(1, 2))
+        cotangent = torch.zeros_like(network(example).flatten(1, -2))
     joint = _Joint(network, _trace(network)).eval()
     return to_onnx(joint, {"structure": example, "cotangent": cotangent}, ["spectra", "gradient"])
 
@@ -62,7 +62,7 @@ def _trace(network: nn.Module) -> fx.GraphModule:
 
     def forward(structure: Tensor, *constants: Tensor) -> tuple[Tensor]:
         spectra = torch.func.functional_call(network, dict(zip(names, constants, strict=True)), (structure,))
-        return (spectra.flatten(1, 2).clone(),)  # an output that shares memory would be refused
+        return (spectra.flatten(1, -2).clone(),)  # an output that shares memory would be refused
 
     mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
     free_batch = StatelessSymbolicContext(  # type: ignore[var-annotated]

@@ -15,6 +15,8 @@ import torch
 from metaspec_simulation import CHANNELS
 from metaspec_simulation.dataset import Samples
 from metaspec_training.evaluation import errors
+from metaspec_training.symmetric import SPREAD, SymmetricNetwork
+from scipy.stats import spearmanr
 from torch import nn
 
 from metaspec_export.onnx import weights_sha256
@@ -22,28 +24,38 @@ from metaspec_export.parity import run
 
 KEY = "metaspec"
 
+_EFFICIENCY = "efficiency: power through the detector / power incident on the cell"
+_SPREAD = (
+    "efficiency: root mean square, over {images} symmetric images of the structure and all detectors, of the deviation of the "
+    "prediction by way of an image, mapped back, from the mean, which the other channels hold; the larger, the less to trust"
+)
+
 
 def describe_training(network: nn.Module, sets: dict[str, Samples]) -> dict[str, Any]:
     """Everything that all models made from one checkpoint have in common.
 
     Args:
-        network: that was trained.
+        network: that was trained, or a `SymmetricNetwork` of it.
         sets: the data sets, by name; the first is the one that errors are measured on.
     """
     samples = next(iter(sets.values()))
+    images = len(network.images) if isinstance(network, SymmetricNetwork) else 1
+    trained = network.network if isinstance(network, SymmetricNetwork) else network
+    channels, units = list(CHANNELS), {"spectra": _EFFICIENCY, "wavelengths": "nm"}
+    if images > 1:
+        channels.append(SPREAD)
+        units[SPREAD] = _SPREAD.format(images=images)
     return {
         "schema_version": 1,
         "process": samples.process.model_dump(mode="json"),
         "wavelengths_nm": samples.process.wavelengths_nm.tolist(),
-        "channels": list(CHANNELS),
-        "units": {
-            "spectra": "efficiency: power through the detector / power incident on the cell",
-            "wavelengths": "nm",
-        },
+        "channels": channels,
+        "units": units,
         "input": {"name": "structure", "solid": 1.0, "void": 0.0},
+        "forward_passes": images,
         "training": {
-            "network": type(network).__name__,
-            "parameters": sum(weight.numel() for weight in network.parameters()),
+            "network": type(trained).__name__,
+            "parameters": sum(weight.numel() for weight in trained.parameters()),
             "data": [
                 {
                     "name": name,
@@ -59,14 +71,25 @@ def describe_training(network: nn.Module, sets: dict[str, Samples]) -> dict[str,
 
 
 def measure(session: ort.InferenceSession, samples: Samples) -> dict[str, Any]:
-    """Errors of the graph itself on the validation and test splits, as ONNX Runtime computes it."""
+    """Errors of the graph itself on the validation and test splits, as ONNX Runtime computes it.
+
+    Of a graph with a spread, also how large it is (the mean over wavelengths: 10, 50, 90 and 99 of 100 structures stay below
+    the quantiles), and Spearman's rank correlation with the mean absolute error.
+    """
     measured: dict[str, Any] = {}
     gradient = len(session.get_inputs()) > 1
     for split in ("validation", "test"):
         part = samples.of(split)
-        cotangent = np.zeros_like(part.spectra) if gradient else None
-        prediction = run(session, part.structures, cotangent)[0]
+        shape = (len(part), *session.get_outputs()[0].shape[1:])
+        cotangent = np.zeros(shape, np.float32) if gradient else None
+        prediction, spread = np.split(run(session, part.structures, cotangent)[0], [len(CHANNELS)], axis=1)
         measured[split] = {"count": len(part), **asdict(errors(prediction, part.spectra, part.process))}
+        if spread.size:
+            each, error = spread.mean(axis=(1, 2)), np.abs(prediction - part.spectra).mean(axis=(1, 2))
+            measured[split][SPREAD] = {
+                "quantiles": {str(share): float(np.quantile(each, share)) for share in (0.1, 0.5, 0.9, 0.99)},
+                "rank_correlation_with_error": float(spearmanr(each, error).statistic),
+            }
     return measured
 
 

@@ -1,4 +1,4 @@
-"""The forward graph: a trained network as ONNX, from density (N, 1, 128, 128) to spectra (N, 4, wavelengths)."""
+"""The forward graph: a trained network as ONNX, from density (N, 1, 128, 128) to spectra (N, channels, wavelengths)."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class _Served(nn.Module):
         self.network = network
 
     def forward(self, structure: Tensor) -> Tensor:
-        return self.network(structure).flatten(1, 2)
+        return self.network(structure).flatten(1, -2)
 
 
 class _GroupNorm(nn.GroupNorm):

@@ -49,7 +49,7 @@ def session(graph: bytes) -> ort.InferenceSession:
 def run(
     graph: ort.InferenceSession, structures: NDArray[Any], cotangent: Array | None = None, batch: int = 16
 ) -> list[Array]:
-    """All outputs of a graph for structures (N, 128, 128) and, for a gradient graph, cotangents (N, 4, W)."""
+    """All outputs of a graph for structures (N, 128, 128) and, for a gradient graph, cotangents (N, C, W)."""
     parts = []
     for start in range(0, len(structures), batch):
         rows = slice(start, start + batch)
@@ -95,7 +95,7 @@ def check_gradient_parity(network: nn.Module, graph: bytes, structures: NDArray[
     spectra = autograd = 0.0
     for rows in (structures[:1], structures):
         density = torch.from_numpy(rows[:, None].astype(np.float32)).requires_grad_()
-        expected = network.eval()(density).flatten(1, 2)
+        expected = network.eval()(density).flatten(1, -2)
         cotangent = generator.standard_normal(expected.shape, np.float32)
         (wanted,) = torch.autograd.grad(expected, density, torch.from_numpy(cotangent))
         got, gradient = run(served, rows, cotangent)
@@ -133,6 +133,6 @@ def _finite_differences(
             moved = density.clone()
             moved[0, 0, row, column] += sign * step
             with torch.inference_mode():
-                values.append(float((exact(moved).flatten(1, 2) * weights).sum()))
+                values.append(float((exact(moved).flatten(1, -2) * weights).sum()))
         worst = max(worst, abs((values[0] - values[1]) / (2 * step) - float(gradient[row, column])))
     return worst / float(np.abs(gradient).max())

@@ -14,9 +14,10 @@ from metaspec_export.precision import Precision
 NAME = "diffractionnet"
 
 
-def model_name(precision: Precision = "fp32", gradient: bool = False) -> str:
-    """Folder of a model: `NAME`, the precision if it is not float32, and "_vjp" for the gradient model."""
-    return NAME + ("" if precision == "fp32" else f"_{precision}") + ("_vjp" if gradient else "")
+def model_name(precision: Precision = "fp32", gradient: bool = False, symmetric: bool = False) -> str:
+    """Folder of a model: `NAME`, "_symmetric" for that over images, the precision if not float32, "_vjp" for the gradient."""
+    suffixes = ("_symmetric" if symmetric else "", "" if precision == "fp32" else f"_{precision}")
+    return NAME + "".join(suffixes) + ("_vjp" if gradient else "")
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 
-from metaspec_export.triton import PREFERRED_BATCHES, tensorrt_options, tensors
+from metaspec_export.triton import Signature, tensorrt_options
 
 PROVIDER = "TensorrtExecutionProvider"
 
@@ -31,13 +31,12 @@ def require_tensorrt() -> None:
         )
 
 
-def build_engines(graph: bytes, wavelengths: int, gradient: bool) -> dict[str, bytes]:
+def build_engines(graph: bytes, wanted: Signature) -> dict[str, bytes]:
     """Engine and timing caches of a graph for this GPU, warmed for every preferred batch size.
 
     Args:
         graph: serialised ONNX.
-        wavelengths: number of wavelengths.
-        gradient: whether it is a gradient graph.
+        wanted: what the graph takes, and in what batches.
 
     Returns:
         Files by path relative to the version's folder.
@@ -46,10 +45,9 @@ def build_engines(graph: bytes, wavelengths: int, gradient: bool) -> dict[str, b
         TensorRTUnavailable: TensorRT could not be loaded, or left work to another provider.
     """
     require_tensorrt()
-    inputs, _ = tensors(wavelengths, gradient)
     with tempfile.TemporaryDirectory() as folder:
         cache = Path(folder) / "tensorrt"
-        options = tensorrt_options(wavelengths, gradient, str(cache))
+        options = tensorrt_options(wanted, str(cache))
         settings = ort.SessionOptions()
         settings.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
         try:
@@ -60,6 +58,6 @@ def build_engines(graph: bytes, wavelengths: int, gradient: bool) -> dict[str, b
             raise TensorRTUnavailable(
                 "--tensorrt: ONNX Runtime could not load TensorRT's libraries; is tensorrt installed?"
             )
-        for size in (1, *PREFERRED_BATCHES):
-            session.run(None, {name: np.zeros((size, *shape), np.float32) for name, shape in inputs.items()})
+        for size in (1, *wanted.preferred_batches):
+            session.run(None, {name: np.zeros((size, *shape), np.float32) for name, shape in wanted.inputs.items()})
         return {str(path.relative_to(folder)): path.read_bytes() for path in cache.rglob("*") if path.is_file()}

@@ -15,7 +15,12 @@ _FIELDS: dict[str, Any] = {
     "structures": _STRUCTURES,
     "packed": {"type": "string", "format": "byte", "description": "base64 of bit-packed structures, 2048 bytes each"},
     "wavelengths_nm": {"type": "array", "items": {"type": "number"}, "minItems": 1},
-    "channels": {"type": "array", "items": {"type": "string"}, "minItems": 1},
+    "channels": {
+        "description": "some of the model's: detectors and, of models over symmetric images, the spread of predictions",
+        "type": "array",
+        "items": {"type": "string"},
+        "minItems": 1,
+    },
 }
 _COTANGENT = {
     "description": "(N, channels, wavelengths): the gradient is that of the sum of cotangent * spectra",

@@ -52,7 +52,7 @@ class OnnxEngine:
         file: the model.
         provider: cpu, cuda or tensorrt.
         threads: to compute with, on a CPU.
-        max_batch: rows of a micro-batch at most.
+        max_batch: rows of a micro-batch at most; fewer of a model that takes several passes for each.
         device: number of the GPU.
         cuda_graphs: record the kernels of each batch size and replay them.
 
@@ -80,7 +80,8 @@ class OnnxEngine:
         if self._session.get_providers()[0] != _PROVIDERS[provider]:
             raise RepositoryError(file.path, f"ONNX Runtime could not start {_PROVIDERS[provider]} on this machine")
         self.about = _describe(file, self._session, f"onnxruntime {ort.__version__} {_PROVIDERS[provider]}")
-        self._buffers = {spec.name: np.zeros((max_batch, *spec.shape), spec.dtype) for spec in self.about.inputs}
+        self.max_batch = max(1, max_batch // self.about.metadata.forward_passes)
+        self._buffers = {spec.name: np.zeros((self.max_batch, *spec.shape), spec.dtype) for spec in self.about.inputs}
         self._bound: dict[int, _Bound] = {}
         if provider != "cpu":
             self._bind("cuda", device, cuda_graphs)
@@ -99,15 +100,14 @@ class OnnxEngine:
 
     def _bind(self, device_type: str, device: int, cuda_graphs: bool) -> None:
         """Allocate tensors on a device for each batch size: powers of two up to the largest."""
-        max_batch = len(next(iter(self._buffers.values())))
-        sizes = sorted({min(1 << n, max_batch) for n in range(max_batch.bit_length() + 1)})
+        sizes = sorted({min(1 << n, self.max_batch) for n in range(self.max_batch.bit_length() + 1)})
         self._bound = {
             size: _Bound(self._session, self.about, size, device_type, device, cuda_graphs) for size in sizes
         }
 
     def _warm_up(self, file: ModelFile) -> None:
         """Run every batch size once, so that no caller pays for first-time allocation and the choice of kernels."""
-        for size in self._bound or (1, len(next(iter(self._buffers.values())))):
+        for size in self._bound or (1, self.max_batch):
             results = self.run([{spec.name: np.zeros((size, *spec.shape), spec.dtype) for spec in self.about.inputs}])
             if count(results) != size:
                 raise RepositoryError(file.path, f"returns {count(results)} rows for {size}")

@@ -35,7 +35,7 @@ class Body:
         structures: density in [0, 1], (N, 1, y, x) of the model's dtype, or packed bits, uint8 (N, bytes).
         cotangent: what the gradient is asked for, of any shape; None if there is none.
         wavelengths_nm: where the spectra are wanted; None for the model's own grid.
-        channels: which detectors; None for all.
+        channels: which detectors, or the spread; None for all.
     """
 
     structures: NDArray[Any]

@@ -27,7 +27,7 @@ def onnx_loader(settings: Settings, metrics: Metrics) -> Callable[[ModelFile], S
 
         engines = [engine_on(device) for device in places]
         name = f"{file.name} {file.version}"
-        batcher = MicroBatcher(settings.max_batch, settings.max_queue, name, metrics.observe(file.name))
+        batcher = MicroBatcher(engines[0].max_batch, settings.max_queue, name, metrics.observe(file.name))
 
         def start(engine: OnnxEngine) -> threading.Thread:
             return batcher.start(computing_repeats_once(engine.run))

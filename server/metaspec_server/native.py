@@ -29,14 +29,17 @@ class Choice:
     Attributes:
         model: which one.
         version: which of it; the newest if left out.
-        channels: which detectors; all if left out.
+        channels: which detectors, or the spread; all if left out.
         wavelengths_nm: where; at the model's own wavelengths if left out.
         dtype: of the numbers in the answer.
     """
 
     model: Annotated[str, Query(description="which model")] = "diffractionnet"
     version: Annotated[str | None, Query(description="which version; the newest if left out")] = None
-    channels: Annotated[list[str] | None, Query(description="which detectors; all if left out")] = None
+    channels: Annotated[
+        list[str] | None,
+        Query(description="which detectors, or the spread of models over symmetric images; all if left out"),
+    ] = None
     wavelengths_nm: Annotated[
         list[float] | None, Query(description="where; the model's own wavelengths if left out")
     ] = None
@@ -46,6 +49,9 @@ class Choice:
 @router.post("/predict", openapi_extra=PREDICT_BODY, responses=ANSWERS)
 async def predict(request: Request, choice: Annotated[Choice, Depends()]) -> Response:
     """Spectra of structures: the efficiency of each detector at each wavelength.
+
+    A model over symmetric images of a structure (`diffractionnet_symmetric`) has a channel "spread" after the detectors: how
+    far the predictions by way of these images are apart, in efficiency (rms). The larger, the less to trust.
 
     The body is JSON; or an array as a `.npy` file; or, as `application/octet-stream`, bit-packed structures of 2048 bytes
     each (`numpy.packbits`). The answer is JSON; a `.npy` file (`Accept: application/x-npy`) of shape (N, channels,
@@ -70,9 +76,10 @@ async def gradient(request: Request, choice: Annotated[Choice, Depends()]) -> Re
     """Spectra of structures, and the gradient of sum(cotangent * spectra) with respect to every pixel's density.
 
     With the derivative of an objective with respect to the spectra as cotangent, that is the objective's gradient (a
-    vector-Jacobian product). The body is JSON; or two `.npy` files one after the other, structures and cotangent; or, as
-    `application/octet-stream`, all bit-packed structures and then a float32 cotangent for each. The answer is JSON; two
-    `.npy` files, spectra and gradient of shape (N, 128, 128); or both as raw little-endian bytes.
+    vector-Jacobian product). The spread of a model over symmetric images is a channel like any other. The body is JSON; or two
+    `.npy` files one after the other, structures and cotangent; or, as `application/octet-stream`, all bit-packed structures and
+    then a float32 cotangent for each. The answer is JSON; two `.npy` files, spectra and gradient of shape (N, 128, 128); or
+    both as raw little-endian bytes.
     """
     service: Service = request.app.state.service
     media_type = _media_type(request)

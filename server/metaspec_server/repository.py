@@ -36,7 +36,10 @@ class InputMetadata(BaseModel):
 
 
 class ModelMetadata(BaseModel):
-    """What a model says of itself. More than these fields may be present, and is passed on."""
+    """What a model says of itself. More than these fields may be present, and is passed on.
+
+    `forward_passes` is how many passes through a network one structure takes.
+    """
 
     model_config = ConfigDict(extra="allow")
 
@@ -48,6 +51,7 @@ class ModelMetadata(BaseModel):
     units: dict[str, str]
     input: InputMetadata
     process: dict[str, Any]
+    forward_passes: int = Field(1, ge=1)
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,9 @@ class Settings(BaseSettings):
         32, ge=1, description="requests for a model that may be under way to Triton; it forms its batches from them"
     )
 
-    max_batch: int = Field(32, ge=1, description="structures in a micro-batch at most")
+    max_batch: int = Field(
+        32, ge=1, description="structures in a micro-batch at most; fewer where each takes several passes"
+    )
     max_queue: int = Field(8192, ge=1, description="structures of a model that wait at most; beyond that 503")
     max_structures: int = Field(4096, ge=1, description="structures in one request at most; beyond that 413")
     max_body_bytes: int = Field(512 * 2**20, ge=1, description="size of a request body at most; beyond that 413")

@@ -60,11 +60,11 @@ def errors(prediction: Array, target: Array, process: Process | None = None) -> 
 
 
 def predict(network: nn.Module, structures: NDArray[np.uint8], batch_size: int = 32) -> Array:
-    """Spectra (N, 4, W) of structures (N, 128, 128), in float32."""
+    """Spectra (N, 4, W) of structures (N, 128, 128), in float32; (N, 5, W) by a `SymmetricNetwork`."""
     network.eval()
     density = torch.from_numpy(np.ascontiguousarray(structures[:, None], np.float32))
     with torch.inference_mode():
-        parts = [network(batch).flatten(1, 2) for batch in density.split(batch_size)]
+        parts = [network(batch).flatten(1, -2) for batch in density.split(batch_size)]
     return torch.cat(parts).numpy()
 
 

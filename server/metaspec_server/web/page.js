@@ -2,11 +2,13 @@
 // Draw a cell, send its bits to /predict, plot what the detectors get.
 
 const PIXELS = 128;
-const COLOURS = [  // name, band in nm (lower edge in, upper edge out), detectors of R, G1, G2, B
-  ["blue", [400, 500], [3]],
-  ["green", [500, 600], [1, 2]],
-  ["red", [600, 700], [0]],
+const COLOURS = [  // name, band in nm (lower edge in, upper edge out), detectors
+  ["blue", [400, 500], ["B"]],
+  ["green", [500, 600], ["G1", "G2"]],
+  ["red", [600, 700], ["R"]],
 ];
+const SPREAD = "spread";  // not of a detector: how far predictions by way of symmetric images are apart
+const MODEL = new URLSearchParams(location.search).get("model") || "diffractionnet";
 const $ = (id) => document.getElementById(id);
 const cell = new Uint8Array(PIXELS * PIXELS);
 let model = null;
@@ -76,10 +78,10 @@ async function update() {
   if (asking) { askAgain = true; return; }  // one request at a time; the last drawing wins
   asking = true;
   try {
-    if (!model) model = await (await ask("/v2/models/diffractionnet")).json();
+    if (!model) model = await (await ask(`/v2/models/${encodeURIComponent(MODEL)}`)).json();
     const started = performance.now();
     const headers = { "Content-Type": "application/octet-stream", Accept: "application/octet-stream" };
-    const answer = await ask("/predict", { method: "POST", headers, body: packed() });
+    const answer = await ask(`/predict?model=${encodeURIComponent(MODEL)}`, { method: "POST", headers, body: packed() });
     const spectra = new Float32Array(await answer.arrayBuffer());
     plot(spectra, model.parameters.wavelengths_nm, model.parameters.channels);
     tell(`${model.name} version ${answer.headers.get("MetaSpec-Version")}, ${Math.round(performance.now() - started)} ms`);
@@ -114,20 +116,24 @@ function plot(spectra, wavelengths, channels) {
   parts.push(element("text", { x: (left + right) / 2, y: bottom + 36, "text-anchor": "middle" }, "wavelength in nm"));
   channels.forEach((name, channel) => {
     const points = wavelengths.map((nm, w) => `${x(nm).toFixed(1)},${y(spectra[channel * wavelengths.length + w]).toFixed(1)}`);
-    parts.push(element("path", { class: `channel-${channel}`, d: "M" + points.join("L") }));
-    parts.push(element("text", { class: `channel channel-${channel}`, x: left + 12 + 40 * channel, y: top + 14 }, name));
+    const kind = name === SPREAD ? "channel-spread" : `channel-${channel}`;
+    parts.push(element("path", { class: kind, d: "M" + points.join("L") }));
+    parts.push(element("text", { class: `channel ${kind}`, x: left + 12 + 40 * channel, y: top + 14 }, name));
   });
   $("plot").replaceChildren(...parts);
   const mean = (detectors, inside) => {
     const chosen = [...wavelengths.keys()].filter((w) => inside(wavelengths[w]));
-    const total = chosen.reduce((sum, w) => sum + detectors.reduce((s, d) => s + spectra[d * wavelengths.length + w], 0), 0);
-    return (total / chosen.length).toFixed(3);
+    const rows = detectors.map((name) => channels.indexOf(name));
+    const total = chosen.reduce((sum, w) => sum + rows.reduce((s, row) => s + spectra[row * wavelengths.length + w], 0), 0);
+    return total / chosen.length;
   };
   COLOURS.forEach(([, [low, high], detectors], n) => {
     const inside = (nm) => nm >= low && nm < high;
-    $(`efficiency-${n}`).textContent = mean(detectors, inside);
-    $(`crosstalk-${n}`).textContent = mean(detectors, (nm) => nm >= first && nm < 700 && !inside(nm));
+    $(`efficiency-${n}`).textContent = mean(detectors, inside).toFixed(3);
+    $(`crosstalk-${n}`).textContent = mean(detectors, (nm) => nm >= first && nm < 700 && !inside(nm)).toFixed(3);
   });
+  const spread = channels.includes(SPREAD) ? mean([SPREAD], () => true) : null;
+  $("spread").textContent = spread === null ? "" : `Predictions by way of symmetric images are ${spread.toFixed(4)} apart.`;
 }
 
 function save() {
