@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import gdstk
 import httpx
 import numpy as np
 import pytest
@@ -109,7 +110,8 @@ def test_a_predicted_symmetry_of_the_device(bundled, test_set: Samples) -> None:
 
 
 def run_example(name: str, url: str, folder: Path) -> str:
-    command = [sys.executable, str(ROOT / "client" / "examples" / name), url]
+    interpreter = "sh" if name.endswith(".sh") else sys.executable
+    command = [interpreter, str(ROOT / "client" / "examples" / name), url]
     environment = os.environ | {"MPLBACKEND": "Agg"}
     return subprocess.run(command, capture_output=True, text=True, check=True, cwd=folder, env=environment).stdout
 
@@ -117,6 +119,32 @@ def run_example(name: str, url: str, folder: Path) -> str:
 def test_the_first_prediction_example(bundled, tmp_path: Path) -> None:
     assert "10 structures, R/G1/G2/B, 301 wavelengths" in run_example("first_prediction.py", bundled.url, tmp_path)
     assert (tmp_path / "first_prediction.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_curl_example_asks_for_stripes(bundled, tmp_path: Path) -> None:
+    answer = json.loads(run_example("first_prediction.sh", bundled.url, tmp_path))
+    stripes = np.broadcast_to(np.arange(128) // 16 % 2 == 0, (128, 128))
+    with Surrogate(bundled.url) as surrogate:
+        np.testing.assert_allclose(answer["spectra"], surrogate.predict(stripes).values, atol=1e-5)
+
+
+def test_the_evolution_example_improves(bundled, tmp_path: Path) -> None:
+    lines = run_example("cma_es.py", bundled.url, tmp_path).splitlines()
+    best = [float(line.rpartition(" ")[2]) for line in lines]
+    assert len(best) == 40
+    assert max(best[-5:]) > max(best[:5]) + 0.02
+
+
+def test_the_router_example_ends_in_a_layout(bundled, tmp_path: Path) -> None:
+    output = run_example("colour_router.py", bundled.url, tmp_path)
+    report = json.loads((tmp_path / "colour-router" / "report.json").read_text())
+    design = report["designs"][0]
+    assert f"min(R, G, B) {design['predicted']['min_efficiency']:.3f}" in output
+    assert design["predicted"]["min_efficiency"] > 0.40
+    (cell,) = gdstk.read_gds(tmp_path / "colour-router" / design["files"]["layout"]).top_level()
+    solid = np.load(tmp_path / "colour-router" / "designs.npy")[0]
+    drawn = sum(polygon.area() for polygon in cell.polygons if polygon.layer == 1)
+    assert drawn == pytest.approx(solid.mean() * 4.0)  # um^2
 
 
 def test_the_torch_example_finds_a_router(bundled, tmp_path: Path) -> None:

@@ -1,0 +1,229 @@
+"""From random starts to a design that can be made: by gradients of the surrogate, and without it.
+
+Three ways to the same objective, each with the same wall time on this machine's cores:
+
+- gradient, surrogate: Adam on all pixels, many starts at once, through a running server (what `metaspec optimise` does);
+- CMA-ES, surrogate: 10 x 10 control points, through the same server, no gradients;
+- CMA-ES, solver: the same optimiser with the same seed, but every structure is simulated, at 48 cells, a process a core.
+
+The best binary structures of each, their features mended to a least width, are then simulated at 80 cells. What is compared is
+their smallest colour efficiency, min(R, G, B) with G = G1 + G2. Finished ways are kept in OUT: repeat the command to go on.
+
+    python benchmarks/design_bench.py --out runs/design-bench [--minutes 10] [--starts 16] [--steps 200]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from functools import cache
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from metaspec import Spectra, Surrogate, objectives, optimise
+from metaspec.topology import PIXEL_NM, Parameterisation, feature_size, without_small_features
+from metaspec_simulation import CHANNELS, Process, Solver
+from tqdm import tqdm
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+from tests.conftest import running_server  # noqa: E402
+
+matplotlib.use("Agg")
+from matplotlib import pyplot  # noqa: E402
+
+OBJECTIVE = objectives.by_name("bayer")
+PUBLISHED = {"Zou et al. (2022)": 0.429, "best of the invrs-gym leaderboard": 0.551}
+SIMULATED = 4  # of the best structures of each way
+
+
+@cache
+def solver(cells: int) -> Solver:
+    return Solver(Process(), cells)
+
+
+def simulate(structure: np.ndarray, cells: int) -> np.ndarray:
+    return solver(cells).simulate(structure).spectra
+
+
+class Simulated:
+    """The solver in a surrogate's place: `predict` runs a process a core."""
+
+    def __init__(self, pool: ProcessPoolExecutor, cells: int) -> None:
+        self.pool, self.cells = pool, cells
+
+    def predict(self, structures: np.ndarray) -> Spectra:
+        values = np.array(list(self.pool.map(simulate, structures, [self.cells] * len(structures))), np.float32)
+        return Spectra(values, Process().wavelengths_nm, CHANNELS, f"solver, {self.cells} cells")
+
+
+def clean(structures: np.ndarray, min_feature_nm: float) -> np.ndarray:
+    """Structures whose solid and void features are at least so wide; those that cannot be mended are left out."""
+    mended = [without_small_features(one, min_feature_nm) for one in structures]
+    return np.array([one for one in mended if min(feature_size(one)) >= min_feature_nm])
+
+
+def by_gradient(surrogate: Surrogate, parameterisation: Parameterisation, arguments: argparse.Namespace) -> dict:
+    """Batches of starts, one after the other, until another one would not fit into the time."""
+    began, found, curve, calls, evaluated, longest = time.monotonic(), [], [], 0, 0, 0.0
+    batch = 0
+    while time.monotonic() - began + longest < 60 * arguments.minutes:
+        started = time.monotonic()
+        problem = optimise.Problem(surrogate, OBJECTIVE, parameterisation)
+        adam = optimise.by_name("adam", arguments.starts, arguments.seed + batch)
+
+        def note(progress: optimise.Progress) -> None:
+            best = max(float(progress.best.max()), curve[-1][1] if curve else 0)
+            curve.append((time.monotonic() - began, best))
+
+        result = optimise.run(problem, adam, arguments.steps, callback=note)
+        found.append(result.structure)
+        calls, evaluated = calls + result.server_calls, evaluated + result.structures_evaluated
+        longest, batch = max(longest, time.monotonic() - started), batch + 1
+    return {"structures": np.concatenate(found), "curve": curve, "calls": calls, "evaluated": evaluated}
+
+
+def without_gradient(
+    predict: Callable[[np.ndarray], Spectra],
+    proposals: Iterator[tuple[np.ndarray, Callable[[np.ndarray], None]]],
+    minutes: float,
+) -> dict:
+    """Ask for candidates, tell what they are worth, for so many minutes."""
+    began, curve, calls, evaluated = time.monotonic(), [], 0, 0
+    kept: list[tuple[float, np.ndarray]] = []
+    with tqdm(total=round(60 * minutes), unit="s") as bar:
+        while (spent := time.monotonic() - began) < 60 * minutes:
+            structures, tell = next(proposals)
+            value, _ = OBJECTIVE(predict(structures))
+            tell(value)
+            kept += zip(value.tolist(), structures, strict=True)
+            kept = sorted(kept, key=lambda one: -one[0])[: 4 * SIMULATED]
+            calls, evaluated = calls + 1, evaluated + len(structures)
+            curve.append((time.monotonic() - began, kept[0][0]))
+            bar.update(round(time.monotonic() - began) - round(spent))
+    return {"structures": np.array([one for _, one in kept]), "curve": curve, "calls": calls, "evaluated": evaluated}
+
+
+def evolution(parameterisation: Parameterisation, arguments: argparse.Namespace) -> Iterator:
+    optimiser = optimise.by_name("cmaes", arguments.starts, arguments.seed)
+    while True:
+        yield parameterisation.binary(optimiser.ask()), optimiser.tell
+
+
+def judge(way: dict, pool: ProcessPoolExecutor, surrogate: Surrogate, arguments: argparse.Namespace) -> dict:
+    """Simulate the structures of a way that are predicted best after mending. What is stored of it."""
+    structures = clean(way["structures"], arguments.min_feature_nm)
+    predicted = surrogate.predict(structures)
+    best = np.argsort(-predicted.min_efficiency())[:SIMULATED]
+    values = np.array(list(pool.map(simulate, structures[best], [arguments.cells] * len(best))), np.float32)
+    truth = Spectra(values, Process().wavelengths_nm, CHANNELS)
+    top = int(truth.min_efficiency().argmax())
+    return {
+        "min_efficiency": truth.min_efficiency().tolist(),
+        "colour_efficiency": truth.colour_efficiency()[top].tolist(),
+        "predicted": predicted.min_efficiency()[best].tolist(),
+        "mae": float(np.abs(predicted.values[best] - truth.values).mean()),
+        "features_nm": list(feature_size(structures[best[top]])),
+        "calls": way["calls"],
+        "evaluated": way["evaluated"],
+        "usable": f"{len(structures)} of {len(way['structures'])}",
+        "curve": way["curve"],
+        "best": np.packbits(structures[best[top]]).tolist(),
+    }
+
+
+def table(results: dict[str, dict]) -> str:
+    rows = [
+        "| way | structures evaluated | calls | min(R, G, B) simulated | predicted | R, G, B simulated | narrowest feature |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, one in results.items():
+        top = int(np.argmax(one["min_efficiency"]))
+        colours = ", ".join(f"{value:.3f}" for value in one["colour_efficiency"])
+        cells = (
+            f"{one['evaluated']}",
+            f"{one['calls']}",
+            f"{one['min_efficiency'][top]:.3f}",
+            f"{one['predicted'][top]:.3f}",
+            colours,
+            f"{min(one['features_nm']):.0f} nm",
+        )
+        rows.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(rows)
+
+
+def draw(results: dict[str, dict], path: Path) -> None:
+    figure, axes = pyplot.subplots(1, 2, figsize=(11, 4), layout="constrained", width_ratios=(2, 1))
+    for number, (name, one) in enumerate(results.items()):
+        seconds, best = np.array(one["curve"]).T
+        axes[0].plot(seconds / 60, best, color=f"C{number}", label=name)
+        axes[0].plot(seconds[-1] / 60, max(one["min_efficiency"]), "*", ms=11, color=f"C{number}")
+    for (name, value), style in zip(PUBLISHED.items(), ("--", ":"), strict=True):
+        axes[0].axhline(value, color="0.4", ls=style, lw=1)
+        axes[0].text(0.02, value + 0.004, name, color="0.3", fontsize=8, transform=axes[0].get_yaxis_transform())
+    axes[0].set(xlabel="minutes", ylabel="objective of the best binary structure; star: simulated min(R, G, B)")
+    axes[0].legend(fontsize=8, loc="lower right")
+    name, top = max(results.items(), key=lambda item: max(item[1]["min_efficiency"]))
+    structure = np.unpackbits(np.array(top["best"], np.uint8)).reshape(128, 128)
+    axes[1].imshow(np.tile(structure, (2, 2)), cmap="binary", extent=(0, 4, 4, 0))
+    axes[1].set(title=f"best: {max(top['min_efficiency']):.3f}, {name}\n2 x 2 periods", xlabel="um", ylabel="um")
+    figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--minutes", type=float, default=10)
+    parser.add_argument("--starts", type=int, default=16)
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--radius_nm", type=float, default=Parameterisation().radius_nm)
+    parser.add_argument("--symmetry", choices=["diagonal"])
+    parser.add_argument("--min_feature_nm", type=float, default=5 * PIXEL_NM)
+    parser.add_argument("--cells", type=int, default=80, help="grid of the final simulation")
+    arguments = parser.parse_args()
+
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    file = arguments.out / "results.json"
+    settings = {name: value for name, value in vars(arguments).items() if name != "out"}
+    stored = json.loads(file.read_text()) if file.exists() else {"settings": settings, "ways": {}}
+    if stored["settings"] != settings:
+        sys.exit(f"{file} was made with {stored['settings']}: choose another --out")
+    parameterisation = Parameterisation(arguments.radius_nm, arguments.symmetry)
+    with (
+        running_server() as server,
+        Surrogate(server.url, batch_size=32) as surrogate,
+        ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn")) as pool,
+    ):
+        Simulated(pool, 48).predict(
+            np.zeros((os.cpu_count() or 1, 128, 128), np.uint8)
+        )  # compiled before the clock runs
+        ways: dict[str, Callable[[], dict]] = {
+            "gradient, surrogate": lambda: by_gradient(surrogate, parameterisation, arguments),
+            "CMA-ES, surrogate": lambda: without_gradient(
+                surrogate.predict, evolution(parameterisation, arguments), arguments.minutes
+            ),
+            "CMA-ES, solver": lambda: without_gradient(
+                Simulated(pool, 48).predict, evolution(parameterisation, arguments), arguments.minutes
+            ),
+        }
+        for name, way in ways.items():
+            if name not in stored["ways"]:
+                print(name, flush=True)
+                stored["ways"][name] = judge(way(), pool, surrogate, arguments)
+                file.write_text(json.dumps(stored))
+    draw(stored["ways"], arguments.out / "design_bench.png")
+    text = table(stored["ways"])
+    (arguments.out / "design_bench.md").write_text(text + "\n")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,15 @@
+#!/bin/sh
+# A first prediction with curl: a structure of 2048 bytes, one bit a pixel, rows first, 1 = solid, and its spectra as JSON.
+#
+# Start a server with `make serve`, then: sh client/examples/first_prediction.sh [URL]
+set -eu
+url=${1:-http://127.0.0.1:8000}
+# Stripes of 250 nm: 16 bytes a row, of which every other pair is solid.
+structure=$(mktemp)
+trap 'rm -f "$structure"' EXIT
+i=0
+while [ $i -lt 512 ]; do
+    printf '\377\377\000\000'
+    i=$((i + 1))
+done >"$structure"
+curl --fail-with-body --silent --show-error "$url/predict" --header 'Content-Type: application/octet-stream' --data-binary "@$structure"
