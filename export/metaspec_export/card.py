@@ -9,14 +9,15 @@ from metaspec_training.symmetric import SPREAD
 
 def _spread(metadata: dict[str, Any]) -> str:
     """What the channel after the detectors is."""
-    measured = metadata["metrics"]["validation"][SPREAD]
+    quantiles = metadata["metrics"]["validation"][SPREAD]["quantiles"]
+    half, most = (f"{quantiles[share]:.4f}" for share in ("0.5", "0.99"))
     return f"""
 
-The network is run on {metadata["forward_passes"]} symmetric images of the structure, whose exact spectra would be the same. The
-efficiencies are the mean. A fifth channel, "{SPREAD}", is how far they are apart: {metadata["units"][SPREAD]}. Its mean over
-wavelengths is below {measured["quantiles"]["0.5"]:.4f} for half of the structures of the validation split, and below
-{measured["quantiles"]["0.99"]:.4f} for 99 %: what has more is unlike them. It sees no error that all images share.
-"""
+The network is run on {metadata["forward_passes"]} symmetric images of the structure; exact spectra would be the same, but for
+the order of the detectors. The efficiencies are the mean of these predictions. A fifth channel, "{SPREAD}", is the root mean
+square, over images and detectors, of their deviation from it: the larger it is, the less they are to trust. Its mean over
+wavelengths is below {half} for half of the structures of the validation split, and below {most} for 99 % of them. An error
+that all images share does not show in it."""
 
 
 def model_card(metadata: dict[str, Any]) -> str:
@@ -38,11 +39,11 @@ def model_card(metadata: dict[str, Any]) -> str:
     computes = f"""From a structure, (N, 1, 128, 128) with 1 = solid, to the efficiencies of the detectors
 {", ".join(detectors)} at {len(wavelengths)} wavelengths from {wavelengths[0]:g} to {wavelengths[-1]:g} nm,
 (N, {len(channels)}, {len(wavelengths)})."""
-    if SPREAD in channels:
-        computes += _spread(metadata)
     if metadata["kind"] == "vjp":
         computes += """ With a cotangent of the shape of the efficiencies, to the
 gradient of their sum weighted by the cotangent, of the shape of the structure."""
+    if SPREAD in channels:
+        computes += _spread(metadata)
     data = "\n".join(
         f"- {part['name']}: {part['structures']} structures to train on, labelled by {part['solver']['name']}"
         + (f" with {part['solver']['cells']} cells a period" if "cells" in part["solver"] else "")
