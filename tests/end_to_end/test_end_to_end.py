@@ -16,7 +16,10 @@ import numpy as np
 import pytest
 import tritonclient.http as triton
 from metaspec import Surrogate
+from metaspec.topology import feature_size
+from metaspec_simulation import Process, Solver
 from metaspec_simulation.dataset import Samples, load
+from metaspec_simulation.merit import colour_efficiencies
 
 ROOT = Path(__file__).parents[2]
 
@@ -107,6 +110,20 @@ def test_a_predicted_symmetry_of_the_device(bundled, test_set: Samples) -> None:
         spectra = surrogate.predict(test_set.structures).values
         transposed = surrogate.predict(test_set.structures.swapaxes(1, 2)).values[:, [0, 2, 1, 3]]
     assert 0 < np.abs(spectra - transposed).mean() < 0.01
+
+
+def test_the_design_of_the_readme_is_as_good_as_it_says(bundled) -> None:
+    structure = np.load(ROOT / "docs" / "design" / "router.npy")
+    with Surrogate(bundled.url) as surrogate:
+        predicted = float(surrogate.predict(structure).min_efficiency()[0])
+    simulated = colour_efficiencies(Solver(Process(), 80).simulate(structure).spectra[None], Process().wavelengths_nm)
+    assert (
+        f".{predicted * 1000:.0f} predicted, .{simulated.min() * 1000:.0f} simulated"
+        in (ROOT / "README.md").read_text()
+    )
+    assert min(feature_size(structure)) > 78
+    (cell,) = gdstk.read_gds(ROOT / "docs" / "design" / "router.gds").top_level()
+    assert sum(p.area() for p in cell.polygons if p.layer == 1) == pytest.approx(structure.mean() * 4.0)
 
 
 def run_example(name: str, url: str, folder: Path) -> str:
