@@ -11,26 +11,18 @@ from __future__ import annotations
 import numpy as np
 import torch
 from metaspec_simulation import CHANNELS
-from metaspec_simulation.symmetry import Symmetry
+from metaspec_simulation.symmetry import Symmetry, symmetries
 from torch import Tensor, nn
 
 SPREAD = "spread"
 """Name of the channel after the detectors."""
 
+_SQUARE = tuple(symmetries())[:8]
+
 GROUPS = {
     2: (Symmetry(), Symmetry(flip_columns=True)),
-    4: (
-        Symmetry(),
-        Symmetry(flip_columns=True),
-        Symmetry(flip_rows=True),
-        Symmetry(flip_rows=True, flip_columns=True),
-    ),
-    8: tuple(
-        Symmetry(transpose, rows, columns)
-        for transpose in (False, True)
-        for rows in (False, True)
-        for columns in (False, True)
-    ),
+    4: tuple(symmetry for symmetry in _SQUARE if not symmetry.transpose),
+    8: _SQUARE,
 }
 """Images by their number. Each set is a group, so that mean and spread are themselves symmetric under it."""
 
@@ -66,17 +58,13 @@ class SymmetricNetwork(nn.Module):
 
     def forward(self, density: Tensor) -> Tensor:
         """Mean and spread, (B, 5, wavelengths)."""
-        spectra = self.predictions(density)
-        mean = spectra.mean(dim=1)
-        deviation = _SCALE * (spectra - mean.unsqueeze(1))
+        images = torch.cat([_apply(symmetry, density) for symmetry in self.images], dim=1)
+        spectra = self.network(images.flatten(0, 1).unsqueeze(1)).flatten(1, 2)
+        mapped_back = self.back @ spectra.unflatten(0, (-1, len(self.images)))
+        mean = mapped_back.mean(dim=1)
+        deviation = _SCALE * (mapped_back - mean.unsqueeze(1))
         spread = (deviation.square().mean(dim=(1, 2)) + (_SCALE * _FLOOR) ** 2).sqrt() / _SCALE
         return torch.cat([mean, spread.unsqueeze(1)], dim=1)
-
-    def predictions(self, density: Tensor) -> Tensor:
-        """Spectra by way of every image, mapped back: (B, images, 4, wavelengths). Exact spectra would be equal."""
-        images = torch.cat([_apply(symmetry, density) for symmetry in self.images], dim=1)
-        spectra: Tensor = self.network(images.flatten(0, 1).unsqueeze(1)).flatten(1, 2)
-        return self.back @ spectra.unflatten(0, (-1, len(self.images)))
 
 
 def _apply(symmetry: Symmetry, density: Tensor) -> Tensor:
