@@ -18,11 +18,12 @@ import importlib
 from typing import Any
 
 from metaspec.optimise.adam import Adam
-from metaspec.optimise.base import Optimiser, random_latents
+from metaspec.optimise.base import Optimiser
 from metaspec.optimise.control import ControlPoints
-from metaspec.optimise.loop import beta_schedule, run
+from metaspec.optimise.loop import run
 from metaspec.optimise.problem import Problem, Score
 from metaspec.optimise.record import History, Progress, Result
+from metaspec.topology import random_latents
 
 __all__ = [
     "NAMES",
@@ -34,9 +35,7 @@ __all__ = [
     "Progress",
     "Result",
     "Score",
-    "beta_schedule",
     "by_name",
-    "random_latents",
     "run",
 ]
 

@@ -1,4 +1,4 @@
-"""What every optimiser looks like, and where it starts."""
+"""What every optimiser looks like."""
 
 from __future__ import annotations
 
@@ -75,24 +75,6 @@ def _finite(name: str, array: ArrayLike | None, shape: tuple[int, ...]) -> Array
     if checked.shape != shape or not np.isfinite(checked).all():
         raise ValueError(f"{name} must be finite numbers of shape {shape}, got {'none' if array is None else checked}")
     return checked
-
-
-def random_latents(count: int, seed: int = 0, shape: tuple[int, int] = (128, 128)) -> Array:
-    """Random, smooth, periodic latents to start from: Gaussian random fields around one half.
-
-    Args:
-        count: how many.
-        seed: of the random numbers; the first latents of a longer batch are those of a shorter one.
-        shape: pixels (y, x).
-
-    Returns:
-        float64 (count, y, x) in [0, 1].
-    """
-    noise = np.stack([np.random.default_rng((seed, n)).standard_normal(shape) for n in range(count)])
-    frequency = np.hypot(np.fft.fftfreq(shape[0])[:, None], np.fft.rfftfreq(shape[1]))
-    smooth = np.fft.irfft2(np.fft.rfft2(noise) * np.exp(-((frequency * 32) ** 2)), shape)
-    smooth /= smooth.std(axis=(1, 2), keepdims=True)
-    return np.clip(0.5 + 0.15 * smooth, 0, 1)
 
 
 def check_latents(start: ArrayLike) -> Array:

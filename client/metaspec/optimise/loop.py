@@ -15,20 +15,9 @@ from metaspec.optimise import checkpoint as checkpoints
 from metaspec.optimise.base import Array, Optimiser
 from metaspec.optimise.problem import Problem
 from metaspec.optimise.record import History, Progress, Record, Result
+from metaspec.topology import beta_schedule
 
-
-def beta_schedule(steps: int, first: float = 4.0, last: float = 64.0, stages: int = 5) -> list[float]:
-    """The sharpness of the projection in each step: stages of equal length, each sharper by the same factor.
-
-    Args:
-        steps: how many.
-        first: beta of the first stage.
-        last: beta of the last stage.
-        stages: how many, at most one for each step.
-    """
-    stages = max(1, min(stages, steps))
-    levels = np.geomspace(first, last, stages)
-    return [float(levels[step * stages // steps]) for step in range(steps)]
+_STAGES = 8  # of the steepness: within one the objective stays the same, which line searches need
 
 
 def run(
@@ -55,8 +44,8 @@ def run(
         problem: to solve.
         optimiser: to ask, in its initial state.
         steps: how often to ask it.
-        betas: sharpness of the projection in each step, (steps,). By default `beta_schedule(steps)` for an optimiser that
-            needs gradients, and infinite, which means binary structures, for one that does not.
+        betas: steepness of the projection in each step, (steps,). By default from 4 to 64 in eight stages for an optimiser
+            that needs gradients, and infinite, which means binary structures, for one that does not.
         check_every: steps between evaluations of the thresholded structures.
         checkpoint: a file to resume from, if it exists, and to write to.
         save_every_s: seconds between two checkpoints, at least.
@@ -70,7 +59,8 @@ def run(
     if steps < 1 or check_every < 1:
         raise ValueError(f"steps and check_every must be at least 1, got {steps} and {check_every}")
     if betas is None:
-        betas = beta_schedule(steps) if optimiser.needs_gradient else [np.inf] * steps
+        stages = np.arange(steps) * _STAGES // steps
+        betas = list(beta_schedule(_STAGES)[stages]) if optimiser.needs_gradient else [np.inf] * steps
     if len(betas) != steps or not min(betas) > 0:
         raise ValueError(f"betas must be {steps} positive numbers, one for each step, got {list(betas)}")
     shape = optimiser.ask().shape

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 from metaspec._client import Surrogate
 from metaspec._spectra import Spectra
 from metaspec.optimise.base import Array
-from metaspec.topology import Parameterisation
+from metaspec.topology import Parameterisation, robust_etas
 
 
 class Score(NamedTuple):
@@ -67,7 +67,7 @@ class Problem:
         self.surrogate, self.objective, self.parameterisation = surrogate, objective, parameterisation
         self.robust_delta, self.robust = robust_delta, robust
         self.structures_evaluated = self.server_calls = 0
-        self._etas = (0.5, 0.5 + robust_delta, 0.5 - robust_delta) if robust_delta else (0.5,)
+        self._etas = robust_etas(robust_delta) if robust_delta else (0.5,)
 
     def evaluate(self, latent: ArrayLike, beta: float) -> Score:
         """The objective of latents and its gradient: two calls of the server.
@@ -122,7 +122,8 @@ class Problem:
             weights = np.full(values.shape, 1 / variants)
         else:
             weights = (np.arange(variants)[:, None] == values.argmin(axis=0)).astype(np.float64)
-        return values, weights, cotangent, spectra[:count]
+        nominal = variants // 2 * count
+        return values, weights, cotangent, spectra[nominal : nominal + count]
 
     def settings(self, count: int) -> dict[str, Any]:
         """What makes this problem another one, as JSON.

@@ -38,7 +38,7 @@ class History:
     """What happened in each step.
 
     Attributes:
-        beta: sharpness of the projection, (steps,); infinite where structures were binary.
+        beta: steepness of the projection, (steps,); infinite where structures were binary.
         value: of the objective, (steps, M).
         checked: steps in which the thresholded structures were evaluated, (checks,).
         binary_value: what they were worth, (checks, M).
