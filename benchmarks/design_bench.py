@@ -168,8 +168,8 @@ def draw(results: dict[str, dict], path: Path) -> None:
     for (name, value), style in zip(PUBLISHED.items(), ("--", ":"), strict=True):
         axes[0].axhline(value, color="0.4", ls=style, lw=1)
         axes[0].text(0.02, value + 0.004, name, color="0.3", fontsize=8, transform=axes[0].get_yaxis_transform())
-    axes[0].set(xlabel="minutes", ylabel="objective of the best binary structure; star: simulated min(R, G, B)")
-    axes[0].legend(fontsize=8, loc="lower right")
+    axes[0].set(xlabel="minutes", ylabel="objective; star: simulated min(R, G, B)")
+    axes[0].legend(fontsize=8, loc="lower left", bbox_to_anchor=(0.3, 0.25))
     name, top = max(results.items(), key=lambda item: max(item[1]["min_efficiency"]))
     structure = np.unpackbits(np.array(top["best"], np.uint8)).reshape(128, 128)
     axes[1].imshow(np.tile(structure, (2, 2)), cmap="binary", extent=(0, 4, 4, 0))
