@@ -1,10 +1,11 @@
 """What is each of the seven improvements worth? Same data, same budget, several seeds.
 
 Trains the baseline, the full network, the full one without each improvement and the baseline with each, and writes a table
-and a plot. Finished runs are kept in OUT/results.json: repeat the command to go on. `--every_nm` and `--blocks` make the
-network, and the time, smaller: spectra at fewer wavelengths, a decoder of fewer blocks.
+and a plot. Finished runs are kept in OUT/results.jsonl, a line for each: repeat the command to go on, or start one process for
+each seed at the same time. `--every_nm`, `--channels`, `--width` and `--blocks` make the network, and the time, smaller:
+spectra at fewer wavelengths, a narrower encoder, a narrower decoder of fewer blocks.
 
-python benchmarks/ablation.py --out runs/ablation [--epochs 4] [--seeds 0 1] [--limit 512] [--every_nm 4] [--blocks 2]
+python benchmarks/ablation.py --out runs/ablation [--epochs 4] [--seeds 0 1] [--limit 512] [--every_nm 4] [--channels 32]
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from metaspec_training.evaluation import errors, predict
 from metaspec_training.loss import AdaptiveSpectralLoss
 from metaspec_training.model import DiffractionNetConfig
 from metaspec_training.module import SpectraModule
+from scipy.interpolate import CubicSpline
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
@@ -78,7 +80,8 @@ def train(improvements: frozenset[int], seed: int, arguments: argparse.Namespace
     every = arguments.every_nm
     process = Process(wavelength_step_nm=every)
     chosen = {name: getattr(FULL, name) for n, name in PARTS.items() if n in improvements}
-    config = replace(BASELINE, wavelengths=len(process.wavelengths_nm), blocks=arguments.blocks, **chosen)
+    shape = {name: getattr(arguments, name) for name in ("channels", "width", "blocks")}
+    config = replace(BASELINE, wavelengths=len(process.wavelengths_nm), **shape, **chosen)
     # Differences over wider steps are larger: the terms keep their weights per nm.
     loss = AdaptiveSpectralLoss(w_grad=100.0 / every**2, w_curv=200.0 / every**4 if 5 in improvements else 0.0)
     clip = 1.0 if 4 in improvements else 0.5
@@ -100,11 +103,23 @@ def train(improvements: frozenset[int], seed: int, arguments: argparse.Namespace
     )
     trainer.fit(module, data)
     validation = data.first.of("validation")
-    measured = asdict(errors(predict(module.network, validation.structures), validation.spectra[..., ::every], process))
+    # Back to every nanometre: spectra are smooth, and the errors are then those of any other network.
+    spline = CubicSpline(process.wavelengths_nm, predict(module.network, validation.structures), axis=-1)
+    prediction = spline(validation.process.wavelengths_nm).astype(np.float32)
+    measured = asdict(errors(prediction, validation.spectra, validation.process))
     return measured | {
         "gradient_norm": float(np.median(norms.norms)),
         "clipped": float(np.mean(np.array(norms.norms) > clip)),
     }
+
+
+def stored(file: Path, budget: dict[str, Any]) -> list[dict]:
+    """The finished runs; exits if one of them had another budget."""
+    runs = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    for run in runs:
+        if run["budget"] != budget:
+            sys.exit(f"{file} was made with {run['budget']}: choose another --out")
+    return runs
 
 
 def table(results: dict[str, list[dict]]) -> str:
@@ -147,30 +162,39 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=8)
     parser.add_argument("--learning_rate", type=float, default=1e-3)
     parser.add_argument("--every_nm", type=int, default=1)
-    parser.add_argument("--blocks", type=int, default=4)
+    parser.add_argument("--channels", type=int, default=FULL.channels)
+    parser.add_argument("--width", type=int, default=FULL.width)
+    parser.add_argument("--blocks", type=int, default=FULL.blocks)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--optimizer", choices=["adamw", "muon"], default="muon")
     parser.add_argument("--only", nargs="+", help="names of variants")
     arguments = parser.parse_args()
 
     arguments.out.mkdir(parents=True, exist_ok=True)
-    file = arguments.out / "results.json"
-    settings = ("epochs", "limit", "batch_size", "optimizer", "learning_rate", "every_nm", "blocks")
+    file = arguments.out / "results.jsonl"
+    settings = (
+        "epochs",
+        "limit",
+        "batch_size",
+        "optimizer",
+        "learning_rate",
+        "every_nm",
+        "channels",
+        "width",
+        "blocks",
+    )
     budget = {"data": [path.name for path in arguments.data]} | {name: getattr(arguments, name) for name in settings}
-    stored = json.loads(file.read_text()) if file.exists() else {"budget": budget, "runs": {}}
-    if stored["budget"] != budget:
-        sys.exit(f"{file} was made with {stored['budget']}: choose another --out")
+    finished = {(run["variant"], run["seed"]) for run in stored(file, budget)}
     for seed in arguments.seeds:
         for name, improvements in variants().items():
-            key = f"{name}, seed {seed}"
-            if key in stored["runs"] or (arguments.only and name not in arguments.only):
+            if (name, seed) in finished or (arguments.only and name not in arguments.only):
                 continue
-            print(key, flush=True)
-            stored["runs"][key] = train(improvements, seed, arguments)
-            file.write_text(json.dumps(stored, indent=2))
-    results = {
-        name: [run for key, run in stored["runs"].items() if key.startswith(f"{name}, seed ")] for name in variants()
-    }
+            print(f"{name}, seed {seed}", flush=True)
+            run = {"variant": name, "seed": seed} | train(improvements, seed, arguments) | {"budget": budget}
+            with file.open("a") as lines:
+                lines.write(json.dumps(run) + "\n")
+    runs = stored(file, budget)
+    results = {name: [run for run in runs if run["variant"] == name] for name in variants()}
     results = {name: runs for name, runs in results.items() if runs}
     text = table(results)
     (arguments.out / "ablation.md").write_text(text)

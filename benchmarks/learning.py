@@ -1,10 +1,11 @@
-"""What learns fastest, and what does a prediction cost? Several networks and recipes, same data, same number of epochs.
+"""What learns fastest, how much data does it take, and what does a prediction cost?
 
-Each variant is `training/train.py` with some settings changed. Writes a table and two plots: validation error over training
-time, and final error over the time ONNX Runtime needs for a structure (one thread, batches of 8). Finished variants are kept
-in OUT: repeat the command to go on.
+Each variant is `training/train.py` with some settings changed; all are shown the same number of structures, that of `--epochs`
+epochs over the data set. Writes a table and a figure: validation error over training time, over the number of different
+structures, and over the time that ONNX Runtime needs for a structure (one thread, batches of 8, all networks taking turns),
+with the bundled networks beside them. Finished variants are kept in OUT: repeat the command to go on.
 
-python benchmarks/learning.py --out runs/learning [--epochs 10] [--only recipe width ...]
+python benchmarks/learning.py --out runs/learning [--epochs 8] [--only recipe data width ...]
 """
 
 from __future__ import annotations
@@ -13,12 +14,15 @@ import argparse
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib
 import numpy as np
 import onnxruntime
 from metaspec_export.onnx import forward_graph
+from metaspec_simulation.dataset import load
+from metaspec_training.evaluation import errors, predict
 from metaspec_training.module import load_network
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -26,89 +30,142 @@ matplotlib.use("Agg")
 from matplotlib import pyplot
 
 ROOT = Path(__file__).parents[1]
+FINE, COARSE = (ROOT / "datasets" / name for name in ("bayer-600nm", "bayer-600nm-coarse"))
+BATCH = 16
 
 
 def shape(width: int, blocks: int) -> list[str]:
     return ["--model.config.init_args.width", str(width), "--model.config.init_args.blocks", str(blocks)]
 
 
-FIELD = ["--config", "training/configs/field.yaml"]
+FIELD, FULL, FAST = (["--config", f"training/configs/{name}.yaml"] for name in ("field", "full", "fast"))
 VARIANTS = {
     "recipe: AdamW, 1 position": [*FIELD, "--model.optimizer", "adamw", "--data.positions", "1"],
     "recipe: AdamW, 8 positions": [*FIELD, "--model.optimizer", "adamw"],
     "recipe: Muon, 8 positions": FIELD,
-    "recipe: full DiffractionNet, AdamW": ["--config", "training/configs/full.yaml", "--data.batch_size", "16"],
-    "recipe: full DiffractionNet, Muon": [
-        *["--config", "training/configs/full.yaml", "--data.batch_size", "16", "--model.optimizer", "muon"]
-    ],
+    "recipe: full DiffractionNet, AdamW": FULL,
+    "recipe: full DiffractionNet, Muon": [*FULL, "--model.optimizer", "muon"],
     "width 64, 2 blocks": [*FIELD, *shape(64, 2)],
     "width 96, 2 blocks": [*FIELD, *shape(96, 2)],
     "width 128, 4 blocks": [*FIELD, *shape(128, 4)],
+    "width 160, 4 blocks": FIELD,
     "width 224, 4 blocks": [*FIELD, *shape(224, 4)],
     "width 160, 8 blocks": [*FIELD, *shape(160, 8)],
+    "data: 150 structures": FAST,
+    "data: 600 structures": FAST,
+    "data: 2400 structures": FAST,
+    "data: 12000 structures": FAST,
 }
 
 
-def train(name: str, settings: list[str], epochs: int, data: Path, out: Path) -> Path:
-    """Train a variant, or go on with it; returns the folder of its last run."""
-    runs = sorted(out.glob("lightning_logs/version_*"), key=lambda path: int(path.name.partition("_")[2]))
-    if not runs or not (out / "done").exists():
+@dataclass(frozen=True)
+class Result:
+    """A trained variant: its validation errors, in minutes since the first step, and its best checkpoint."""
+
+    minutes: list[float]
+    mae: list[float]
+    loss: float
+    checkpoint: Path
+
+
+def train(name: str, settings: list[str], shown: int, out: Path) -> Result:
+    """Train a variant on `shown` structures, or go on with it."""
+    kind, _, rest = name.partition(": ")
+    different = int(rest.split()[0]) if kind == "data" else 2391
+    data = [str(FINE)] if different <= 2400 else [str(FINE), str(COARSE)]
+    epochs = max(1, round(shown / different))
+    every = max(1, epochs // 8)  # validated as often in every variant, and at the end
+    epochs -= epochs % every
+    command = [
+        sys.executable,
+        "training/train.py",
+        *settings,
+        "--data.batch_size",
+        str(BATCH),
+        "--data.path",
+        str(data),
+    ]
+    command += [
+        "--data.limit",
+        str(different),
+        "--trainer.default_root_dir",
+        str(out),
+        "--trainer.max_epochs",
+        str(epochs),
+    ]
+    command += ["--trainer.check_val_every_n_epoch", str(every)]
+    if not (out / "done").exists():
         print(name, flush=True)
-        resume = [*(["--ckpt_path", str(runs[-1] / "checkpoints" / "last.ckpt")] if runs else [])]
-        command = [sys.executable, "training/train.py", *settings, "--data.path", str(data), *resume]
-        where = ["--trainer.default_root_dir", str(out), "--trainer.max_epochs", str(epochs)]
-        subprocess.run([*command, *where], cwd=ROOT, check=True)
+        earlier = _runs(out)
+        resume = ["--ckpt_path", str(earlier[-1] / "checkpoints" / "last.ckpt")] if earlier else []
+        subprocess.run([*command, *resume], cwd=ROOT, check=True)
         (out / "done").touch()
-        runs = sorted(out.glob("lightning_logs/version_*"), key=lambda path: int(path.name.partition("_")[2]))
-    return runs[-1]
+    log = EventAccumulator(str(_runs(out)[-1]))
+    log.Reload()
+    start = log.Scalars("train/loss")[0].wall_time
+    mae = log.Scalars("validation/mae")
+    return Result(
+        minutes=[(event.wall_time - start) / 60 for event in mae],
+        mae=[event.value for event in mae],
+        loss=log.Scalars("validation/loss")[-1].value,
+        checkpoint=_runs(out)[-1] / "checkpoints" / "last.ckpt",
+    )
 
 
-def milliseconds(checkpoint: Path) -> float:
-    """Time of one structure in ONNX Runtime, one thread, batch 8."""
+def _runs(out: Path) -> list[Path]:
+    return sorted(out.glob("lightning_logs/version_*"), key=lambda path: int(path.name.partition("_")[2]))
+
+
+def milliseconds(checkpoints: list[Path]) -> list[float]:
+    """Time of one structure in ONNX Runtime, one thread, batch 8: median of rounds in which all take turns."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
-    model = forward_graph(load_network(checkpoint)).SerializeToString()
-    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    models = [forward_graph(load_network(checkpoint)).SerializeToString() for checkpoint in checkpoints]
+    sessions = [onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"]) for model in models]
     batch = np.random.default_rng(0).integers(0, 2, (8, 1, 128, 128)).astype(np.float32)
-    times = []
-    for _ in range(12):
-        started = time.perf_counter()
-        session.run(None, {"structure": batch})
-        times.append((time.perf_counter() - started) / len(batch))
-    return 1000 * float(np.median(times))
+    times = np.empty((12, len(sessions)))
+    for turn in times:
+        for i, session in enumerate(sessions):
+            started = time.perf_counter()
+            session.run(None, {"structure": batch})
+            turn[i] = (time.perf_counter() - started) / len(batch)
+    return [1000 * float(t) for t in np.median(times, axis=0)]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--epochs", type=int, default=10)
-    parser.add_argument("--data", type=Path, default=ROOT / "datasets" / "bayer-600nm")
+    parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--only", nargs="+", default=[""], help="beginnings of the names of variants")
     arguments = parser.parse_args()
 
-    figure, (curves, front) = pyplot.subplots(1, 2, figsize=(13, 4.5), layout="constrained")
-    print("| variant | validation MAE | loss x 1000 | minutes | ms per structure |\n|---|---|---|---|---|")
-    for name, settings in VARIANTS.items():
-        if not name.startswith(tuple(arguments.only)):
-            continue
+    chosen = {name: settings for name, settings in VARIANTS.items() if name.startswith(tuple(arguments.only))}
+    results: dict[str, Result] = {}
+    for name, settings in chosen.items():
         folder = arguments.out.absolute() / "".join(c if c.isalnum() else "-" for c in name)
-        run = train(name, settings, arguments.epochs, arguments.data, folder)
-        log = EventAccumulator(str(run))
-        log.Reload()
-        mae, loss = log.Scalars("validation/mae"), log.Scalars("validation/loss")
-        start = log.Scalars("train/loss")[0].wall_time
-        minutes = [(event.wall_time - start) / 60 for event in mae]
-        cost = milliseconds(run / "checkpoints" / "last.ckpt")
-        curves.plot(minutes, [event.value for event in mae], label=name)
-        front.plot(cost, mae[-1].value, "o", label=name)
-        front.annotate(name, (cost, mae[-1].value), fontsize=7, xytext=(4, 4), textcoords="offset points")
-        print(
-            f"| {name} | {mae[-1].value:.4f} | {1000 * loss[-1].value:.3f} | {minutes[-1]:.1f} | {cost:.1f} |",
-            flush=True,
-        )
+        results[name] = train(name, settings, arguments.epochs * 2391, folder)
+    validation = load(FINE).of("validation")
+    for file in sorted((ROOT / "training" / "checkpoints").glob("*.ckpt")):
+        of = errors(predict(load_network(file), validation.structures), validation.spectra)
+        results[f"bundled: {file.stem}"] = Result([], [of.mae], of.loss, file)
+
+    costs = milliseconds([result.checkpoint for result in results.values()])
+    figure, (curves, sizes, front) = pyplot.subplots(1, 3, figsize=(17, 4.5), layout="constrained")
+    print("| variant | validation MAE | loss x 1000 | minutes | ms per structure |\n|---|---|---|---|---|")
+    for (name, result), cost in zip(results.items(), costs, strict=True):
+        minutes = f"{result.minutes[-1]:.1f}" if result.minutes else ""
+        print(f"| {name} | {result.mae[-1]:.4f} | {1000 * result.loss:.3f} | {minutes} | {cost:.1f} |")
+        if name.startswith("data"):
+            sizes.plot(int(name.split()[1]), result.mae[-1], "o", color="C0")
+        elif result.minutes:
+            curves.plot(result.minutes, result.mae, label=name)
+        if not name.startswith(("data", "recipe")):
+            front.plot(cost, result.mae[-1], "*" if name.startswith("bundled") else "o", color="C1", ms=8)
+            front.annotate(name, (cost, result.mae[-1]), fontsize=7, xytext=(4, 4), textcoords="offset points")
     curves.set(title="while training", xlabel="minutes", ylabel="validation MAE", yscale="log")
     curves.legend(fontsize=7)
-    front.set(title="after training", xlabel="ms per structure, one thread", ylabel="validation MAE")
+    sizes.set(title="the same number of steps", xlabel="different structures", xscale="log", yscale="log")
+    front.set(title="after training", xlabel="ms per structure, one thread", yscale="log")
     figure.savefig(arguments.out / "learning.png", dpi=110)
 
 

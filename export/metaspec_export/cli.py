@@ -62,6 +62,7 @@ def export(
             help="Data set that the model was trained on; more than one is possible, the first is evaluated on."
         ),
     ] = [Path("datasets/bayer-600nm")],  # noqa: B006, typer copies it
+    name: Annotated[str, typer.Option(help="What the model is called in the repository.")] = models.NAME,
     version: Annotated[int | None, typer.Option(help="Version number; the next one by default.", min=1)] = None,
     precision: Annotated[
         str, typer.Option(help="Precisions to publish, comma-separated: fp32, fp16 (GPU), int8 (CPU).")
@@ -85,7 +86,7 @@ def export(
     precisions = parse_precisions(precision)
     kinds = (True, False) if gradient else (False,)  # the gradient model first: who sees the other will look for it
     variants = (False, True) if symmetric else (False,)
-    names = [models.model_name(p, kind, variant) for variant in variants for kind in kinds for p in precisions]
+    names = [models.model_name(p, kind, variant, name) for variant in variants for kind in kinds for p in precisions]
     number = version or models.next_version(repository, names)
     models.require_free(repository, number, names)
     if tensorrt_engines:
@@ -98,12 +99,14 @@ def export(
     for variant, served in zip(variants, networks, strict=True):
         common = describe_training(served, sets)
         for kind in kinds:
-            typer.echo(f"Tracing {models.model_name('fp32', kind, variant)}{', about a minute' if kind else ''} ...")
+            typer.echo(
+                f"Tracing {models.model_name('fp32', kind, variant, name)}{', about a minute' if kind else ''} ..."
+            )
             graph, tolerance = _trace(served, samples, gradient=kind)
             for chosen in precisions:
-                name = models.model_name(chosen, kind, variant)
                 model, metadata = _in_precision(graph, chosen, samples, common | {"tolerance": tolerance})
-                attach(model, metadata | {"name": name, "kind": "vjp" if kind else "forward", "precision": chosen})
+                identity = {"name": models.model_name(chosen, kind, variant, name), "precision": chosen}
+                attach(model, metadata | identity | {"kind": "vjp" if kind else "forward"})
                 publications.append(_publication(model, tensorrt_engines))
     for folder in models.publish(repository, number, publications):
         size = (folder / "model.onnx").stat().st_size / 2**20

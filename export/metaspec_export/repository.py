@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -14,10 +15,21 @@ from metaspec_export.precision import Precision
 NAME = "diffractionnet"
 
 
-def model_name(precision: Precision = "fp32", gradient: bool = False, symmetric: bool = False) -> str:
-    """Folder of a model: `NAME`, "_symmetric" for that over images, the precision if not float32, "_vjp" for the gradient."""
+def model_name(
+    precision: Precision = "fp32", gradient: bool = False, symmetric: bool = False, network: str = NAME
+) -> str:
+    """Folder of a model: the network, "_symmetric" over images, the precision if not float32, "_vjp" for the gradient.
+
+    Raises:
+        ValueError: a name that is not made of lower-case letters, digits and underscores, or that ends like a suffix.
+    """
+    if not re.fullmatch(r"[a-z][a-z0-9_]{0,63}", network):
+        raise ValueError(f"name must be 1 to 64 of a-z, 0-9 and _ and begin with a letter, got {network!r}")
+    for suffix in ("_symmetric", "_fp16", "_int8", "_vjp"):
+        if network.endswith(suffix):
+            raise ValueError(f"name must not end with {suffix}, as the names of its variants do, got {network!r}")
     suffixes = ("_symmetric" if symmetric else "", "" if precision == "fp32" else f"_{precision}")
-    return NAME + "".join(suffixes) + ("_vjp" if gradient else "")
+    return network + "".join(suffixes) + ("_vjp" if gradient else "")
 
 
 @dataclass(frozen=True)

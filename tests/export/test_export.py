@@ -78,7 +78,7 @@ def repository(checkpoint: Path) -> Path:
     assert "The gradient agrees with torch.autograd" in result.stdout
     assert "fp16 deviates from fp32" in result.stdout
     assert not result.stderr
-    result = export(checkpoint, "--repository", root, "--precision", "int8", "--no-gradient")
+    result = export(checkpoint, "--repository", root, "--precision", "int8", "--no-gradient", "--name", "small")
     assert result.returncode == 0, result.stderr
     assert "int8 deviates from fp32" in result.stdout
     return root
@@ -86,7 +86,7 @@ def repository(checkpoint: Path) -> Path:
 
 def test_layout_and_config(repository: Path) -> None:
     names = [f"diffractionnet{precision}{kind}" for precision in ("", "_fp16") for kind in ("", "_vjp")]
-    names.append("diffractionnet_int8")
+    names.append("small_int8")
     assert sorted(path.name for path in repository.iterdir()) == sorted(names)
     for name in names:
         files = {str(path.relative_to(repository / name)) for path in (repository / name).rglob("*") if path.is_file()}
@@ -202,6 +202,8 @@ def test_what_cannot_be_exported(tmp_path: Path, checkpoint: Path) -> None:
         (("--precision", "bf16"), "no bfloat16 convolution on CPUs"),
         (("--tensorrt",), "has no TensorrtExecutionProvider"),
         (("--data", "no/such/data"), "no/such/data"),
+        (("--name", "../models"), "name must be 1 to 64 of a-z, 0-9 and _ and begin with a letter, got '../models'"),
+        (("--name", "fast_vjp"), "must not end with _vjp, as the names of its variants do"),
     ],
 )
 def test_bad_options_end_with_one_line(

@@ -67,11 +67,15 @@ def _solve(
 
 
 def _quadrants(flux: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Exact integrals of a band-limited map (x, y, ...) over the four quadrants, as fractions of the cell: (4, ...)."""
+    """Exact integrals of a band-limited map over the four quadrants, as fractions of the cell: (4, ...).
+
+    The map (x, y, ...) is sampled in the middles of n equal parts of each axis, as FMMAX does.
+    """
     n = flux.shape[0]
     order = np.fft.fftfreq(n, 1 / n)
     first = np.where(order == 0, 0.5, (np.exp(1j * np.pi * order) - 1) / np.where(order == 0, 1, 2j * np.pi * order))
     halves = np.stack([first, (order == 0) - first])
-    harmonics = np.fft.fft2(flux, axes=(0, 1)) / n**2
+    to_corner = np.exp(-1j * np.pi * order / n)
+    harmonics = np.einsum("a,b,ab...->ab...", to_corner, to_corner, np.fft.fft2(flux, axes=(0, 1)) / n**2)
     rows_then_columns = np.einsum("yb,xa,ab...->yx...", halves, halves, harmonics)
     return rows_then_columns.real.reshape(4, *flux.shape[2:])

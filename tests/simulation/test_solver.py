@@ -39,6 +39,14 @@ def test_against_rigorous_coupled_wave_analysis(family: str, seed: int) -> None:
     assert np.sqrt(np.mean((ours - reference) ** 2)) < 0.01
 
 
+def test_the_reference_knows_where_the_detectors_are(structure: np.ndarray) -> None:
+    """A pattern that equals its mirror image sends the same through both of its halves."""
+    mirrored = np.concatenate([structure[:, :64], structure[:, 63::-1]], axis=1)
+    red, green_1, green_2, blue = efficiencies(mirrored, PROCESS, 530.0, terms=60)
+    assert abs(red - green_2) > 1e-3
+    np.testing.assert_allclose([red, green_2], [green_1, blue], atol=1e-8)
+
+
 def film_transmission(index_film: np.ndarray, index_substrate: np.ndarray, thickness_um: float) -> np.ndarray:
     """Airy's formula for a film between vacuum and a substrate at normal incidence."""
     k0 = 2 * np.pi * 1000 / PROCESS.wavelengths_nm

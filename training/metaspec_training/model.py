@@ -27,6 +27,7 @@ class DiffractionNetConfig(NetworkConfig):
         detector_heads: an output head of its own for each detector.
         decoder_dropout: dropout in the decoder; the baseline has 0.03.
         fine_tokens: 64 tokens from the 8 x 8 map instead of 16 from the 4 x 4 map.
+        channels: of the encoder's stem; its four stages have 1.5, 2, 3 and 4 times as many. A multiple of 32.
         width: d_model of tokens and queries.
         blocks: decoder blocks.
         heads: attention heads.
@@ -38,6 +39,7 @@ class DiffractionNetConfig(NetworkConfig):
     detector_heads: bool = True
     decoder_dropout: float = 0.0
     fine_tokens: bool = True
+    channels: int = 64
     width: int = 256
     blocks: int = 4
     heads: int = 8
@@ -69,13 +71,14 @@ class DiffractionNet(nn.Module):
         super().__init__()
         self.config = config = config or DiffractionNetConfig()
         width = config.width
-        self.encoder = Encoder()
-        self.tokens = nn.Conv2d(192 if config.fine_tokens else 256, width, 1)
-        self.global_token = nn.Sequential(nn.Linear(256, width), nn.SiLU())
+        self.encoder = Encoder(config.channels)
+        stage3, stage4 = self.encoder.channels[-2:]
+        self.tokens = nn.Conv2d(stage3 if config.fine_tokens else stage4, width, 1)
+        self.global_token = nn.Sequential(nn.Linear(stage4, width), nn.SiLU())
         self.positions = nn.Parameter(0.02 * torch.randn(65 if config.fine_tokens else 17, width))
         self.memory_norm = nn.LayerNorm(width) if config.memory_norm else nn.Identity()
         self.queries = WavelengthQueries(config.wavelengths, width)
-        self.film = FiLM(256, width, scale=config.film_scale)
+        self.film = FiLM(stage4, width, scale=config.film_scale)
         self.decoder = nn.ModuleList(
             DecoderBlock(width, config.heads, config.decoder_dropout) for _ in range(config.blocks)
         )
@@ -103,17 +106,17 @@ class DiffractionNet(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Stem and four residual stages: (B, 1, 128, 128) to the maps of stages 3 (192 x 8 x 8) and 4 (256 x 4 x 4)."""
+    """Stem and four residual stages: (B, 1, 128, 128) to the maps of stages 3 (3 C x 8 x 8) and 4 (4 C x 4 x 4)."""
 
-    def __init__(self) -> None:
+    def __init__(self, stem: int) -> None:
         super().__init__()
-        self.stem = nn.Sequential(CircularConv(1, 64, 5, stride=2), nn.GroupNorm(16, 64), nn.SiLU())
-        widths = [64, 96, 128, 192, 256]
+        self.stem = nn.Sequential(CircularConv(1, stem, 5, stride=2), nn.GroupNorm(16, stem), nn.SiLU())
+        self.channels = [stem, 3 * stem // 2, 2 * stem, 3 * stem, 4 * stem]
         self.stages = nn.ModuleList(
             nn.Sequential(ResidualBlock(a, b, stride=2, dropout=0.02), ResidualBlock(b, b, dropout=0.02))
-            for a, b in itertools.pairwise(widths)
+            for a, b in itertools.pairwise(self.channels)
         )
-        self.mixing = FourierMixing(128, 16)
+        self.mixing = FourierMixing(2 * stem, 16)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         x = self.stages[1](self.stages[0](self.stem(x)))
