@@ -5,7 +5,7 @@ epochs over the data set. Writes a table and a figure: validation error over tra
 structures, and over the time that ONNX Runtime needs for a structure (one thread, batches of 8, all networks taking turns),
 with the bundled networks beside them. Finished variants are kept in OUT: repeat the command to go on.
 
-python benchmarks/learning.py --out runs/learning [--epochs 8] [--only recipe data width ...]
+python benchmarks/learning.py --out runs/learning [--epochs 5] [--only recipe data width ...]
 """
 
 from __future__ import annotations
@@ -34,8 +34,9 @@ FINE, COARSE = (ROOT / "datasets" / name for name in ("bayer-600nm", "bayer-600n
 BATCH = 16
 
 
-def shape(width: int, blocks: int) -> list[str]:
-    return ["--model.config.init_args.width", str(width), "--model.config.init_args.blocks", str(blocks)]
+def shape(width: int, blocks: int, stem: int = 32) -> list[str]:
+    sizes = {"width": width, "blocks": blocks, "stem": stem}
+    return [part for name, size in sizes.items() for part in (f"--model.config.init_args.{name}", str(size))]
 
 
 FIELD, FULL, FAST = (["--config", f"training/configs/{name}.yaml"] for name in ("field", "full", "fast"))
@@ -47,14 +48,20 @@ VARIANTS = {
     "recipe: full DiffractionNet, Muon": [*FULL, "--model.optimizer", "muon"],
     "width 64, 2 blocks": [*FIELD, *shape(64, 2)],
     "width 96, 2 blocks": [*FIELD, *shape(96, 2)],
+    "width 96, 2 blocks, stem 64": [*FIELD, *shape(96, 2, stem=64)],
     "width 128, 4 blocks": [*FIELD, *shape(128, 4)],
     "width 160, 4 blocks": FIELD,
     "width 224, 4 blocks": [*FIELD, *shape(224, 4)],
     "width 160, 8 blocks": [*FIELD, *shape(160, 8)],
     "data: 150 structures": FAST,
     "data: 600 structures": FAST,
-    "data: 2400 structures": FAST,
     "data: 12000 structures": FAST,
+}
+DIFFERENT = {
+    "data: 150 structures": 150,
+    "data: 600 structures": 600,
+    "width 96, 2 blocks": 2391,  # all of the fine data set, as every variant that is not listed
+    "data: 12000 structures": 12000,
 }
 
 
@@ -70,9 +77,8 @@ class Result:
 
 def train(name: str, settings: list[str], shown: int, out: Path) -> Result:
     """Train a variant on `shown` structures, or go on with it."""
-    kind, _, rest = name.partition(": ")
-    different = int(rest.split()[0]) if kind == "data" else 2391
-    data = [str(FINE)] if different <= 2400 else [str(FINE), str(COARSE)]
+    different = DIFFERENT.get(name, 2391)
+    data = [str(FINE)] if different <= 2391 else [str(FINE), str(COARSE)]
     epochs = max(1, round(shown / different))
     every = max(1, epochs // 8)  # validated as often in every variant, and at the end
     epochs -= epochs % every
@@ -135,7 +141,7 @@ def milliseconds(checkpoints: list[Path]) -> list[float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--only", nargs="+", default=[""], help="beginnings of the names of variants")
     arguments = parser.parse_args()
 
@@ -155,9 +161,9 @@ def main() -> None:
     for (name, result), cost in zip(results.items(), costs, strict=True):
         minutes = f"{result.minutes[-1]:.1f}" if result.minutes else ""
         print(f"| {name} | {result.mae[-1]:.4f} | {1000 * result.loss:.3f} | {minutes} | {cost:.1f} |")
-        if name.startswith("data"):
-            sizes.plot(int(name.split()[1]), result.mae[-1], "o", color="C0")
-        elif result.minutes:
+        if name in DIFFERENT:
+            sizes.plot(DIFFERENT[name], result.mae[-1], "o", color="C0")
+        if result.minutes and not name.startswith("data"):
             curves.plot(result.minutes, result.mae, label=name)
         if not name.startswith(("data", "recipe")):
             front.plot(cost, result.mae[-1], "*" if name.startswith("bundled") else "o", color="C1", ms=8)

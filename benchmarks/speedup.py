@@ -1,4 +1,6 @@
-"""How much faster is the bundled model than the solver that made its data? Both on this machine, in one run, taking turns.
+"""What a structure costs with each bundled model and with the solver that made their data, and how wrong each model is.
+
+All on this machine, one thread each, in one run, taking turns. Errors are those in the models' metadata.
 
 python benchmarks/speedup.py [--rounds 5]
 """
@@ -7,52 +9,60 @@ from __future__ import annotations
 
 import argparse
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
+from metaspec_export.metadata import read
 from metaspec_simulation import Process, Solver
 from metaspec_simulation.dataset import load
 
 ROOT = Path(__file__).parents[1]
+BATCHES = (1, 32)
+
+
+def predict(session: onnxruntime.InferenceSession, structures: np.ndarray) -> None:
+    session.run(["spectra"], {"structure": structures[:, None].astype(np.float32)})
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     rounds = parser.parse_args().rounds
 
     structures = load(ROOT / "datasets" / "bayer-600nm").of("test").structures
     solver = Solver(Process(), cells=80)
+    solver.simulate(structures[0])  # compile, load caches
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1  # the solver has one thread, too
-    model = ROOT / "server" / "models" / "diffractionnet" / "1" / "model.onnx"
-    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    mae, sessions = {}, {}
+    for file in sorted((ROOT / "server" / "models").glob("*/1/model.onnx")):
+        metadata = read(onnx.load(file))
+        if metadata["kind"] == "forward":
+            mae[metadata["name"]] = metadata["metrics"]["test"]["mae"]
+            sessions[metadata["name"]] = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
 
-    def simulate(structure: np.ndarray) -> None:
-        solver.simulate(structure)
-
-    def predict(batch: np.ndarray) -> None:
-        session.run(["spectra"], {"structure": batch[:, None].astype(np.float32)})
-
-    simulate(structures[0])  # compile, load caches
-    seconds: dict[str, list[float]] = {"solver": [], "model, batch 1": [], "model, batch 32": []}
+    milliseconds: dict[tuple[str, int], list[float]] = {}
     for n in range(rounds):
-        for name, function, argument, count in (
-            ("solver", simulate, structures[n], 1),
-            ("model, batch 1", predict, structures[n : n + 1], 1),
-            ("model, batch 32", predict, structures[:32], 32),
-        ):
+        turns = [("solver", 1, partial(solver.simulate, structures[n]))]
+        for name, session in sessions.items():
+            turns += [(name, batch, partial(predict, session, structures[n : n + batch])) for batch in BATCHES]
+        for name, batch, run in turns:
             started = time.perf_counter()
-            function(argument)
-            seconds[name].append((time.perf_counter() - started) / count)
+            run()
+            milliseconds.setdefault((name, batch), []).append(1000 * (time.perf_counter() - started) / batch)
 
-    slow = float(np.median(seconds["solver"]))
-    print("One thread each, median of", rounds, "rounds.\n")
-    print("| | per structure | times faster |\n|---|---|---|")
-    for name, values in seconds.items():
-        median = float(np.median(values))
-        print(f"| {name} | {1000 * median:.1f} ms | {slow / median:.0f} |")
+    median = {key: float(np.median(values)) for key, values in milliseconds.items()}
+    slow = median["solver", 1]
+    print(f"One thread each, median of {rounds} rounds.\n")
+    print("| | test MAE | " + " | ".join(f"ms, batch {batch} | times faster" for batch in BATCHES) + " |")
+    print("|---" * (2 + 2 * len(BATCHES)) + "|")
+    print(f"| solver, 80 cells | | {slow:.0f} | 1 | | |")
+    for name, error in mae.items():
+        cells = [f"{median[name, batch]:.1f} | {slow / median[name, batch]:.0f}" for batch in BATCHES]
+        print(f"| `{name}` | {error:.4f} | " + " | ".join(cells) + " |")
 
 
 if __name__ == "__main__":

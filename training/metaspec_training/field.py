@@ -34,6 +34,7 @@ class DiffractionFieldNetConfig(NetworkConfig):
     """Shape of the network.
 
     Attributes:
+        stem: channels of the 64 x 64 map; the 32 x 32 map has twice as many. A multiple of 8.
         width: channels of the 16 x 16 map.
         blocks: residual blocks on that map.
         spectral_basis: cubic B-splines over optical frequency that the field is expanded in.
@@ -43,6 +44,7 @@ class DiffractionFieldNetConfig(NetworkConfig):
         process: the device; its geometry and materials enter the propagation.
     """
 
+    stem: int = 32
     width: int = 160
     blocks: int = 4
     spectral_basis: int = 32
@@ -71,13 +73,13 @@ class DiffractionFieldNet(nn.Module):
     def __init__(self, config: DiffractionFieldNetConfig | None = None) -> None:
         super().__init__()
         self.config = config = config or DiffractionFieldNetConfig()
-        width, basis = config.width, config.spectral_basis
+        stem, width, basis = config.stem, config.width, config.spectral_basis
         self.stem = nn.Sequential(
-            CircularConv(1, 32, 5, stride=2),
-            nn.GroupNorm(8, 32),
+            CircularConv(1, stem, 5, stride=2),
+            nn.GroupNorm(8, stem),
             nn.SiLU(),
-            ResidualBlock(32, 64, stride=2),
-            ResidualBlock(64, width, stride=2),
+            ResidualBlock(stem, 2 * stem, stride=2),
+            ResidualBlock(2 * stem, width, stride=2),
         )
         layers: list[nn.Module] = []
         for block in range(config.blocks):
