@@ -49,6 +49,7 @@ VARIANTS = {
     "width 64, 2 blocks": [*FIELD, *shape(64, 2)],
     "width 96, 2 blocks": [*FIELD, *shape(96, 2)],
     "width 96, 2 blocks, stem 64": [*FIELD, *shape(96, 2, stem=64)],
+    "width 96, 2 blocks, beam": [*FIELD, *shape(96, 2), "--model.config.init_args.beam", "true"],
     "width 128, 4 blocks": [*FIELD, *shape(128, 4)],
     "width 160, 4 blocks": FIELD,
     "width 224, 4 blocks": [*FIELD, *shape(224, 4)],
@@ -102,8 +103,8 @@ def train(name: str, settings: list[str], shown: int, out: Path) -> Result:
     command += ["--trainer.check_val_every_n_epoch", str(every)]
     if not (out / "done").exists():
         print(name, flush=True)
-        earlier = _runs(out)
-        resume = ["--ckpt_path", str(earlier[-1] / "checkpoints" / "last.ckpt")] if earlier else []
+        saved = [last for run in _runs(out) if (last := run / "checkpoints" / "last.ckpt").exists()]
+        resume = ["--ckpt_path", str(saved[-1])] if saved else []
         subprocess.run([*command, *resume], cwd=ROOT, check=True)
         (out / "done").touch()
     log = EventAccumulator(str(_runs(out)[-1]))

@@ -66,7 +66,9 @@ def export(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_checkpoint(tmp_path_factory.mktemp("run") / "last.ckpt", DiffractionFieldNetConfig(width=32, blocks=1))
+    return write_checkpoint(
+        tmp_path_factory.mktemp("run") / "last.ckpt", DiffractionFieldNetConfig(width=32, blocks=1, beam=True)
+    )
 
 
 @pytest.fixture(scope="module")

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from scipy.interpolate import BSpline, CubicSpline
 from torch import Tensor, nn
 
+from metaspec_training.beam import BeamPropagation
 from metaspec_training.layers import CircularConv, FourierMixing, NetworkConfig, ResidualBlock
 from metaspec_training.translation import Translation
 
@@ -41,6 +42,7 @@ class DiffractionFieldNetConfig(NetworkConfig):
         wavelength_nodes: wavelengths at which the flux is computed; a cubic spline fills in the others.
         coarse_head: learn, beside the field, what a coarser simulation grid makes of it. Labels of two grids then teach
             one network without pulling its predictions, which are of the finer one, towards the coarser.
+        beam: give the network a crude solution to start from, that of a scalar wave (`BeamPropagation`).
         process: the device; its geometry and materials enter the propagation.
     """
 
@@ -50,6 +52,7 @@ class DiffractionFieldNetConfig(NetworkConfig):
     spectral_basis: int = 32
     wavelength_nodes: int = 76
     coarse_head: bool = False
+    beam: bool = False
     process: Process = field(default_factory=Process)
 
     def build(self) -> DiffractionFieldNet:
@@ -81,6 +84,12 @@ class DiffractionFieldNet(nn.Module):
             ResidualBlock(stem, 2 * stem, stride=2),
             ResidualBlock(2 * stem, width, stride=2),
         )
+        self.beam: nn.Sequential | None = None
+        if config.beam:
+            propagation = BeamPropagation(config.process, GRID)
+            self.beam = nn.Sequential(propagation, nn.Conv2d(2 * propagation.wavelengths, width, 1))
+            for parameter in self.beam.parameters():  # at first, the network is what it is without
+                nn.init.zeros_(parameter)
         layers: list[nn.Module] = []
         for block in range(config.blocks):
             if block % 2 == 0:
@@ -111,7 +120,11 @@ class DiffractionFieldNet(nn.Module):
             density: (B, 1, 128, 128).
             coarse: for which structures a coarser grid's field is wanted, bool (B,); for none by default.
         """
-        features = self.head[:-1](self.body(self.stem(2 * density - 1)))
+        encoded = self.stem(2 * density - 1)
+        if self.beam is not None:
+            with torch.autocast(density.device.type, enabled=False):  # phases need more than 8 bits
+                encoded = encoded + self.beam(density)
+        features = self.head[:-1](self.body(encoded))
         maps: Tensor = self.head[-1](features)
         if coarse is not None and self.coarse_head is not None:
             maps = maps + coarse[:, None, None, None] * self.coarse_head(features)

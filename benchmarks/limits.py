@@ -1,0 +1,117 @@
+"""What limits the bundled network: data, labels, its output layer, or how well it learns what it sees?
+
+Prints four measurements, each of which rules something out or in:
+- errors on structures it was trained on and on others: a gap would say that more data help;
+- how much labels change when the simulation grid is moved under the pattern, which no network can know;
+- how closely the fixed physics layer can follow the labels of a few structures when the field is fitted freely;
+- how much of the error the smaller bundled network shares, and how much averaging over positions on the input grid removes.
+
+python benchmarks/limits.py [--structures 289]
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+from metaspec_simulation import Process, Solver
+from metaspec_simulation.dataset import Samples, load
+from metaspec_simulation.farfield import shifted_basis
+from metaspec_training.data import PackedSpectra, SpectraDataModule
+from metaspec_training.evaluation import predict
+from metaspec_training.field import DiffractionFieldNet
+from metaspec_training.module import load_network
+from torch.utils.data import default_collate
+from tqdm import tqdm
+
+ROOT = Path(__file__).parents[1]
+DATA = ROOT / "datasets" / "bayer-600nm"
+FITTED, POSITIONS, STEPS = 6, 48, 250
+SHIFTS = ((0, 0), (4, 4), (2, 6), (6, 2))
+"""Positions of a pattern within the 8 x 8 pixels that the network's field map has a point for."""
+
+
+def mean_abs(error: np.ndarray | torch.Tensor) -> float:
+    return float(np.abs(np.asarray(error)).mean())
+
+
+def moved_grid(samples: Samples) -> list[float]:
+    """Labels of the first structures, simulated 1 and 3 pixels away and moved back, against those in the data set."""
+    solver = Solver(Process(), cells=int(samples.attributes["solver"]["cells"]))
+    differences = []
+    for n in tqdm(range(4), desc="simulating", leave=False):
+        for shift in (1, 3):
+            moved = solver.simulate(np.roll(samples.structures[n], (shift, shift), axis=(0, 1)))
+            back = shifted_basis(np.array([-shift]), np.array([-shift]))[0] @ moved.harmonics
+            differences.append(mean_abs(back - samples.spectra[n]))
+    return differences
+
+
+def fitted_field(network: DiffractionFieldNet) -> tuple[float, float]:
+    """Error over many positions of a few training structures, with the predicted field and with one fitted to them."""
+    torch.manual_seed(0)
+    data = SpectraDataModule(str(DATA), positions=POSITIONS)
+    packed = PackedSpectra(data.train_samples(), (0, 0), POSITIONS)
+    batch = data.expansion(default_collate([packed[n] for n in range(FITTED)]))
+    target = batch.spectra.flatten(2, 3)
+    with torch.no_grad():
+        maps = network.maps(batch.density)
+    maps.requires_grad_()
+    optimizer = torch.optim.Adam([maps], lr=5e-3)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
+    first = 0.0
+    for step in tqdm(range(STEPS), desc="fitting", leave=False):
+        error = network.propagation.at(maps, batch.shift) - target
+        first = first if step else mean_abs(error.detach())
+        optimizer.zero_grad()
+        error.square().mean().backward()
+        optimizer.step()
+        schedule.step()
+    return first, mean_abs(error.detach())
+
+
+def at_position(network: DiffractionFieldNet, samples: Samples, shift: tuple[int, int]) -> np.ndarray:
+    """Spectra (N, 4, W) of structures by way of the same structures moved by `shift`."""
+    density = torch.from_numpy(samples.structures[:, None].astype(np.float32))
+    with torch.inference_mode():
+        parts = [
+            network.at(part.roll(shift, (2, 3)), -torch.tensor(shift).expand(len(part), 1, 2).float())
+            for part in density.split(32)
+        ]
+    return torch.cat(parts)[:, 0].flatten(1, 2).numpy()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--structures", type=int, default=289, help="of each split")
+    count = parser.parse_args().structures
+    networks = [load_network(ROOT / "training" / "checkpoints" / f"{name}.ckpt") for name in ("field", "fast")]
+    samples = load(DATA)
+    splits = {name: samples.of(name) for name in ("train", "validation")}
+    splits = {name: split.take(np.arange(min(count, len(split)))) for name, split in splits.items()}
+
+    for name, split in splits.items():
+        error = predict(networks[0], split.structures) - split.spectra
+        print(f"MAE on {len(split)} structures of the {name} split: {mean_abs(error):.4f}")
+    print(f"Labels on a moved grid differ by {np.mean(moved_grid(splits['validation'])):.4f} (mean absolute).")
+    print(
+        "Field predicted, then fitted freely, for {} structures at {} positions: MAE {:.4f}, {:.4f}".format(
+            FITTED, POSITIONS, *fitted_field(networks[0])
+        )
+    )
+    split = splits["validation"]
+    first, second = (predict(network, split.structures) - split.spectra for network in networks)
+    shared = (first * second).mean() / np.sqrt((first**2).mean() * (second**2).mean())
+    print(
+        f"MAE of the two networks: {mean_abs(first):.4f}, {mean_abs(second):.4f}; correlation of their errors {shared:.2f}"
+    )
+    moved = np.stack([at_position(networks[0], split, shift) for shift in SHIFTS])
+    print(
+        f"MAE of the mean over {len(SHIFTS)} positions on the input grid: {mean_abs(moved.mean(axis=0) - split.spectra):.4f}"
+    )
+
+
+if __name__ == "__main__":
+    main()
