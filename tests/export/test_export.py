@@ -144,13 +144,14 @@ def test_metadata(repository: Path) -> None:
     assert "from those of fp32, its gradient by" in card
 
 
-def test_the_bundled_checkpoint_is_the_bundled_model() -> None:
-    network = load_network(ROOT / "training" / "checkpoints" / "field.ckpt")
+@pytest.mark.parametrize(("checkpoint", "name"), [("field", "diffractionnet"), ("fast", "diffractionnet_fast")])
+def test_the_bundled_checkpoints_are_the_bundled_models(checkpoint: str, name: str) -> None:
+    network = load_network(ROOT / "training" / "checkpoints" / f"{checkpoint}.ckpt")
     structures = load(DATA).of("test").structures[:4]
     models = ROOT / "server" / "models"
-    graph = (models / "diffractionnet" / "1" / "model.onnx").read_bytes()
+    graph = (models / name / "1" / "model.onnx").read_bytes()
     assert check_parity(network, graph, structures) <= 1e-5
-    graph = (models / "diffractionnet_vjp" / "1" / "model.onnx").read_bytes()
+    graph = (models / f"{name}_vjp" / "1" / "model.onnx").read_bytes()
     assert check_gradient_parity(network, graph, structures[:2]).autograd <= 1e-4
 
 

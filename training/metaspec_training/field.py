@@ -86,10 +86,8 @@ class DiffractionFieldNet(nn.Module):
         )
         self.beam: nn.Sequential | None = None
         if config.beam:
-            propagation = BeamPropagation(config.process, GRID)
-            self.beam = nn.Sequential(propagation, nn.Conv2d(2 * propagation.wavelengths, width, 1))
-            for parameter in self.beam.parameters():  # at first, the network is what it is without
-                nn.init.zeros_(parameter)
+            wave = BeamPropagation(config.process, GRID)
+            self.beam = nn.Sequential(wave, nn.Conv2d(2 * wave.wavelengths, width, 1))
         layers: list[nn.Module] = []
         for block in range(config.blocks):
             if block % 2 == 0:
