@@ -135,7 +135,7 @@ def table(results: dict[str, list[dict]]) -> str:
             *(f"{d:.4f}" for d in detectors),
         ]
         cells += [f"{np.mean([run[key] for run in runs]):.{digits}f}" for key, digits in
-                  (("peak_nm", 1), ("gradient_norm", 2), ("clipped", 2))]  # fmt: skip
+                  (("peak_nm", 1), ("gradient_norm", 3), ("clipped", 2))]  # fmt: skip
         lines.append(" | ".join(cells))
     return "".join(f"| {line} |\n" for line in lines)
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 import onnx
 
 _ALLOWED = """
-    Abs Add BatchNormalization Cast Clip Concat Conv ConvTranspose DequantizeLinear Div Erf Exp Expand Gather Gelu Gemm
+    Abs Add BatchNormalization Cast Clip Concat Conv ConvTranspose Cos DequantizeLinear Div Erf Exp Expand Gather Gelu Gemm
     Identity InstanceNormalization LayerNormalization MatMul Max Min Mul Neg Pad Pow QuantizeLinear Reciprocal ReduceMax
-    ReduceMean ReduceSum Reshape Sigmoid Slice Softmax Split Sqrt Squeeze Sub Tanh Transpose Unsqueeze Where
+    ReduceMean ReduceSum Reshape Sigmoid Sin Slice Softmax Split Sqrt Squeeze Sub Tanh Transpose Unsqueeze Where
 """
 ALLOWED = frozenset(_ALLOWED.split())
 

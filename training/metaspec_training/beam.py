@@ -66,7 +66,8 @@ class BeamPropagation(nn.Module):
             self.register_buffer(name, torch.tensor(matrix, dtype=torch.float32), persistent=False)
 
     def forward(self, density: Tensor) -> Tensor:
-        pooled = nn.functional.avg_pool2d(density, PIXELS // POOLED)
+        side = PIXELS // POOLED  # as reshapes, since ONNX has no derivative of its pooling
+        pooled = density.unflatten(-1, (POOLED, side)).unflatten(-3, (POOLED, side)).mean(dim=(-3, -1))
         phase = self.thickness * (torch.sqrt(1 + self.contrast * pooled) - INDEX)
         screen_cos, screen_sin = phase.cos(), phase.sin()
         real, imag = screen_cos, screen_sin  # the plane wave, after the first screen
