@@ -92,9 +92,9 @@ def main() -> None:
     splits = {name: samples.of(name) for name in ("train", "validation")}
     splits = {name: split.take(np.arange(min(count, len(split)))) for name, split in splits.items()}
 
+    error = {name: predict(networks[0], split.structures) - split.spectra for name, split in splits.items()}
     for name, split in splits.items():
-        error = predict(networks[0], split.structures) - split.spectra
-        print(f"MAE on {len(split)} structures of the {name} split: {mean_abs(error):.4f}")
+        print(f"MAE on {len(split)} structures of the {name} split: {mean_abs(error[name]):.4f}")
     print(f"Labels on a moved grid differ by {np.mean(moved_grid(splits['validation'])):.4f} (mean absolute).")
     print(
         "Field predicted, then fitted freely, for {} structures at {} positions: MAE {:.4f}, {:.4f}".format(
@@ -102,7 +102,7 @@ def main() -> None:
         )
     )
     split = splits["validation"]
-    first, second = (predict(network, split.structures) - split.spectra for network in networks)
+    first, second = error["validation"], predict(networks[1], split.structures) - split.spectra
     shared = (first * second).mean() / np.sqrt((first**2).mean() * (second**2).mean())
     print(
         f"MAE of the two networks: {mean_abs(first):.4f}, {mean_abs(second):.4f}; correlation of their errors {shared:.2f}"

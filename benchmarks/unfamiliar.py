@@ -5,17 +5,17 @@ from __future__ import annotations
 import numpy as np
 import torch
 from metaspec_simulation import PIXELS, Process
-from metaspec_simulation.merit import COLOURS
 from metaspec_simulation.structures import without_small_features
+from metaspec_training.designs import colour_bands, low_pass, smooth
 from metaspec_training.symmetric import SymmetricNetwork
 from tqdm import tqdm
 
 
 def fields(rng: np.random.Generator, correlation: np.ndarray) -> np.ndarray:
     """Gaussian random fields of unit variance and correlation lengths in pixels (N,), (N, 128, 128)."""
-    k = 2 * np.pi * np.fft.fftfreq(PIXELS)
-    low_pass = np.exp(-(k[:, None] ** 2 + k**2) * correlation[:, None, None] ** 2 / 4)
-    field = np.fft.ifft2(np.fft.fft2(rng.standard_normal((len(correlation), PIXELS, PIXELS))) * low_pass).real
+    white = rng.standard_normal((len(correlation), PIXELS, PIXELS))
+    kept = np.stack([low_pass(length) for length in correlation])
+    field = np.fft.irfft2(np.fft.rfft2(white) * kept, s=(PIXELS, PIXELS))
     return field / field.std(axis=(1, 2), keepdims=True)
 
 
@@ -64,9 +64,7 @@ def ascend(
         steps: of Adam, with a density that gets sharper.
     """
     network.requires_grad_(False)
-    bands = torch.from_numpy(_bands())
-    k = 2 * np.pi * np.fft.fftfreq(PIXELS)
-    low_pass = torch.from_numpy(np.exp(-(k[:, None] ** 2 + k**2) * 6**2 / 4)).float()
+    bands = colour_bands(len(Process().wavelengths_nm))
     found = []
     for start in tqdm(starts, desc=f"ascent, {'filtered' if filtered else 'no filter'}, penalty {penalty:g}"):
         latent = torch.from_numpy(start).float().requires_grad_(True)
@@ -81,19 +79,8 @@ def ascend(
             optimizer.zero_grad()
             (-value).backward()
             if filtered:
-                assert latent.grad is not None
-                latent.grad = torch.fft.ifft2(torch.fft.fft2(latent.grad) * low_pass).real
+                latent.grad = smooth(latent.grad)
             optimizer.step()
         structure = (latent.detach().numpy() > 0).astype(np.uint8)
         found.append(without_small_features(structure) if filtered else structure)
     return np.stack(found)
-
-
-def _bands() -> np.ndarray:
-    """What spectra (4, W) are multiplied with and summed for the efficiency of each colour: (3, 4, W)."""
-    wavelengths = Process().wavelengths_nm
-    bands = np.zeros((len(COLOURS), 4, len(wavelengths)), np.float32)
-    for row, ((low, high), detectors) in enumerate(COLOURS.values()):
-        inside = (wavelengths >= low) & (wavelengths < high)
-        bands[row, list(detectors)] = inside / inside.sum()
-    return bands

@@ -55,9 +55,9 @@ class BeamPropagation(nn.Module):
         wanted = (np.arange(points) * (PIXELS // points) + 0.5) / PIXELS
         into = np.exp(-2j * np.pi * np.outer(ORDERS, pooled)) / POOLED
         for name, matrix in (
-            ("into", _pairs(into)),
-            ("out", _pairs(np.exp(2j * np.pi * np.outer(pooled, ORDERS)))),
-            ("sample", _pairs(np.exp(2j * np.pi * np.outer(wanted, ORDERS)))),
+            ("into", complex_matrix(into)),
+            ("out", complex_matrix(np.exp(2j * np.pi * np.outer(pooled, ORDERS)))),
+            ("sample", complex_matrix(np.exp(2j * np.pi * np.outer(wanted, ORDERS)))),
             ("step_cos", step.real),
             ("step_sin", step.imag),
             ("thickness", (k0 * slice_um)[:, None, None]),
@@ -84,7 +84,7 @@ class BeamPropagation(nn.Module):
         return real * self.step_cos - imag * self.step_sin, real * self.step_sin + imag * self.step_cos
 
 
-def _pairs(matrix: np.ndarray) -> np.ndarray:
+def complex_matrix(matrix: np.ndarray) -> np.ndarray:
     """A complex matrix (M, N) as what (..., 2 N) of real parts, then imaginary ones, is multiplied with from the right."""
     transposed = matrix.T
     return np.block([[transposed.real, transposed.imag], [-transposed.imag, transposed.real]])

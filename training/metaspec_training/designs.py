@@ -39,7 +39,7 @@ def make_designs(checkpoint: Path, out: Path, count: int = 256, seed: int = 0, s
     if count < 2 or steps < 2:
         raise ValueError(f"count and steps must be at least 2, got {count} and {steps}")
     network = load_network(checkpoint).requires_grad_(False)
-    bands = _bands(int(network(torch.zeros(1, 1, PIXELS, PIXELS)).shape[-1]))
+    bands = colour_bands(int(network(torch.zeros(1, 1, PIXELS, PIXELS)).shape[-1]))
     rng = np.random.default_rng([seed, 0x0DE5])
     found: list[NDArray[np.uint8]] = []
     with tqdm(total=count, unit="structure") as bar:
@@ -54,7 +54,7 @@ def make_designs(checkpoint: Path, out: Path, count: int = 256, seed: int = 0, s
                 optimizer.zero_grad()
                 (-(weight * efficiency).sum()).backward()
                 # Only what the shortest feature allows: the gradient's fine structure makes no difference to light.
-                latent.grad = _smooth(latent.grad)
+                latent.grad = smooth(latent.grad)
                 optimizer.step()
                 if step in (steps // 2, steps - 1):
                     binary = (latent.detach().numpy() > 0).astype(np.uint8)
@@ -66,7 +66,7 @@ def make_designs(checkpoint: Path, out: Path, count: int = 256, seed: int = 0, s
     print(f"{count} structures in {out}")
 
 
-def _bands(wavelengths: int) -> Tensor:
+def colour_bands(wavelengths: int) -> Tensor:
     """What spectra (4, W) are multiplied with and summed for each colour's efficiency: (3, 4, W)."""
     nm = np.linspace(400, 700, wavelengths)
     bands = np.zeros((len(COLOURS), 4, wavelengths), np.float32)
@@ -81,20 +81,21 @@ def _starts(rng: np.random.Generator, count: int) -> NDArray[np.float32]:
     fields = []
     for n in range(count):
         noise = rng.standard_normal((PIXELS, PIXELS))
-        smooth = np.fft.irfft2(np.fft.rfft2(noise) * _low_pass(rng.uniform(8, 20)), s=noise.shape)
+        smooth = np.fft.irfft2(np.fft.rfft2(noise) * low_pass(rng.uniform(8, 20)), s=noise.shape)
         if n % 2:
             smooth = smooth + smooth.T
         fields.append(smooth / smooth.std())
     return np.stack(fields).astype(np.float32)
 
 
-def _smooth(gradient: Tensor | None) -> Tensor:
+def smooth(gradient: Tensor | None) -> Tensor:
+    """A gradient (..., 128, 128) without what is finer than the shortest feature."""
     assert gradient is not None
-    low_pass = torch.from_numpy(_low_pass(6.0)).float()
-    return torch.fft.irfft2(torch.fft.rfft2(gradient) * low_pass, s=gradient.shape[-2:])
+    kept = torch.from_numpy(low_pass(6.0)).float()
+    return torch.fft.irfft2(torch.fft.rfft2(gradient) * kept, s=gradient.shape[-2:])
 
 
-def _low_pass(correlation: float) -> NDArray[np.float64]:
+def low_pass(correlation: float) -> NDArray[np.float64]:
     """Gaussian low-pass of a correlation length in pixels, on the grid of `rfft2`."""
     k, half = 2 * np.pi * np.fft.fftfreq(PIXELS), 2 * np.pi * np.fft.rfftfreq(PIXELS)
     return np.exp(-(k[:, None] ** 2 + half**2) * correlation**2 / 4)

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from scipy.interpolate import BSpline, CubicSpline
 from torch import Tensor, nn
 
-from metaspec_training.beam import BeamPropagation
+from metaspec_training.beam import BeamPropagation, complex_matrix
 from metaspec_training.layers import CircularConv, FourierMixing, NetworkConfig, ResidualBlock
 from metaspec_training.translation import Translation
 
@@ -205,7 +205,7 @@ class Propagation(nn.Module):
         wave = np.exp(2j * np.pi * np.outer(order, np.arange(points) / points))
         window = window_harmonics(np.eye(points**2).reshape(-1, points, points).swapaxes(1, 2))
         for name, matrix in (
-            ("to_points", np.block([[wave.real, wave.imag], [-wave.imag, wave.real]])),
+            ("to_points", complex_matrix(wave.T)),
             ("window", window),
             ("dft_cos", np.cos(angle) / GRID),
             ("dft_sin", np.sin(angle) / GRID),
