@@ -1,9 +1,10 @@
 """What learns fastest, how much data does it take, and what does a prediction cost?
 
 Each variant is `training/train.py` with some settings changed; all are shown the same number of structures, that of `--epochs`
-epochs over the data set. Writes a table and a figure: validation error over training time, over the number of different
-structures, and over the time that ONNX Runtime needs for a structure (one thread, batches of 8, all networks taking turns),
-with the bundled networks beside them. Finished variants are kept in OUT: repeat the command to go on.
+epochs over the data set. Writes a table and a figure: validation error over training time (of averaged weights, which lag
+behind), and of the weights at the end over the number of different structures and over the time that ONNX Runtime needs for
+a structure (one thread, batches of 8, all networks taking turns), with the bundled networks beside them. Finished variants
+are kept in OUT: repeat the command to go on.
 
 python benchmarks/learning.py --out runs/learning [--epochs 5] [--only recipe data width ...]
 """
@@ -20,11 +21,13 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import onnxruntime
+import torch
 from metaspec_export.onnx import forward_graph
-from metaspec_simulation.dataset import load
-from metaspec_training.evaluation import errors, predict
+from metaspec_simulation.dataset import Samples, load
+from metaspec_training.evaluation import Errors, errors, predict
 from metaspec_training.module import load_network
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import nn
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
@@ -34,12 +37,13 @@ FINE, COARSE = (ROOT / "datasets" / name for name in ("bayer-600nm", "bayer-600n
 BATCH = 16
 
 
-def shape(width: int, blocks: int, stem: int = 32) -> list[str]:
-    sizes = {"width": width, "blocks": blocks, "stem": stem}
-    return [part for name, size in sizes.items() for part in (f"--model.config.init_args.{name}", str(size))]
+def shape(width: int, blocks: int, stem: int = 32, beam: bool = False) -> list[str]:
+    sizes = {"width": width, "blocks": blocks, "stem": stem, "beam": beam}
+    return [str(part) for name, size in sizes.items() for part in (f"--model.config.init_args.{name}", size)]
 
 
-FIELD, FULL, FAST = (["--config", f"training/configs/{name}.yaml"] for name in ("field", "full", "fast"))
+FIELD, FULL = (["--config", f"training/configs/{name}.yaml"] for name in ("field", "full"))
+SMALL = [*FIELD, *shape(96, 2)]
 VARIANTS = {
     "recipe: AdamW, 1 position": [*FIELD, "--model.optimizer", "adamw", "--data.positions", "1"],
     "recipe: AdamW, 8 positions": [*FIELD, "--model.optimizer", "adamw"],
@@ -47,16 +51,17 @@ VARIANTS = {
     "recipe: full DiffractionNet, AdamW": FULL,
     "recipe: full DiffractionNet, Muon": [*FULL, "--model.optimizer", "muon"],
     "width 64, 2 blocks": [*FIELD, *shape(64, 2)],
-    "width 96, 2 blocks": [*FIELD, *shape(96, 2)],
+    "width 96, 2 blocks": SMALL,
     "width 96, 2 blocks, stem 64": [*FIELD, *shape(96, 2, stem=64)],
-    "width 96, 2 blocks, beam": [*FIELD, *shape(96, 2), "--model.config.init_args.beam", "true"],
+    "width 96, 2 blocks, beam": [*FIELD, *shape(96, 2, beam=True)],
+    "width 96, 2 blocks, beam, batches of 8": [*FIELD, *shape(96, 2, beam=True), "--data.batch_size", "8"],
     "width 128, 4 blocks": [*FIELD, *shape(128, 4)],
-    "width 160, 4 blocks": FIELD,
+    "width 160, 4 blocks": [*FIELD, *shape(160, 4)],
     "width 224, 4 blocks": [*FIELD, *shape(224, 4)],
     "width 160, 8 blocks": [*FIELD, *shape(160, 8)],
-    "data: 150 structures": FAST,
-    "data: 600 structures": FAST,
-    "data: 12000 structures": FAST,
+    "data: 150 structures": SMALL,
+    "data: 600 structures": SMALL,
+    "data: 12000 structures": SMALL,
 }
 DIFFERENT = {
     "data: 150 structures": 150,
@@ -68,54 +73,55 @@ DIFFERENT = {
 
 @dataclass(frozen=True)
 class Result:
-    """A trained variant: its validation errors, in minutes since the first step, and its best checkpoint."""
+    """A trained network and its validation errors.
+
+    Attributes:
+        minutes: since the first step, of each validation while training.
+        mae: then, of averaged weights. These remember the start for some hundred steps.
+        final: of the weights at the end, not averaged.
+        network: with these weights.
+    """
 
     minutes: list[float]
     mae: list[float]
-    loss: float
-    checkpoint: Path
+    final: Errors
+    network: nn.Module
 
 
-def train(name: str, settings: list[str], shown: int, out: Path) -> Result:
+def train(name: str, settings: list[str], shown: int, out: Path, validation: Samples) -> Result:
     """Train a variant on `shown` structures, or go on with it."""
     different = DIFFERENT.get(name, 2391)
     data = [str(FINE)] if different <= 2391 else [str(FINE), str(COARSE)]
     epochs = max(1, round(shown / different))
     every = max(1, epochs // 8)  # validated as often in every variant, and at the end
     epochs -= epochs % every
-    command = [
-        sys.executable,
-        "training/train.py",
-        *settings,
-        "--data.batch_size",
-        str(BATCH),
-        "--data.path",
-        str(data),
-    ]
-    command += [
-        "--data.limit",
-        str(different),
-        "--trainer.default_root_dir",
-        str(out),
-        "--trainer.max_epochs",
-        str(epochs),
-    ]
-    command += ["--trainer.check_val_every_n_epoch", str(every)]
+    common = {
+        "--data.batch_size": BATCH,
+        "--data.path": data,
+        "--data.limit": different,
+        "--trainer.default_root_dir": out,
+        "--trainer.max_epochs": epochs,
+        "--trainer.check_val_every_n_epoch": every,
+    }
+    flags = [str(part) for flag in common.items() for part in flag]
+    config, preset, *own = settings  # a variant's own settings come last: they win
     if not (out / "done").exists():
         print(name, flush=True)
         saved = [last for run in _runs(out) if (last := run / "checkpoints" / "last.ckpt").exists()]
         resume = ["--ckpt_path", str(saved[-1])] if saved else []
-        subprocess.run([*command, *resume], cwd=ROOT, check=True)
+        command = [sys.executable, "training/train.py", config, preset, *flags, *own, *resume]
+        subprocess.run(command, cwd=ROOT, check=True)
         (out / "done").touch()
     log = EventAccumulator(str(_runs(out)[-1]))
     log.Reload()
     start = log.Scalars("train/loss")[0].wall_time
     mae = log.Scalars("validation/mae")
+    network = _last_weights(_runs(out)[-1] / "checkpoints" / "last.ckpt")
     return Result(
         minutes=[(event.wall_time - start) / 60 for event in mae],
         mae=[event.value for event in mae],
-        loss=log.Scalars("validation/loss")[-1].value,
-        checkpoint=_runs(out)[-1] / "checkpoints" / "last.ckpt",
+        final=errors(predict(network, validation.structures), validation.spectra),
+        network=network,
     )
 
 
@@ -123,11 +129,19 @@ def _runs(out: Path) -> list[Path]:
     return sorted(out.glob("lightning_logs/version_*"), key=lambda path: int(path.name.partition("_")[2]))
 
 
-def milliseconds(checkpoints: list[Path]) -> list[float]:
+def _last_weights(checkpoint: Path) -> nn.Module:
+    """The network with the weights of the last step, where `load_network` has their moving average."""
+    network = load_network(checkpoint)
+    last = torch.load(checkpoint, map_location="cpu", weights_only=True)["current_model_state"]
+    network.load_state_dict({key.removeprefix("network."): value for key, value in last.items()})
+    return network
+
+
+def milliseconds(networks: list[nn.Module]) -> list[float]:
     """Time of one structure in ONNX Runtime, one thread, batch 8: median of rounds in which all take turns."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
-    models = [forward_graph(load_network(checkpoint)).SerializeToString() for checkpoint in checkpoints]
+    models = [forward_graph(network).SerializeToString() for network in networks]
     sessions = [onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"]) for model in models]
     batch = np.random.default_rng(0).integers(0, 2, (8, 1, 128, 128)).astype(np.float32)
     times = np.empty((12, len(sessions)))
@@ -147,28 +161,29 @@ def main() -> None:
     arguments = parser.parse_args()
 
     chosen = {name: settings for name, settings in VARIANTS.items() if name.startswith(tuple(arguments.only))}
+    validation = load(FINE).of("validation")
     results: dict[str, Result] = {}
     for name, settings in chosen.items():
         folder = arguments.out.absolute() / "".join(c if c.isalnum() else "-" for c in name)
-        results[name] = train(name, settings, arguments.epochs * 2391, folder)
-    validation = load(FINE).of("validation")
+        results[name] = train(name, settings, arguments.epochs * 2391, folder, validation)
     for file in sorted((ROOT / "training" / "checkpoints").glob("*.ckpt")):
-        of = errors(predict(load_network(file), validation.structures), validation.spectra)
-        results[f"bundled: {file.stem}"] = Result([], [of.mae], of.loss, file)
+        network = load_network(file)
+        final = errors(predict(network, validation.structures), validation.spectra)
+        results[f"bundled: {file.stem}"] = Result([], [], final, network)
 
-    costs = milliseconds([result.checkpoint for result in results.values()])
+    costs = milliseconds([result.network for result in results.values()])
     figure, (curves, sizes, front) = pyplot.subplots(1, 3, figsize=(17, 4.5), layout="constrained")
     print("| variant | validation MAE | loss x 1000 | minutes | ms per structure |\n|---|---|---|---|---|")
     for (name, result), cost in zip(results.items(), costs, strict=True):
         minutes = f"{result.minutes[-1]:.1f}" if result.minutes else ""
-        print(f"| {name} | {result.mae[-1]:.4f} | {1000 * result.loss:.3f} | {minutes} | {cost:.1f} |")
+        print(f"| {name} | {result.final.mae:.4f} | {1000 * result.final.loss:.3f} | {minutes} | {cost:.1f} |")
         if name in DIFFERENT:
-            sizes.plot(DIFFERENT[name], result.mae[-1], "o", color="C0")
+            sizes.plot(DIFFERENT[name], result.final.mae, "o", color="C0")
         if result.minutes and not name.startswith("data"):
             curves.plot(result.minutes, result.mae, label=name)
         if not name.startswith(("data", "recipe")):
-            front.plot(cost, result.mae[-1], "*" if name.startswith("bundled") else "o", color="C1", ms=8)
-            front.annotate(name, (cost, result.mae[-1]), fontsize=7, xytext=(4, 4), textcoords="offset points")
+            front.plot(cost, result.final.mae, "*" if name.startswith("bundled") else "o", color="C1", ms=8)
+            front.annotate(name, (cost, result.final.mae), fontsize=7, xytext=(4, 4), textcoords="offset points")
     curves.set(title="while training", xlabel="minutes", ylabel="validation MAE", yscale="log")
     curves.legend(fontsize=7)
     sizes.set(title="the same number of steps", xlabel="different structures", xscale="log")

@@ -17,6 +17,7 @@ from metaspec_simulation.dataset import HARMONIC_STEP, Samples, given_recipe, lo
 from metaspec_simulation.farfield import shifted_basis
 from metaspec_simulation.structures import SOURCES
 from metaspec_simulation.symmetry import symmetries
+from metaspec_training.averaging import MovingAverage
 from metaspec_training.data import Batch, Expansion, Packed, PackedSpectra, SpectraDataModule
 from metaspec_training.designs import make_designs
 from metaspec_training.evaluation import errors, mean_predictor, nearest_predictor
@@ -189,6 +190,23 @@ def test_a_resumed_run_ends_where_the_uninterrupted_one_does(trained: Path, tmp_
         assert torch.equal(weight, resumed["state_dict"][name]), name
     assert str(resumed["optimizer_states"]) == str(whole["optimizer_states"])
     assert resumed["lr_schedulers"] == whole["lr_schedulers"]
+
+
+def test_the_average_of_a_short_run_does_not_remember_its_start(trained: Path, tmp_path: Path) -> None:
+    """After six steps, a memory of 200 steps would still be at the first of them."""
+    weights = folder(trained) / "checkpoints" / "last.ckpt"
+    train(tmp_path, *SMALL, "--model.weights", str(weights), "--trainer.max_epochs", "2", "--data.batch_size", "16")
+    start = load_network(weights).state_dict()
+    last = torch.load(folder(tmp_path) / "checkpoints" / "last.ckpt", weights_only=True)
+    assert last["global_step"] == 6
+    average, now = (
+        {k.removeprefix("network."): v for k, v in last[s].items()} for s in ("state_dict", "current_model_state")
+    )
+    for name in ("head.0.weight", "head.2.weight", "stem.0.weight"):
+        way = float((now[name] - start[name]).norm())
+        assert 0 < float((now[name] - average[name]).norm()) < 0.4 * way
+    with pytest.raises(ValueError, match="decay must be from 0 to below 1, got 1"):
+        MovingAverage(decay=1)
 
 
 def test_what_is_logged(trained: Path) -> None:
