@@ -4,8 +4,8 @@ import dataclasses
 import json
 import subprocess
 import sys
-import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -143,11 +143,15 @@ def test_trivial_predictors(samples: Samples) -> None:
 SMALL = ["--model.config.init_args.width", "32", "--model.config.init_args.blocks", "1", "--data.limit", "48"]
 
 
-def train(run: Path, *arguments: str, launcher: tuple[str, ...] = (sys.executable,), preset: str = "field") -> str:
-    """Train as a user would, a tiny network on few samples; returns what is printed."""
+def training_command(run: Path, launcher: tuple[str, ...] = (sys.executable,), preset: str = "field") -> list[str]:
     settings = ["--config", f"training/configs/{preset}.yaml", "--data.path", str(DATA), "--trainer.precision", "32"]
     quiet = ["--trainer.enable_progress_bar", "false", "--trainer.default_root_dir", str(run)]
-    command = [*launcher, "training/train.py", *settings, *quiet, "--trainer.limit_val_batches", "1", *arguments]
+    return [*launcher, "training/train.py", *settings, *quiet, "--trainer.limit_val_batches", "1"]
+
+
+def train(run: Path, *arguments: str, launcher: tuple[str, ...] = (sys.executable,), preset: str = "field") -> str:
+    """Train as a user would, a tiny network on few samples; returns what is printed."""
+    command = [*training_command(run, launcher, preset), *arguments]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
     assert result.returncode == 0, result.stderr
     return result.stdout + result.stderr
@@ -260,33 +264,41 @@ def test_muon_steps_along_the_nearest_orthogonal_matrix() -> None:
 
 def test_live_weights(tmp_path: Path) -> None:
     """A running training takes up a change and refuses a bad file, as seen in its log and its messages."""
-    run = folder(tmp_path)
-    messages: list[str] = []
+    run, printed = folder(tmp_path / "run"), tmp_path / "printed"
 
-    def change() -> None:
-        """Wait for the run to start, then change its weights well and badly."""
-        while not (run / "weights.json").exists():
-            time.sleep(0.02)
-        command = [sys.executable, "-m", "metaspec_training.cli", "weights", str(run), "--w-grad", "50"]
-        messages.append(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-        for _ in range(400):
-            if 50.0 in scalars(run).get("weights/w_grad", []):
-                break
+    def wait_for(what: str, happened: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 300
+        while not happened():
+            assert time.monotonic() < deadline, f"{what}: {printed.read_text()}"
+            assert training.poll() is None, printed.read_text()
             time.sleep(0.1)
-        (run / "weights.json").write_text('{"w_mse": -1, "w_grad": 50, "w_rel": 0.1, "w_curv": 0, "blue_weight": "x"}')
 
-    changer = threading.Thread(target=change)
-    changer.start()
-    output = train(tmp_path, *SMALL, "--trainer.max_epochs", "40", "--trainer.max_time", "00:00:01:00")
-    changer.join()
-    assert '"w_grad": 50.0' in messages[0]
+    def taken_up() -> list[float]:
+        return scalars(run).get("weights/w_grad", [])
+
+    with printed.open("w") as output:
+        endless = [*training_command(tmp_path / "run"), *SMALL, "--trainer.max_epochs", "100000"]
+        training = subprocess.Popen(endless, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
+    try:
+        wait_for("first epoch", lambda: run.exists() and 100.0 in taken_up())
+        command = [sys.executable, "-m", "metaspec_training.cli", "weights", str(run), "--w-grad", "50"]
+        message = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        assert '"w_grad": 50.0' in message
+        wait_for("the change", lambda: 50.0 in taken_up())
+        (run / "weights.json").write_text('{"w_mse": -1, "w_grad": 70, "w_rel": 0.1, "w_curv": 0, "blue_weight": "x"}')
+        wait_for("refusal", lambda: "Loss weights not changed" in printed.read_text())
+        epochs = len(taken_up())
+        wait_for("an epoch after it", lambda: len(taken_up()) > epochs + 1)
+    finally:
+        training.kill()
+        training.wait()
     logged = scalars(run)
-    assert logged["weights/w_grad"][0] == 100
+    assert set(logged["weights/w_grad"]) == {100.0, 50.0}
     assert logged["weights/w_grad"][-1] == 50
     assert set(logged["weights/w_mse"]) == {2.0}
-    assert "Loss weights not changed" in output
-    assert "w_mse: Input should be greater than or equal to 0, got -1" in output
-    assert "blue_weight" in output
+    refusal = printed.read_text()
+    assert "w_mse: Input should be greater than or equal to 0, got -1" in refusal
+    assert "blue_weight" in refusal
 
 
 def test_weights_that_are_refused(tmp_path: Path) -> None:
@@ -391,6 +403,7 @@ def test_report(trained: Path, tmp_path: Path) -> None:
         (("--model.loss.init_args.w_grad", "-3"), "w_grad must not be negative, got -3"),
         (("--model.learning_rte", "1"), "learning_rte"),
         (("--model.weights", "nowhere.ckpt"), "nowhere.ckpt"),
+        (("--trainer.max_epochs", "-1"), "trainer.max_epochs or trainer.max_steps must be set"),
     ],
 )
 def test_settings_that_are_refused(setting: tuple[str, str], message: str, tmp_path: Path) -> None:
@@ -412,7 +425,7 @@ def test_what_is_no_checkpoint(tmp_path: Path) -> None:
         load_network(file)
 
 
-@pytest.mark.parametrize("preset", ["field", "full", "baseline"])
+@pytest.mark.parametrize("preset", ["field", "fast", "full", "baseline"])
 def test_presets_are_valid(preset: str) -> None:
     command = [sys.executable, "training/train.py", "--config", f"training/configs/{preset}.yaml", "--print_config"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)

@@ -183,7 +183,11 @@ class SpectraModule(LightningModule):
         self.log("train/clipped_fraction", (norm > self.clip_norm).float())
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """The optimiser and its schedule; vectors (norms, biases) are not decayed."""
+        """The optimiser and its schedule; vectors (norms, biases) are not decayed.
+
+        Raises:
+            ValueError: the training has no end.
+        """
         optimizer: Optimizer
         if self.optimizer == "muon":
             optimizer = MuonAdamW(list(self.parameters()), self.learning_rate, self.weight_decay)
@@ -192,7 +196,9 @@ class SpectraModule(LightningModule):
             others = [p for p in self.parameters() if p.ndim < 2]
             groups = [{"params": decayed, "weight_decay": self.weight_decay}, {"params": others, "weight_decay": 0.0}]
             optimizer = AdamW(groups, lr=self.learning_rate, betas=(0.9, 0.99))
-        total = int(self.trainer.estimated_stepping_batches)
+        total = self.trainer.estimated_stepping_batches
+        if math.isinf(total):
+            raise ValueError("trainer.max_epochs or trainer.max_steps must be set: the learning rate falls towards an end")
         warm = max(1, int(self.warm_up * total))
 
         def factor(step: int) -> float:
