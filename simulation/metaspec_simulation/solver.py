@@ -72,6 +72,51 @@ class Solver:
         Raises:
             ValueError: another shape, or values other than 0 and 1.
         """
+        back, through = self._recorded(structure)
+        grid, zero = self.grid, self._order
+        for polarisation in (0, 1):  # the source sheet shines upwards as much as it does downwards
+            back[polarisation, :, polarisation, zero, zero] -= 1
+        incident_power = self._above.s_scale[:, zero, zero] ** 2
+        back = self._above.continuous(back, (grid.top - grid.reflected) * grid.dz - grid.face_um, 0.0)
+        through = self._below.continuous(through, self._offset_um, self.process.distance_um)
+        reflected = self._power(self._above, back) / incident_power
+        flux = farfield.flux_map(through, self._below.magnetic(through)).mean(axis=0) / incident_power[:, None, None]
+        harmonics = farfield.window_harmonics(flux).T
+        quadrants = farfield.shifted_basis(np.zeros(1, int), np.zeros(1, int))[0]
+        return Simulation(
+            wavelengths_nm=self.wavelengths_nm,
+            spectra=(quadrants @ harmonics).astype(np.float32),
+            harmonics=harmonics.astype(np.float32),
+            reflection=reflected.astype(np.float32),
+        )
+
+    def orders(self, structure: ArrayLike) -> farfield.Complex:
+        """Simulate one structure; returns the Fourier orders of E just under it, complex64 (2, 2, W, ky, kx).
+
+        The axes are polarisation of the light (x, y), component of E (x, y), wavelength, orders -7..7 in y and x. Amplitudes
+        are relative to the incident wave where it meets the upper face, and referred to the corner of the cell; orders that
+        do not propagate in the substrate are there, too.
+
+        Raises:
+            ValueError: as `simulate` does.
+        """
+        _, through = self._recorded(structure)
+        zero = self._order
+        field = self._below.continuous(through, self._offset_um, 0.0).swapaxes(1, 2)
+        # Recorded phases are relative to the bare pulse on the same plane, which on its way there has crossed the pattern's
+        # layer and the offset. As if the grid did not delay light in vacuum, the layer counts with the true wavelength.
+        since = self._above.discrete_kz[:, zero, zero] * self._offset_um
+        since = since + self._above.k0[:, 0, 0] * self.process.thickness_um
+        scale = np.exp(1j * since) / self._above.s_scale[:, zero, zero]
+        return (field * scale[:, None, None]).astype(np.complex64)
+
+    @property
+    def _offset_um(self) -> float:
+        """From the lower face of the pattern to the recorded plane under it."""
+        return (self.grid.transmitted - self.grid.bottom) * self.grid.dz - self.grid.face_um
+
+    def _recorded(self, structure: ArrayLike) -> tuple[farfield.Complex, farfield.Complex]:
+        """Relative amplitudes on the plane above and on the one below, each (2, W, 2, ky, kx)."""
         pattern = np.asarray(structure)
         if pattern.shape != (PIXELS, PIXELS):
             raise ValueError(f"structure must have shape ({PIXELS}, {PIXELS}), got {pattern.shape}")
@@ -84,26 +129,8 @@ class Solver:
             passed.append(tuple(field[:, ::-1].swapaxes(-1, -2) for field in passed[0]))
         else:
             passed.append(self._fields(run(self.grid, self._pulse, fractions, polarisation=1)))
-        back = np.stack([reflected for reflected, _ in passed])
-        through = np.stack([transmitted for _, transmitted in passed])
-
-        grid, zero = self.grid, self._order
-        for polarisation in (0, 1):  # the source sheet shines upwards as much as it does downwards
-            back[polarisation, :, polarisation, zero, zero] -= 1
-        incident_power = self._above.s_scale[:, zero, zero] ** 2
-        back = self._above.continuous(back, (grid.top - grid.reflected) * grid.dz - grid.face_um, 0.0)
-        offset = (grid.transmitted - grid.bottom) * grid.dz - grid.face_um
-        through = self._below.continuous(through, offset, self.process.distance_um)
-        reflected = self._power(self._above, back) / incident_power
-        flux = farfield.flux_map(through, self._below.magnetic(through)).mean(axis=0) / incident_power[:, None, None]
-        harmonics = farfield.window_harmonics(flux).T
-        quadrants = farfield.shifted_basis(np.zeros(1, int), np.zeros(1, int))[0]
-        return Simulation(
-            wavelengths_nm=self.wavelengths_nm,
-            spectra=(quadrants @ harmonics).astype(np.float32),
-            harmonics=harmonics.astype(np.float32),
-            reflection=reflected.astype(np.float32),
-        )
+        back, through = (np.stack(planes) for planes in zip(*passed, strict=True))
+        return back, through
 
     def _fields(self, recorded: NDArray[np.float32]) -> tuple[farfield.Complex, ...]:
         """Relative amplitudes of the orders on the two recorded planes, each (W, 2, ky, kx)."""
@@ -121,7 +148,7 @@ class Solver:
         reflected, transmitted = (
             farfield.spectrum(plane[:, 0, 0, 0], self.grid, self.wavelengths_nm) for plane in recorded
         )
-        # Only the modulus matters below: phases are relative to the pulse. Above, the upgoing pulse is subtracted.
+        # Phases are relative to the pulse. Above, the upgoing pulse is subtracted.
         return np.stack([reflected, transmitted])
 
     @staticmethod

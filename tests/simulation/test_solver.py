@@ -96,6 +96,38 @@ def test_translations_follow_from_the_harmonics(coarse: Solver, structure: np.nd
         np.testing.assert_allclose(predicted, moved.spectra, atol=tolerance)
 
 
+def test_orders_of_the_field_make_the_spectra(coarse: Solver, structure: np.ndarray, solved: Simulation) -> None:
+    """Propagated as plane waves of the continuum, they send through the detectors what `simulate` says."""
+    orders = coarse.orders(structure)
+    assert orders.shape == (2, 2, 301, 15, 15)
+    orders, wavelengths_nm = orders[:, :, ::20], PROCESS.wavelengths_nm[::20]
+    k0 = (2 * np.pi * 1000 / wavelengths_nm)[:, None, None]
+    kx, ky = np.meshgrid(*2 * [np.arange(-7, 8) * 2 * np.pi / PROCESS.period_um])
+    squared = (PROCESS.substrate.index(wavelengths_nm)[:, None, None] * k0) ** 2 - kx**2 - ky**2
+    kz = np.sqrt(squared + 0j)
+    e = orders * np.exp(1j * kz * PROCESS.distance_um)
+    ez = -(kx * e[:, 0] + ky * e[:, 1]) / kz
+    h = np.stack([(ky * ez - kz * e[:, 1]) / k0, (kz * e[:, 0] - kx * ez) / k0], axis=1)
+    wave = np.exp(2j * np.pi * np.outer(np.arange(-7, 8), np.arange(128) + 0.5) / 128)
+    e, h = (wave.T @ one @ wave for one in (e, h))
+    flux = (e[:, 0] * h[:, 1].conj() - e[:, 1] * h[:, 0].conj()).real.mean(axis=0)
+    quadrants = flux.reshape(-1, 2, 64, 2, 64).mean(axis=(2, 4)).reshape(-1, 4).T / 4
+    # `simulate` leaves out the flux harmonics above the seventh.
+    np.testing.assert_allclose(quadrants, solved.spectra[:, ::20], atol=3e-3)
+
+
+def test_orders_have_the_phase_of_the_light_that_came(coarse: Solver) -> None:
+    """Through no pattern: Fresnel's amplitude, and the phase of vacuum between the faces."""
+    orders = coarse.orders(np.zeros((128, 128)))
+    index = PROCESS.substrate.index(PROCESS.wavelengths_nm)
+    phase = 2 * np.pi * 1000 / PROCESS.wavelengths_nm * PROCESS.thickness_um
+    expected = 2 / (1 + index) * np.exp(1j * phase)
+    for polarisation in (0, 1):
+        np.testing.assert_allclose(orders[polarisation, polarisation, :, 7, 7], expected, atol=0.05)
+    orders[(0, 1), (0, 1), :, 7, 7] = 0
+    assert np.abs(orders).max() < 1e-3
+
+
 def test_efficiencies_are_efficiencies(solved: Simulation) -> None:
     assert solved.spectra.dtype == np.float32
     assert solved.spectra.shape == (4, 301)

@@ -1,0 +1,173 @@
+"""Does the field teach more than the fluxes that it makes?
+
+Spectra leave open which field made them. Simulates the Fourier orders of the field under the pattern for some structures of
+the training split, at 48 cells, and trains the same network on these structures with the spectra (of 80 cells) alone and with
+the orders as further labels. Prints the validation error of both along the way, and how far the field of each, and of
+the bundled network, is from the simulated one, up to a common phase. Simulated orders are kept in OUT: repeat the command to
+go on.
+
+python benchmarks/orders.py --out runs/orders [--structures 600] [--steps 745]
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from metaspec_simulation import PIXELS, Process, Solver
+from metaspec_simulation.dataset import Samples, load
+from metaspec_simulation.symmetry import Symmetry, symmetries
+from metaspec_training.data import Batch, Packed, PackedSpectra, SpectraDataModule
+from metaspec_training.evaluation import errors, predict
+from metaspec_training.field import DiffractionFieldNet, DiffractionFieldNetConfig
+from metaspec_training.loss import AdaptiveSpectralLoss
+from metaspec_training.module import load_network
+from metaspec_training.optimizer import MuonAdamW
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.utils.data import default_collate
+from tqdm import tqdm
+
+ROOT = Path(__file__).parents[1]
+DATA = ROOT / "datasets" / "bayer-600nm"
+CELLS, BATCH, POSITIONS, RATE = 48, 16, 8, 2e-3
+WEIGHT = 0.2
+"""Of the power that the difference of two fields has, in units of the incident one, beside the loss of the spectra."""
+
+
+def simulate(samples: Samples, out: Path, nodes: NDArray[np.intp]) -> NDArray[np.float16]:
+    """Orders without the phase that `Propagation` takes out, (N, polarisation, component, part, node, ky, kx)."""
+    process = Process()
+    solver = Solver(process, cells=CELLS)
+    wavelength_um = process.wavelengths_nm[nodes] / 1000
+    common = np.exp(-2j * np.pi / wavelength_um * 1.45 * process.thickness_um)[:, None, None]
+    shape = (len(samples.packed), 2, 2, 2, len(nodes), 15, 15)
+    labels = np.lib.format.open_memmap(out, "r+" if out.exists() else "w+", np.float16, None if out.exists() else shape)
+    if labels.shape != shape:
+        raise SystemExit(f"{out} holds orders of {len(labels)} structures: choose another folder for {shape[0]}")
+    for label, structure in zip(tqdm(labels, desc="simulating", unit="structure"), samples.structures, strict=True):
+        if not label.any():
+            orders = solver.orders(structure)[:, :, nodes] * common
+            label[:] = np.stack([orders.real, orders.imag], axis=2)
+    labels.flush()
+    return labels
+
+
+def moved(label: Tensor, shift: Tensor, symmetry: Symmetry) -> Tensor:
+    """Orders (2, 2, 2, nodes, ky, kx) of the structure when it is moved, then turned or mirrored."""
+    order = torch.arange(-7, 8)
+    phase = -2 * torch.pi / PIXELS * (shift[0] * order[:, None] + shift[1] * order)
+    real, imag = label.unbind(2)
+    label = torch.stack([real * phase.cos() - imag * phase.sin(), real * phase.sin() + imag * phase.cos()], dim=2)
+    if symmetry.transpose:  # x is y: for the light that comes, for its field, and for the orders
+        label = label.flip(0, 1).transpose(-1, -2)
+    crossed = torch.tensor([[1.0, -1.0], [-1.0, 1.0]])[..., None, None, None, None]
+    for axis, flip in ((-2, symmetry.flip_rows), (-1, symmetry.flip_columns)):
+        if flip:
+            label = label.flip(axis) * crossed
+    return label
+
+
+def field(network: DiffractionFieldNet, maps: Tensor) -> Tensor:
+    """Orders of a predicted field, shaped as labels are: (B, 2, 2, 2, nodes, ky, kx)."""
+    propagation = network.propagation
+    orders = propagation._orders(*maps.unflatten(1, (2, 2, 2, propagation.basis)).unbind(3))
+    return torch.stack([propagation._at_wavelengths(part) for part in orders], dim=3)
+
+
+def propagating(network: DiffractionFieldNet) -> Tensor:
+    return (network.propagation.phase_cos**2 + network.propagation.phase_sin**2 > 0.5).float()
+
+
+def train(samples: Samples, labels: NDArray[np.float16] | None, steps: int) -> DiffractionFieldNet:
+    """The network after so many steps: the same structures, moved and turned the same way, with and without labels."""
+    torch.manual_seed(0)
+    network = DiffractionFieldNetConfig(width=96, blocks=2, beam=True).build()
+    optimizer = MuonAdamW(list(network.parameters()), RATE, weight_decay=2e-2)
+    warm = max(1, steps // 20)
+    cosine = [0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * max(0, step - warm) / steps)) for step in range(steps + 1)]
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min((step + 1) / warm, cosine[step]))
+    loss_of, module = AdaptiveSpectralLoss(), SpectraDataModule(str(DATA), positions=POSITIONS)
+    validation = load(DATA).of("validation")
+    elements, mask = list(symmetries()), propagating(network)
+    rng = np.random.default_rng(0)
+    queue: list[int] = []
+    epoch = 0
+    for step in tqdm(range(1, steps + 1), desc="training", unit="step"):
+        if len(queue) < BATCH:
+            epoch += 1
+            queue = rng.permutation(len(samples.packed)).tolist()
+            drawn = PackedSpectra(samples, (0, epoch), POSITIONS)
+        chosen, queue = queue[:BATCH], queue[BATCH:]
+        packed: Packed = default_collate([drawn[index] for index in chosen])
+        batch: Batch = module.expansion(packed)
+        with torch.autocast("cpu", torch.bfloat16):
+            maps = network.maps(batch.density).float()
+        spectra = network.propagation.at(maps, batch.shift).unflatten(2, (2, 2))
+        loss = torch.as_tensor(loss_of(spectra, batch.spectra).total)
+        if labels is not None:
+            target = torch.stack(
+                [
+                    moved(torch.from_numpy(labels[index]).float(), shift, elements[int(element)])
+                    for index, shift, element in zip(chosen, packed.shift[:, 0], packed.symmetry, strict=True)
+                ]
+            )
+            difference = (field(network, maps) - target).square() * mask
+            loss = loss + WEIGHT * difference.sum(dim=(2, 3, 5, 6)).mean()
+        loss.backward()
+        nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
+        if step % 250 == 0 or step == steps:
+            network.eval()
+            of = errors(predict(network, validation.structures), validation.spectra)
+            tqdm.write(f"step {step}: validation MAE {of.mae:.5f}, loss x 1000 {1000 * of.loss:.3f}")
+            network.train()
+    return network.eval()
+
+
+def distance(network: DiffractionFieldNet, samples: Samples, labels: NDArray[np.float16]) -> str:
+    """Power of predicted minus simulated field, in units of that of the simulated one: all of it, and by order."""
+    density = torch.from_numpy(samples.structures[:48].astype(np.float32)).unsqueeze(1)
+    with torch.no_grad():
+        predicted = field(network, network.maps(density))
+    true = torch.from_numpy(labels[:48]).float()
+    true, predicted = (torch.view_as_complex(one.movedim(3, -1).contiguous()) for one in (true, predicted))
+    mask = propagating(network)
+    common = (predicted * true.conj() * mask).sum(dim=(2, 4, 5), keepdim=True)
+    away = ((predicted * common.conj() / common.abs() - true).abs().square() * mask).mean(dim=(0, 1, 3)).sum(dim=0)
+    power = (true.abs().square() * mask).mean(dim=(0, 1, 3)).sum(dim=0)
+    order = torch.arange(-7, 8).abs()
+    highest = torch.maximum(order[:, None], order)
+    shells = [f"{float(away[highest == n].sum() / power[highest == n].sum()):.2f}" for n in range(8)]
+    return f"{float(away.sum() / power.sum()):.2f}; by highest order, 0 to 7: {' '.join(shells)}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--structures", type=int, default=600)
+    parser.add_argument("--steps", type=int, default=745)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    samples = load(DATA).of("train").take(np.arange(arguments.structures))
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    nodes = np.arange(0, 301, 4)  # where the network's physics is computed
+    labels = simulate(samples, arguments.out / "orders.npy", nodes)
+    networks = {}
+    for name, given in (("spectra and orders", labels), ("spectra", None)):
+        print(name, flush=True)
+        networks[f"trained on {name}"] = train(samples, given, arguments.steps)
+    bundled = load_network(ROOT / "training" / "checkpoints" / "field.ckpt")
+    assert isinstance(bundled, DiffractionFieldNet)
+    print("Distance of the predicted field from the simulated one, up to a common phase:")
+    for name, network in (networks | {"bundled": bundled}).items():
+        print(f"  {name}: {distance(network, samples, labels)}")
+
+
+if __name__ == "__main__":
+    main()
