@@ -198,7 +198,9 @@ class SpectraModule(LightningModule):
             optimizer = AdamW(groups, lr=self.learning_rate, betas=(0.9, 0.99))
         total = self.trainer.estimated_stepping_batches
         if math.isinf(total):
-            raise ValueError("trainer.max_epochs or trainer.max_steps must be set: the learning rate falls towards an end")
+            raise ValueError(
+                "trainer.max_epochs or trainer.max_steps must be set: the learning rate falls towards an end"
+            )
         warm = max(1, int(self.warm_up * total))
 
         def factor(step: int) -> float:
