@@ -37,8 +37,8 @@ FINE, COARSE = (ROOT / "datasets" / name for name in ("bayer-600nm", "bayer-600n
 BATCH = 16
 
 
-def shape(width: int, blocks: int, stem: int = 32, beam: bool = False) -> list[str]:
-    sizes = {"width": width, "blocks": blocks, "stem": stem, "beam": beam}
+def shape(width: int, blocks: int, stem: int = 32, beam: bool = False, splines: int = 32) -> list[str]:
+    sizes = {"width": width, "blocks": blocks, "stem": stem, "beam": beam, "spectral_basis": splines}
     return [str(part) for name, size in sizes.items() for part in (f"--model.config.init_args.{name}", size)]
 
 
@@ -55,6 +55,12 @@ VARIANTS = {
     "width 96, 2 blocks, stem 64": [*FIELD, *shape(96, 2, stem=64)],
     "width 96, 2 blocks, beam": [*FIELD, *shape(96, 2, beam=True)],
     "width 96, 2 blocks, beam, batches of 8": [*FIELD, *shape(96, 2, beam=True), "--data.batch_size", "8"],
+    "width 96, 2 blocks, beam, batches of 8, 48 splines": [
+        *FIELD,
+        *shape(96, 2, beam=True, splines=48),
+        "--data.batch_size",
+        "8",
+    ],
     "width 128, 4 blocks": [*FIELD, *shape(128, 4)],
     "width 160, 4 blocks": [*FIELD, *shape(160, 4)],
     "width 224, 4 blocks": [*FIELD, *shape(224, 4)],
@@ -172,7 +178,7 @@ def main() -> None:
         results[f"bundled: {file.stem}"] = Result([], [], final, network)
 
     costs = milliseconds([result.network for result in results.values()])
-    figure, (curves, sizes, front) = pyplot.subplots(1, 3, figsize=(17, 4.5), layout="constrained")
+    figure, (curves, sizes, front) = pyplot.subplots(1, 3, figsize=(19, 4.5), layout="constrained")
     print("| variant | validation MAE | loss x 1000 | minutes | ms per structure |\n|---|---|---|---|---|")
     for (name, result), cost in zip(results.items(), costs, strict=True):
         minutes = f"{result.minutes[-1]:.1f}" if result.minutes else ""
@@ -182,12 +188,12 @@ def main() -> None:
         if result.minutes and not name.startswith("data"):
             curves.plot(result.minutes, result.mae, label=name)
         if not name.startswith(("data", "recipe")):
-            front.plot(cost, result.final.mae, "*" if name.startswith("bundled") else "o", color="C1", ms=8)
-            front.annotate(name, (cost, result.final.mae), fontsize=7, xytext=(4, 4), textcoords="offset points")
+            front.plot(cost, result.final.mae, "*" if name.startswith("bundled") else "o", ms=9, label=name)
     curves.set(title="while training", xlabel="minutes", ylabel="validation MAE", yscale="log")
     curves.legend(fontsize=7)
     sizes.set(title="the same number of steps", xlabel="different structures", xscale="log")
     sizes.axhline(0, color="0.8")  # the scale begins there
+    front.legend(fontsize=7, bbox_to_anchor=(1.01, 1), loc="upper left")
     front.set(title="after training", xlabel="ms per structure, one thread", yscale="log")
     figure.savefig(arguments.out / "learning.png", dpi=110)
 

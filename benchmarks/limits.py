@@ -1,9 +1,10 @@
 """What limits the bundled network: data, labels, its output layer, or how well it learns what it sees?
 
-Prints four measurements, each of which rules something out or in:
+Prints measurements, each of which rules something out or in:
 - errors on structures it was trained on and on others: a gap would say that more data help;
 - how much labels change when the simulation grid is moved under the pattern, which no network can know;
-- how closely the fixed physics layer can follow the labels of a few structures when the field is fitted freely;
+- what the output layer makes of the field that the solver has, by the number of splines over frequency;
+- how closely it can follow the labels of a few structures when the field is fitted freely;
 - how much of the error the smaller bundled network shares, and how much averaging over positions on the input grid removes.
 
 python benchmarks/limits.py [--structures 289]
@@ -16,12 +17,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from metaspec_simulation import Process, Solver
+from metaspec_simulation import PIXELS, Process, Solver
 from metaspec_simulation.dataset import Samples, load
 from metaspec_simulation.farfield import shifted_basis
 from metaspec_training.data import PackedSpectra, SpectraDataModule
 from metaspec_training.evaluation import predict
-from metaspec_training.field import DiffractionFieldNet
+from metaspec_training.field import GRID, DiffractionFieldNet, DiffractionFieldNetConfig, Propagation, spline_basis
 from metaspec_training.module import load_network
 from torch.utils.data import default_collate
 from tqdm import tqdm
@@ -47,6 +48,26 @@ def moved_grid(samples: Samples) -> list[float]:
             back = shifted_basis(np.array([-shift]), np.array([-shift]))[0] @ moved.harmonics
             differences.append(mean_abs(back - samples.spectra[n]))
     return differences
+
+
+def output_layer(samples: Samples, splines: int) -> float:
+    """Error of the spectra that the simulated field gives when it is put on the network's points and splines."""
+    process, solver = Process(), Solver(Process(), cells=48)
+    layer = Propagation(process, splines, DiffractionFieldNetConfig().wavelength_nodes)
+    position = (np.arange(GRID) * (PIXELS // GRID) + 0.5) / PIXELS
+    wave = np.exp(2j * np.pi * np.outer(position, np.arange(-7, 8)))
+    frequency = 1000 / process.wavelengths_nm
+    common = np.exp(-2j * np.pi * frequency * 1.45 * process.thickness_um)[:, None, None]
+    basis = spline_basis(frequency, splines)
+    errors = []
+    for structure in tqdm(samples.structures[:FITTED], desc="simulating", leave=False):
+        field = wave @ (solver.orders(structure) * common) @ wave.T  # (2, 2, W, 16, 16)
+        parts = np.stack([field.real, field.imag], axis=2)
+        maps = np.einsum("sw,pcdwyx->pcdsyx", np.linalg.pinv(basis), parts).reshape(1, -1, GRID, GRID)
+        with torch.inference_mode():
+            spectra = layer(torch.from_numpy(maps).float())[0].numpy()
+        errors.append(mean_abs(spectra - solver.simulate(structure).spectra))
+    return float(np.mean(errors))
 
 
 def fitted_field(network: DiffractionFieldNet) -> tuple[float, float]:
@@ -96,6 +117,11 @@ def main() -> None:
     for name, split in splits.items():
         print(f"MAE on {len(split)} structures of the {name} split: {mean_abs(error[name]):.4f}")
     print(f"Labels on a moved grid differ by {np.mean(moved_grid(splits['validation'])):.4f} (mean absolute).")
+    for splines in (32, 48):
+        lost = output_layer(splits["train"], splines)
+        print(
+            f"The simulated field of {FITTED} structures in {splines} splines, through the output layer: MAE {lost:.4f}"
+        )
     print(
         "Field predicted, then fitted freely, for {} structures at {} positions: MAE {:.4f}, {:.4f}".format(
             FITTED, POSITIONS, *fitted_field(networks[0])

@@ -1,10 +1,10 @@
 """Does the field teach more than the fluxes that it makes?
 
 Spectra leave open which field made them. Simulates the Fourier orders of the field under the pattern for some structures of
-the training split, at 48 cells, and trains the same network on these structures with the spectra (of 80 cells) alone and with
-the orders as further labels. Prints the validation error of both along the way, and how far the field of each, and of
-the bundled network, is from the simulated one, up to a common phase. Simulated orders are kept in OUT: repeat the command to
-go on.
+the training split, at 48 cells, and trains the same network on these structures with the spectra (of 80 cells) alone and
+with the orders as further labels, for its coarse head. Prints the validation error of both along the way, and how far the
+field of each, and of the bundled network, is from the simulated one, up to a common phase. Simulated orders are kept in OUT:
+repeat the command to go on.
 
 python benchmarks/orders.py --out runs/orders [--structures 600] [--steps 745]
 """
@@ -85,7 +85,10 @@ def propagating(network: DiffractionFieldNet) -> Tensor:
 def train(samples: Samples, labels: NDArray[np.float16] | None, steps: int) -> DiffractionFieldNet:
     """The network after so many steps: the same structures, moved and turned the same way, with and without labels."""
     torch.manual_seed(0)
-    network = DiffractionFieldNetConfig(width=96, blocks=2, beam=True).build()
+    network = DiffractionFieldNetConfig(width=96, blocks=2, beam=True, coarse_head=True).build()
+    features: list[Tensor] = []  # what both heads read
+    network.head[-1].register_forward_pre_hook(lambda _, inputs: features.append(inputs[0]))
+    assert network.coarse_head is not None
     optimizer = MuonAdamW(list(network.parameters()), RATE, weight_decay=2e-2)
     warm = max(1, steps // 20)
     cosine = [0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * max(0, step - warm) / steps)) for step in range(steps + 1)]
@@ -106,6 +109,8 @@ def train(samples: Samples, labels: NDArray[np.float16] | None, steps: int) -> D
         batch: Batch = module.expansion(packed)
         with torch.autocast("cpu", torch.bfloat16):
             maps = network.maps(batch.density).float()
+            coarse = maps + network.coarse_head(features[-1]).float()
+            features.clear()
         spectra = network.propagation.at(maps, batch.shift).unflatten(2, (2, 2))
         loss = torch.as_tensor(loss_of(spectra, batch.spectra).total)
         if labels is not None:
@@ -115,7 +120,7 @@ def train(samples: Samples, labels: NDArray[np.float16] | None, steps: int) -> D
                     for index, shift, element in zip(chosen, packed.shift[:, 0], packed.symmetry, strict=True)
                 ]
             )
-            difference = (field(network, maps) - target).square() * mask
+            difference = (field(network, coarse) - target).square() * mask
             loss = loss + WEIGHT * difference.sum(dim=(2, 3, 5, 6)).mean()
         loss.backward()
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)
@@ -125,6 +130,7 @@ def train(samples: Samples, labels: NDArray[np.float16] | None, steps: int) -> D
         if step % 250 == 0 or step == steps:
             network.eval()
             of = errors(predict(network, validation.structures), validation.spectra)
+            features.clear()
             tqdm.write(f"step {step}: validation MAE {of.mae:.5f}, loss x 1000 {1000 * of.loss:.3f}")
             network.train()
     return network.eval()
@@ -134,7 +140,7 @@ def distance(network: DiffractionFieldNet, samples: Samples, labels: NDArray[np.
     """Power of predicted minus simulated field, in units of that of the simulated one: all of it, and by order."""
     density = torch.from_numpy(samples.structures[:48].astype(np.float32)).unsqueeze(1)
     with torch.no_grad():
-        predicted = field(network, network.maps(density))
+        predicted = field(network, network.maps(density, torch.ones(len(density))))
     true = torch.from_numpy(labels[:48]).float()
     true, predicted = (torch.view_as_complex(one.movedim(3, -1).contiguous()) for one in (true, predicted))
     mask = propagating(network)

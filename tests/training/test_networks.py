@@ -139,3 +139,19 @@ def test_the_coarse_head_changes_only_what_was_simulated_coarsely(density: torch
         for prediction in (network(density, coarse), network.at(density, shift, coarse)[:, 0]):
             torch.testing.assert_close(prediction[0], served[0], atol=1e-4, rtol=0)
             assert (prediction[1] - served[1]).abs().max() > 1e-3
+
+
+def test_a_field_net_goes_on_with_more_splines(density: torch.Tensor) -> None:
+    """Exactly, where the new knots include the old ones: halved, 16 splines become 29."""
+    before = DiffractionFieldNet(DiffractionFieldNetConfig(width=32, blocks=1, spectral_basis=16, coarse_head=True))
+    assert before.coarse_head is not None
+    torch.nn.init.normal_(before.coarse_head.weight, std=0.05)
+    after = before.with_basis(29)
+    coarse = torch.tensor([False, True])
+    with torch.no_grad():
+        expected = before.propagation(before.maps(density, coarse))
+        torch.testing.assert_close(after.propagation(after.maps(density, coarse)), expected, atol=1e-5, rtol=1e-4)
+        back = after.with_basis(16)
+        torch.testing.assert_close(back.propagation(back.maps(density, coarse)), expected, atol=1e-5, rtol=1e-4)
+    assert after.config.spectral_basis == 29
+    assert not torch.equal(expected[0], expected[1])

@@ -235,6 +235,8 @@ def test_warm_start_takes_over_what_fits(trained: Path, tmp_path: Path) -> None:
     for name, value in network.state_dict().items():
         assert name in left or torch.equal(value, known[name])
     assert not set(left) & set(known)
+    splines = DiffractionFieldNetConfig(width=32, blocks=1, beam=True, coarse_head=True, spectral_basis=40)
+    assert warm_start(splines.build(), weights) == []
     output = train(tmp_path, *SMALL, "--model.weights", str(weights), "--trainer.max_epochs", "1", "--data.limit", "16")
     assert "has no weights" not in output
     with pytest.raises(ValueError, match=r"nothing in .* fits this network"):

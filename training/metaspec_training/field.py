@@ -11,7 +11,7 @@ Everything is real arithmetic on pairs (real part, imaginary part): ONNX has no 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -127,6 +127,25 @@ class DiffractionFieldNet(nn.Module):
         if coarse is not None and self.coarse_head is not None:
             maps = maps + coarse[:, None, None, None] * self.coarse_head(features)
         return maps
+
+    def with_basis(self, count: int) -> DiffractionFieldNet:
+        """The same network with another number of splines, to go on training from.
+
+        The field that it predicts is fitted by least squares: hardly changed by more splines, not at all where their knots
+        include those of before (2 * spectral_basis - 3).
+        """
+        before = self.config.spectral_basis
+        frequency = 1000 / self.config.process.wavelengths_nm
+        fit = np.linalg.lstsq(spline_basis(frequency, count), spline_basis(frequency, before), rcond=None)[0]
+        matrix = torch.from_numpy(fit).float()
+        state = self.state_dict()
+        for name in ("head.2.weight", "head.2.bias", "coarse_head.weight", "coarse_head.bias"):
+            if name in state:
+                splines = state[name].unflatten(0, (8, before))
+                state[name] = torch.einsum("ns,ps...->pn...", matrix, splines).flatten(0, 1)
+        other = DiffractionFieldNet(replace(self.config, spectral_basis=count))
+        other.load_state_dict(state)
+        return other
 
     def at(self, density: Tensor, shift: Tensor, coarse: Tensor | None = None) -> Tensor:
         """Spectra of the structure at other positions over the detectors, from one prediction of the field.

@@ -53,10 +53,15 @@ def load_network(checkpoint: Path) -> nn.Module:
 def warm_start(network: nn.Module, checkpoint: Path) -> list[str]:
     """Take over the weights of a checkpoint that have the same name and shape; returns the names of those left out.
 
+    A field in another number of splines is fitted (`DiffractionFieldNet.with_basis`).
+
     Raises:
         ValueError: the checkpoint cannot be read, or nothing in it fits.
     """
-    trained, own = load_network(checkpoint).state_dict(), network.state_dict()
+    source = load_network(checkpoint)
+    if isinstance(source, DiffractionFieldNet) and isinstance(network, DiffractionFieldNet):
+        source = source.with_basis(network.config.spectral_basis)
+    trained, own = source.state_dict(), network.state_dict()
     fitting = {name: value for name, value in trained.items() if name in own and own[name].shape == value.shape}
     if not fitting:
         raise ValueError(f"model.weights: nothing in {checkpoint} fits this network")
