@@ -19,7 +19,8 @@ import pytest
 from metaspec import Surrogate, bulk
 from metaspec.__main__ import main
 
-RUN = ["--steps", "60", "--starts", "2", "--radius-nm", "120", "--seed", "3"]
+# Long enough that an interrupt after the first line of progress finds the run still going.
+RUN = ["--steps", "400", "--starts", "2", "--radius-nm", "120", "--seed", "3"]
 COMMAND = [sys.executable, "-m", "metaspec"]
 
 
@@ -226,7 +227,7 @@ def test_optimise_interrupted_and_resumed_finds_the_same_designs(server, finishe
     folder = tmp_path / "designs"
     arguments = ["optimise", "--url", server.url, "--out", folder, *RUN]
     process = start(*arguments)
-    until(process, "step 3/60")
+    until(process, "step 20/400")
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 130, errors
@@ -237,7 +238,7 @@ def test_optimise_interrupted_and_resumed_finds_the_same_designs(server, finishe
 
     again = subprocess.run([*COMMAND, *map(str, arguments)], capture_output=True, text=True, check=True)
     assert again.stdout.startswith("Going on with objective bayer, 2 starts, adam; diffractionnet version 1")
-    assert "step 3/60" not in again.stdout
+    assert "step 20/400" not in again.stdout
     names = sorted(path.name for path in finished.iterdir())
     assert sorted(path.name for path in folder.iterdir()) == names
     assert "checkpoint.npz" not in names
@@ -250,7 +251,7 @@ def test_optimise_interrupted_and_resumed_finds_the_same_designs(server, finishe
 
 def test_a_run_has_made_better_binary_designs(server, finished: Path) -> None:
     report = json.loads((finished / "report.json").read_text())
-    settings = {"objective": "bayer", "steps": 60, "starts": 2, "radius_nm": 120.0, "seed": 3, "optimiser": "adam"}
+    settings = {"objective": "bayer", "steps": 400, "starts": 2, "radius_nm": 120.0, "seed": 3, "optimiser": "adam"}
     assert report["settings"].items() >= settings.items()
     designs = np.load(finished / "designs.npy")
     assert set(np.unique(designs)) == {0, 1}
