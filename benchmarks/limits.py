@@ -24,6 +24,7 @@ from metaspec_training.data import PackedSpectra, SpectraDataModule
 from metaspec_training.evaluation import predict
 from metaspec_training.field import GRID, DiffractionFieldNet, DiffractionFieldNetConfig, Propagation, spline_basis
 from metaspec_training.module import load_network
+from orders import common_phase
 from torch.utils.data import default_collate
 from tqdm import tqdm
 
@@ -57,11 +58,11 @@ def output_layer(samples: Samples, splines: int) -> float:
     position = (np.arange(GRID) * (PIXELS // GRID) + 0.5) / PIXELS
     wave = np.exp(2j * np.pi * np.outer(position, np.arange(-7, 8)))
     frequency = 1000 / process.wavelengths_nm
-    common = np.exp(-2j * np.pi * frequency * 1.45 * process.thickness_um)[:, None, None]
+    common = common_phase(process)[:, None, None]
     basis = spline_basis(frequency, splines)
     errors = []
     for structure in tqdm(samples.structures[:FITTED], desc="simulating", leave=False):
-        field = wave @ (solver.orders(structure) * common) @ wave.T  # (2, 2, W, 16, 16)
+        field = wave @ (solver.orders(structure) / common) @ wave.T  # (2, 2, W, 16, 16)
         parts = np.stack([field.real, field.imag], axis=2)
         maps = np.einsum("sw,pcdwyx->pcdsyx", np.linalg.pinv(basis), parts).reshape(1, -1, GRID, GRID)
         with torch.inference_mode():

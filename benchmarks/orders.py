@@ -20,6 +20,7 @@ import torch
 from metaspec_simulation import PIXELS, Process, Solver
 from metaspec_simulation.dataset import Samples, load
 from metaspec_simulation.symmetry import Symmetry, symmetries
+from metaspec_training.beam import INDEX
 from metaspec_training.data import Batch, Packed, PackedSpectra, SpectraDataModule
 from metaspec_training.evaluation import errors, predict
 from metaspec_training.field import DiffractionFieldNet, DiffractionFieldNetConfig
@@ -38,19 +39,23 @@ WEIGHT = 0.2
 """Of the power that the difference of two fields has, in units of the incident one, beside the loss of the spectra."""
 
 
+def common_phase(process: Process) -> NDArray[np.complex128]:
+    """What `Propagation` adds to all orders of the field that a network predicts, (W,)."""
+    return np.exp(2j * np.pi * 1000 / process.wavelengths_nm * INDEX * process.thickness_um)
+
+
 def simulate(samples: Samples, out: Path, nodes: NDArray[np.intp]) -> NDArray[np.float16]:
     """Orders without the phase that `Propagation` takes out, (N, polarisation, component, part, node, ky, kx)."""
     process = Process()
     solver = Solver(process, cells=CELLS)
-    wavelength_um = process.wavelengths_nm[nodes] / 1000
-    common = np.exp(-2j * np.pi / wavelength_um * 1.45 * process.thickness_um)[:, None, None]
+    common = common_phase(process)[nodes, None, None]
     shape = (len(samples.packed), 2, 2, 2, len(nodes), 15, 15)
     labels = np.lib.format.open_memmap(out, "r+" if out.exists() else "w+", np.float16, None if out.exists() else shape)
     if labels.shape != shape:
         raise SystemExit(f"{out} holds orders of {len(labels)} structures: choose another folder for {shape[0]}")
     for label, structure in zip(tqdm(labels, desc="simulating", unit="structure"), samples.structures, strict=True):
         if not label.any():
-            orders = solver.orders(structure)[:, :, nodes] * common
+            orders = solver.orders(structure)[:, :, nodes] / common
             label[:] = np.stack([orders.real, orders.imag], axis=2)
     labels.flush()
     return labels
@@ -73,9 +78,7 @@ def moved(label: Tensor, shift: Tensor, symmetry: Symmetry) -> Tensor:
 
 def field(network: DiffractionFieldNet, maps: Tensor) -> Tensor:
     """Orders of a predicted field, shaped as labels are: (B, 2, 2, 2, nodes, ky, kx)."""
-    propagation = network.propagation
-    orders = propagation._orders(*maps.unflatten(1, (2, 2, 2, propagation.basis)).unbind(3))
-    return torch.stack([propagation._at_wavelengths(part) for part in orders], dim=3)
+    return torch.stack(network.propagation.orders(maps), dim=3)
 
 
 def propagating(network: DiffractionFieldNet) -> Tensor:

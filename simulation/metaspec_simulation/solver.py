@@ -105,8 +105,8 @@ class Solver:
         field = self._below.continuous(through, self._offset_um, 0.0).swapaxes(1, 2)
         # Recorded phases are relative to the bare pulse on the same plane, which on its way there has crossed the pattern's
         # layer and the offset. As if the grid did not delay light in vacuum, the layer counts with the true wavelength.
-        since = self._above.discrete_kz[:, zero, zero] * self._offset_um
-        since = since + self._above.k0[:, 0, 0] * self.process.thickness_um
+        offset = self._above.discrete_kz[:, zero, zero] * self._offset_um
+        since = offset + self._above.k0[:, 0, 0] * self.process.thickness_um
         scale = np.exp(1j * since) / self._above.s_scale[:, zero, zero]
         return (field * scale[:, None, None]).astype(np.complex64)
 

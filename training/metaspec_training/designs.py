@@ -81,10 +81,10 @@ def _starts(rng: np.random.Generator, count: int) -> NDArray[np.float32]:
     fields = []
     for n in range(count):
         noise = rng.standard_normal((PIXELS, PIXELS))
-        smooth = np.fft.irfft2(np.fft.rfft2(noise) * low_pass(rng.uniform(8, 20)), s=noise.shape)
+        start = np.fft.irfft2(np.fft.rfft2(noise) * low_pass(rng.uniform(8, 20)), s=noise.shape)
         if n % 2:
-            smooth = smooth + smooth.T
-        fields.append(smooth / smooth.std())
+            start = start + start.T
+        fields.append(start / start.std())
     return np.stack(fields).astype(np.float32)
 
 

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from scipy.interpolate import BSpline, CubicSpline
 from torch import Tensor, nn
 
-from metaspec_training.beam import BeamPropagation, complex_matrix
+from metaspec_training.beam import INDEX, BeamPropagation, complex_matrix
 from metaspec_training.layers import CircularConv, FourierMixing, NetworkConfig, ResidualBlock
 from metaspec_training.translation import Translation
 
@@ -211,7 +211,7 @@ class Propagation(nn.Module):
         # The floor bounds H of p waves at grazing; the network makes up for it.
         kz = np.sqrt(np.maximum(squared, (0.1 * index * k0) ** 2))
         # The common phase of the pattern is taken out, so that what the network predicts varies slowly with wavelength.
-        phase = np.sqrt(np.maximum(squared, 0)) * process.distance_um + 1.45 * k0 * process.thickness_um
+        phase = np.sqrt(np.maximum(squared, 0)) * process.distance_um + INDEX * k0 * process.thickness_um
         position = (
             np.arange(GRID) * 8 + 0.5
         ) / 128  # the stem's strides keep every eighth pixel, starting with the first
@@ -262,11 +262,15 @@ class Propagation(nn.Module):
         harmonics = flux.flatten(-2) @ self.window
         return self.translation(harmonics.transpose(1, 2), shift) @ self.interpolation.T
 
-    def _at_detectors(self, maps: Tensor) -> tuple[Tensor, Tensor]:
-        """Real and imaginary parts of the orders at the detectors, each (B, 2, 2, nodes, ky, kx)."""
+    def orders(self, maps: Tensor) -> tuple[Tensor, Tensor]:
+        """Real and imaginary parts of the orders under the pattern, without the common phase, shaped as at the detectors."""
         maps = maps.unflatten(1, (2, 2, 2, self.basis))
         real, imag = self._orders(*maps.unbind(3))
-        real, imag = self._at_wavelengths(real), self._at_wavelengths(imag)
+        return self._at_wavelengths(real), self._at_wavelengths(imag)
+
+    def _at_detectors(self, maps: Tensor) -> tuple[Tensor, Tensor]:
+        """Real and imaginary parts of the orders at the detectors, each (B, 2, 2, nodes, ky, kx)."""
+        real, imag = self.orders(maps)
         return real * self.phase_cos - imag * self.phase_sin, real * self.phase_sin + imag * self.phase_cos
 
     def _on_points(self, real: Tensor, imag: Tensor) -> Tensor:

@@ -60,7 +60,8 @@ def warm_start(network: nn.Module, checkpoint: Path) -> list[str]:
     """
     source = load_network(checkpoint)
     if isinstance(source, DiffractionFieldNet) and isinstance(network, DiffractionFieldNet):
-        source = source.with_basis(network.config.spectral_basis)
+        splines = network.config.spectral_basis
+        source = source if source.config.spectral_basis == splines else source.with_basis(splines)
     trained, own = source.state_dict(), network.state_dict()
     fitting = {name: value for name, value in trained.items() if name in own and own[name].shape == value.shape}
     if not fitting:
