@@ -19,7 +19,7 @@ test: lint ## make the development environment, check style and types, run all t
 lint: $(DEV_ENV)/.done ## check style and types
 	$(DEV_ENV)/bin/ruff check .
 	$(DEV_ENV)/bin/ruff format --check .
-	$(DEV_ENV)/bin/mypy client export server simulation training
+	$(DEV_ENV)/bin/mypy client contract export server simulation testing training
 
 format: $(DEV_ENV)/.done ## format the code
 	$(DEV_ENV)/bin/ruff check --fix .
@@ -39,16 +39,16 @@ clean: ## remove both environments and all caches
 	rm -rf $(SERVE_ENV) $(DEV_ENV) .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-$(SERVE_ENV)/.done: pyproject.toml
+$(SERVE_ENV)/.done: contract/pyproject.toml server/pyproject.toml
 	$(PYTHON) -m venv $(SERVE_ENV)
-	$(SERVE_ENV)/bin/pip install --quiet -e ".[server]"
+	$(SERVE_ENV)/bin/pip install --quiet -e ./contract -e ./server
 	touch $@
 
 # PyTorch first and by its exact version: where a CPU build is offered, that is what a plain version number selects, and
 # nothing installed later replaces it by one of several gigabytes. Triton's server, for the tests, lies apart: it needs NumPy 1.
-$(DEV_ENV)/.done: pyproject.toml
+$(DEV_ENV)/.done: $(wildcard */pyproject.toml)
 	$(PYTHON) -m venv $(DEV_ENV)
 	$(DEV_ENV)/bin/pip install --quiet torch==2.13.0
-	$(DEV_ENV)/bin/pip install --quiet -e ".[dev]"
+	$(DEV_ENV)/bin/pip install --quiet -e ./contract -e ./client -e ./server -e ./lab -e ./testing
 	$(DEV_ENV)/bin/pip install --quiet --no-deps --target $(DEV_ENV)/triton "nvidia-pytriton>=0.7,<0.8" "numpy>=1.26,<2"
 	touch $@

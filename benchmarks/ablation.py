@@ -21,13 +21,15 @@ import matplotlib
 import numpy as np
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import Callback
-from metaspec_simulation import CHANNELS, Process
-from metaspec_training.data import Batch, Packed, SpectraDataModule
-from metaspec_training.evaluation import errors, predict
-from metaspec_training.loss import AdaptiveSpectralLoss
-from metaspec_training.model import DiffractionNetConfig
-from metaspec_training.module import SpectraModule
 from scipy.interpolate import CubicSpline
+
+from metaspec_contract.detectors import CHANNELS
+from metaspec_contract.process import Process
+from metaspec_training.data.datamodule import Batch, Packed, SpectraDataModule
+from metaspec_training.fit.loss import AdaptiveSpectralLoss
+from metaspec_training.fit.module import SpectraModule
+from metaspec_training.networks.query import DiffractionNetConfig
+from metaspec_training.report.evaluation import errors, predict
 
 matplotlib.use("Agg")
 from matplotlib import pyplot

@@ -27,14 +27,16 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
-from metaspec import Spectra, Surrogate, objectives, optimise
-from metaspec.topology import PIXEL_NM, Parameterisation, feature_size, without_small_features
-from metaspec_simulation import CHANNELS, Process, Solver
 from tqdm import tqdm
 
+from metaspec import Spectra, Surrogate, objectives, optimise
+from metaspec.topology import PIXEL_NM, Parameterisation, feature_size, without_small_features
+from metaspec_contract.detectors import CHANNELS
+from metaspec_contract.process import Process
+from metaspec_simulation import Solver
+
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
-from tests.conftest import running_server  # noqa: E402
+from metaspec_testing.servers import running_server
 
 matplotlib.use("Agg")
 from matplotlib import pyplot  # noqa: E402

@@ -22,11 +22,12 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
-from metaspec_export.gradient import gradient_graph
-from metaspec_export.onnx import forward_graph
+
+from metaspec_export.graph.forward import forward_graph
+from metaspec_export.graph.gradient import gradient_graph
 from metaspec_export.precision import PRECISIONS, reduce
-from metaspec_simulation.structures import FAMILIES, random_structure
-from metaspec_training.field import DiffractionFieldNetConfig
+from metaspec_simulation.data.families import FAMILIES, random_structure
+from metaspec_training.networks.field import DiffractionFieldNetConfig
 
 GRADIENT = "_vjp"
 

@@ -36,10 +36,13 @@ os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false intra_op_
 
 import jax
 import numpy as np
-from metaspec_simulation import PIXELS, Process, Sellmeier, Solver
-from metaspec_simulation.files import read_array
-from metaspec_simulation.merit import colour_efficiencies
 from tqdm import tqdm
+
+from metaspec_contract.figures_of_merit import colour_efficiency
+from metaspec_contract.files import read_array
+from metaspec_contract.process import Process, Sellmeier
+from metaspec_contract.structures import PIXELS
+from metaspec_simulation import Solver
 
 PROCESS = Process()
 
@@ -138,7 +141,7 @@ def check(
     ours = simulation.spectra[:, rows].T.astype(np.float64)  # (W, 4): R, G1, G2, B
     in_their_order = np.repeat(ours[:, None, ::-1], 2, axis=1)
     difference = theirs["transmission"].mean(axis=1)[:, ::-1] - ours
-    full = colour_efficiencies(simulation.spectra[None], simulation.wavelengths_nm)[0, ::-1].tolist()
+    full = colour_efficiency(simulation.spectra[None], simulation.wavelengths_nm)[0].tolist()
     return {
         "invrs-gym": colour_metrics(challenge, as_response(wavelengths, **theirs)),
         "metaspec, their metrics": colour_metrics(

@@ -22,12 +22,13 @@ import matplotlib
 import numpy as np
 import onnxruntime
 import torch
-from metaspec_export.onnx import forward_graph
-from metaspec_simulation.dataset import Samples, load
-from metaspec_training.evaluation import Errors, errors, predict
-from metaspec_training.module import load_network
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
+
+from metaspec_export.graph.forward import forward_graph
+from metaspec_simulation.dataset import Samples, load
+from metaspec_training.fit.module import load_network
+from metaspec_training.report.evaluation import Errors, errors, predict
 
 matplotlib.use("Agg")
 from matplotlib import pyplot

@@ -17,16 +17,25 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from metaspec_simulation import PIXELS, Process, Solver
-from metaspec_simulation.dataset import Samples, load
-from metaspec_simulation.farfield import shifted_basis
-from metaspec_training.data import PackedSpectra, SpectraDataModule
-from metaspec_training.evaluation import predict
-from metaspec_training.field import GRID, DiffractionFieldNet, DiffractionFieldNetConfig, Propagation, spline_basis
-from metaspec_training.module import load_network
 from orders import common_phase
 from torch.utils.data import default_collate
 from tqdm import tqdm
+
+from metaspec_contract.process import Process
+from metaspec_contract.structures import PIXELS
+from metaspec_simulation import Solver
+from metaspec_simulation.dataset import Samples, load
+from metaspec_simulation.physics.farfield import shifted_basis
+from metaspec_training.data.datamodule import PackedSpectra, SpectraDataModule
+from metaspec_training.fit.module import load_network
+from metaspec_training.networks.field import (
+    GRID,
+    DiffractionFieldNet,
+    DiffractionFieldNetConfig,
+    Propagation,
+    spline_basis,
+)
+from metaspec_training.report.evaluation import predict
 
 ROOT = Path(__file__).parents[1]
 DATA = ROOT / "datasets" / "bayer-600nm"

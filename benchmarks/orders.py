@@ -17,20 +17,22 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from metaspec_simulation import PIXELS, Process, Solver
-from metaspec_simulation.dataset import Samples, load
-from metaspec_simulation.symmetry import Symmetry, symmetries
-from metaspec_training.beam import INDEX
-from metaspec_training.data import Batch, Packed, PackedSpectra, SpectraDataModule
-from metaspec_training.evaluation import errors, predict
-from metaspec_training.field import DiffractionFieldNet, DiffractionFieldNetConfig
-from metaspec_training.loss import AdaptiveSpectralLoss
-from metaspec_training.module import load_network
-from metaspec_training.optimizer import MuonAdamW
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import default_collate
 from tqdm import tqdm
+
+from metaspec_contract.process import Process
+from metaspec_contract.structures import PIXELS, Symmetry, symmetries
+from metaspec_simulation import Solver
+from metaspec_simulation.dataset import Samples, load
+from metaspec_training.data.datamodule import Batch, Packed, PackedSpectra, SpectraDataModule
+from metaspec_training.fit.loss import AdaptiveSpectralLoss
+from metaspec_training.fit.module import load_network
+from metaspec_training.fit.optimizer import MuonAdamW
+from metaspec_training.networks.beam import INDEX
+from metaspec_training.networks.field import DiffractionFieldNet, DiffractionFieldNetConfig
+from metaspec_training.report.evaluation import errors, predict
 
 ROOT = Path(__file__).parents[1]
 DATA = ROOT / "datasets" / "bayer-600nm"

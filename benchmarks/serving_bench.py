@@ -30,13 +30,14 @@ import numpy as np
 import onnx
 import onnxruntime
 import psutil
-from closed_loop import Load, closed_loop, http_request
 from onnx import TensorProto, helper, numpy_helper
 
+from metaspec_testing.closed_loop import Load, closed_loop, http_request
+
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
-from tests.conftest import METADATA, running_server  # noqa: E402
-from tests.triton import PACKAGES, python_repository, start_triton  # noqa: E402
+from metaspec_testing.servers import running_server
+from metaspec_testing.small_models import METADATA
+from metaspec_testing.triton import PACKAGES, python_repository, start_triton
 
 matplotlib.use("Agg")
 from matplotlib import pyplot  # noqa: E402

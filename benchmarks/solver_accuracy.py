@@ -10,18 +10,18 @@ python benchmarks/solver_accuracy.py --out runs/accuracy [--terms 600] [--cells 
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from pathlib import Path
 
 import matplotlib
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "simulation"))
-from fmmax_reference import efficiencies
-from metaspec_simulation import CHANNELS, Process, Solver
-from metaspec_simulation.structures import random_structure
 from tqdm import tqdm
+
+from metaspec_contract.detectors import CHANNELS
+from metaspec_contract.process import Process
+from metaspec_simulation import Solver
+from metaspec_simulation.data.families import random_structure
+from metaspec_testing.fmmax_reference import efficiencies
 
 matplotlib.use("Agg")
 from matplotlib import pyplot

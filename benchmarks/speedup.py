@@ -15,8 +15,10 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnxruntime
+
+from metaspec_contract.process import Process
 from metaspec_export.metadata import read
-from metaspec_simulation import Process, Solver
+from metaspec_simulation import Solver
 from metaspec_simulation.dataset import load
 
 ROOT = Path(__file__).parents[1]

@@ -19,16 +19,18 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
-from metaspec_simulation import Process, Solver
-from metaspec_simulation.dataset import Samples, load, missing_shards, open_dataset, write_samples
-from metaspec_simulation.merit import colour_efficiencies
-from metaspec_simulation.recipe import given_recipe
-from metaspec_training.evaluation import distance_to_training, predict_images
-from metaspec_training.module import load_network
-from metaspec_training.symmetric import DEFAULT_IMAGES, GROUPS, SymmetricNetwork
 from scipy.stats import mannwhitneyu, spearmanr
 from tqdm import tqdm
 from unfamiliar import ascend, extreme_fill, fields, fine_features, noise
+
+from metaspec_contract.figures_of_merit import colour_efficiency
+from metaspec_contract.process import Process
+from metaspec_simulation import Solver
+from metaspec_simulation.data.recipe import given_recipe
+from metaspec_simulation.dataset import Samples, load, missing_shards, open_dataset, write_samples
+from metaspec_training.fit.module import load_network
+from metaspec_training.networks.symmetric import DEFAULT_IMAGES, GROUPS, SymmetricNetwork
+from metaspec_training.report.evaluation import distance_to_training, predict_images
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
@@ -75,7 +77,7 @@ class Family:
     def min_efficiency(self, images: int | None) -> np.ndarray:
         """Smallest colour efficiency, (N,): predicted, or simulated for None."""
         spectra = self.samples.spectra if images is None else self.mean(images)
-        return colour_efficiencies(spectra, self.samples.process.wavelengths_nm).min(axis=1)
+        return colour_efficiency(spectra, self.samples.process.wavelengths_nm).min(axis=1)
 
 
 def _members(images: int) -> list[int]:
@@ -178,7 +180,7 @@ def tell(found: list[Family], images: int) -> None:
     print("\n| | predicted min(R, G, B) efficiency | simulated | error | spread |\n|---|---|---|---|---|")
     made = {family.name: family for family in found if family.name in (FILTERED, UNFILTERED, PENALISED)}
     for name, family in made.items():
-        one = colour_efficiencies(family.images[0], family.samples.process.wavelengths_nm).min(axis=1)
+        one = colour_efficiency(family.images[0], family.samples.process.wavelengths_nm).min(axis=1)
         numbers = one, family.min_efficiency(None), family.error(images), family.spread(images)
         print(f"| {name} | " + " | ".join(f"{number.mean():.4f}" for number in numbers) + " |")
     print(

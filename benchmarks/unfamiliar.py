@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from metaspec_simulation import PIXELS, Process
-from metaspec_simulation.structures import without_small_features
-from metaspec_training.designs import colour_bands, low_pass, smooth
-from metaspec_training.symmetric import SymmetricNetwork
 from tqdm import tqdm
+
+from metaspec_contract.process import Process
+from metaspec_contract.structures import PIXELS
+from metaspec_simulation.data.families import without_small_features
+from metaspec_training.designs import colour_bands, low_pass, smooth
+from metaspec_training.networks.symmetric import SymmetricNetwork
 
 
 def fields(rng: np.random.Generator, correlation: np.ndarray) -> np.ndarray:

@@ -6,6 +6,7 @@ Start a server with `make serve`, then: python client/examples/first_prediction.
 import sys
 
 import numpy as np
+
 from metaspec import Surrogate
 
 # Smooth random patterns: a low-passed noise field, solid where it is positive. Row = y, column = x, 1 = solid.

@@ -7,6 +7,7 @@ import sys
 
 import jax
 import jax.numpy as jnp
+
 from metaspec import Surrogate
 from metaspec.jax import spectra_function
 

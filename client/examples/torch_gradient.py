@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import torch
+
 from metaspec import Surrogate
 from metaspec.torch import spectra_of
 

@@ -1,8 +1,5 @@
 """Ask a MetaSpec server, or any Open Inference Protocol server with its models, for spectra of structures and gradients."""
 
-from metaspec._async_client import AsyncSurrogate
-from metaspec._base import Evaluation, Sent
-from metaspec._client import Surrogate
 from metaspec._errors import (
     DeadlineExceeded,
     InvalidCotangent,
@@ -16,8 +13,11 @@ from metaspec._errors import (
     ServerError,
     ServerUnreachable,
 )
-from metaspec._protocol import ModelInfo
 from metaspec._spectra import Spectra
+from metaspec._surrogate.async_client import AsyncSurrogate
+from metaspec._surrogate.base import Evaluation, Sent
+from metaspec._surrogate.client import Surrogate
+from metaspec._transport.protocol import ModelInfo
 
 __all__ = [
     "AsyncSurrogate",

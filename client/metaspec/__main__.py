@@ -6,7 +6,7 @@ import sys
 def main() -> None:
     """Entry point of the command; says which extra to install if the command line's packages are missing."""
     try:
-        from metaspec.cli import run_command
+        from metaspec._cli.main import run_command
     except ImportError as error:
         print(
             f'metaspec: the command line needs more packages: pip install "metaspec[optimise]" ({error})',

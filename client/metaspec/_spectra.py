@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from metaspec._colours import COLOURS, channel_index, crosstalk_weights, efficiency_weights
+from metaspec_contract.detectors import COLOURS, channel_index
+from metaspec_contract.figures_of_merit import crosstalk_weights, efficiency_weights
 
 if TYPE_CHECKING:
     import pandas

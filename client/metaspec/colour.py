@@ -14,9 +14,9 @@ import numpy as np
 from array_api_compat import array_namespace
 from numpy.typing import ArrayLike, NDArray
 
-from metaspec._array_api import Array, constant_like
-from metaspec._colours import COLOURS, DETECTORS, channel_index
-from metaspec._objective import Floats, Objective
+from metaspec._design.array_api import Array, constant_like
+from metaspec._design.objective import Floats, Objective
+from metaspec_contract.detectors import COLOURS, DETECTORS, channel_index
 
 # Lobes of the colour matching functions: amplitude, centre (nm), inverse widths (1/nm) below and above the centre.
 # C. Wyman, P.-P. Sloan and P. Shirley, "Simple analytic approximations to the CIE XYZ color matching functions",

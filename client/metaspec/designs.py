@@ -19,16 +19,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from metaspec._client import Surrogate
-from metaspec._colours import COLOURS
-from metaspec._files import replacing
-from metaspec._protocol import ModelInfo
+from metaspec._cli.report_page import page
 from metaspec._spectra import Spectra
+from metaspec._surrogate.client import Surrogate
+from metaspec._transport.protocol import ModelInfo
 from metaspec.figures import draw_history, draw_spectra, draw_structure
 from metaspec.gds import write_gds
 from metaspec.optimise import History, Problem, Result
-from metaspec.report_page import page
 from metaspec.topology import feature_size, without_small_features
+from metaspec_contract.detectors import COLOURS
+from metaspec_contract.files import replacing
 
 SCHEMA_VERSION = 1
 _DPI = 110

@@ -9,9 +9,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from metaspec._colours import BANDS_NM, COLOURS
 from metaspec._spectra import Spectra
 from metaspec.optimise import History
+from metaspec_contract.detectors import BANDS_NM, COLOURS
 
 try:
     from matplotlib.axes import Axes

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from jax import Array
 
-from metaspec._client import Surrogate
+from metaspec._surrogate.client import Surrogate
 
 
 def _like(shape: tuple[int, ...], array: Array) -> jax.ShapeDtypeStruct:

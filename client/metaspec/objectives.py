@@ -20,10 +20,11 @@ import numpy as np
 from array_api_compat import array_namespace
 from numpy.typing import ArrayLike
 
-from metaspec._array_api import Array, constant_like
-from metaspec._colours import COLOURS, channel_index, check_colour, crosstalk_weights, efficiency_weights
-from metaspec._objective import Floats, Linear, Objective, weighted_sum
+from metaspec._design.array_api import Array, constant_like
+from metaspec._design.objective import Floats, Linear, Objective, weighted_sum
 from metaspec.colour import ColourMatrixError
+from metaspec_contract.detectors import COLOURS, channel_index, check_colour
+from metaspec_contract.figures_of_merit import crosstalk_weights, efficiency_weights
 
 __all__ = [
     "ColourEfficiency",

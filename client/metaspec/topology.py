@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from metaspec._array_api import Array
-from metaspec._features import feature_size, without_small_features
-from metaspec._filters import PIXEL_NM, check_symmetry, conic_filter, symmetrise, tanh_projection, tanh_slope
+from metaspec._design.array_api import Array
+from metaspec._design.features import feature_size, without_small_features
+from metaspec._design.filters import PIXEL_NM, check_symmetry, conic_filter, symmetrise, tanh_projection, tanh_slope
 
 __all__ = [
     "PIXEL_NM",

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from metaspec._client import Surrogate
+from metaspec._surrogate.client import Surrogate
 
 
 def spectra_of(density: torch.Tensor, surrogate: Surrogate) -> torch.Tensor:

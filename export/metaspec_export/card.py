@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from metaspec_training.symmetric import SPREAD
+from metaspec_contract.detectors import SPREAD
 
 
 def _spread(metadata: dict[str, Any]) -> str:

@@ -13,19 +13,16 @@ import numpy as np
 import onnx
 import torch
 import typer
-from metaspec_simulation.dataset import Samples, load
-from metaspec_training.module import load_network
-from metaspec_training.symmetric import DEFAULT_IMAGES, SymmetricNetwork
 from rich.console import Console
 
-from metaspec_export import inspect as inspection
-from metaspec_export import repository as models
-from metaspec_export import tensorrt, triton
+from metaspec_export import inspection, tensorrt
+from metaspec_export import publish as models
+from metaspec_export import triton_config as triton
 from metaspec_export.card import model_card
-from metaspec_export.gradient import gradient_graph
+from metaspec_export.graph.forward import forward_graph
+from metaspec_export.graph.gradient import gradient_graph
+from metaspec_export.graph.operators import OperatorError, require_portable
 from metaspec_export.metadata import attach, describe_training, measure, read
-from metaspec_export.onnx import forward_graph
-from metaspec_export.operators import OperatorError, require_portable
 from metaspec_export.parity import (
     GRADIENT_TOLERANCE,
     TOLERANCE,
@@ -45,6 +42,9 @@ from metaspec_export.precision import (
     require_within,
 )
 from metaspec_export.tensorrt import TensorRTUnavailable
+from metaspec_simulation.dataset import Samples, load
+from metaspec_training.fit.module import load_network
+from metaspec_training.networks.symmetric import DEFAULT_IMAGES, SymmetricNetwork
 
 COMPARED = 64
 """Structures that graphs are compared on."""

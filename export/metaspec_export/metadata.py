@@ -12,15 +12,15 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import torch
-from metaspec_simulation import CHANNELS
-from metaspec_simulation.dataset import Samples
-from metaspec_training.evaluation import errors
-from metaspec_training.symmetric import SPREAD, SymmetricNetwork
 from scipy.stats import spearmanr
 from torch import nn
 
-from metaspec_export.onnx import weights_sha256
+from metaspec_contract.detectors import CHANNELS, SPREAD
+from metaspec_export.graph.forward import weights_sha256
 from metaspec_export.parity import run
+from metaspec_simulation.dataset import Samples
+from metaspec_training.networks.symmetric import SymmetricNetwork
+from metaspec_training.report.evaluation import errors
 
 KEY = "metaspec"
 

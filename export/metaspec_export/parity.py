@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 import torch
-from metaspec_training.evaluation import predict
 from numpy.typing import NDArray
 from torch import nn
+
+from metaspec_training.report.evaluation import predict
 
 TOLERANCE = 1e-5
 """Largest absolute difference between PyTorch and ONNX Runtime that an export may have, in efficiency."""

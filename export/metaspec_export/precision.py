@@ -17,14 +17,16 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import onnx
-from metaspec_simulation import PIXELS, Process
-from metaspec_simulation.merit import COLOURS, colour_efficiencies
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from onnxruntime.transformers.float16 import convert_float_to_float16
 
-from metaspec_export.onnx import quiet
+from metaspec_contract.detectors import COLOURS
+from metaspec_contract.figures_of_merit import colour_efficiency
+from metaspec_contract.process import Process
+from metaspec_contract.structures import PIXELS
+from metaspec_export.graph.forward import quiet
 
 Precision = Literal["fp32", "fp16", "int8"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
@@ -202,7 +204,7 @@ def deviation(
     """Measure outputs (spectra,) or (spectra, gradient) of a graph against those of the graph in float32."""
     change = np.abs(got[0] - expected[0])
     colours = np.abs(
-        colour_efficiencies(got[0], process.wavelengths_nm) - colour_efficiencies(expected[0], process.wavelengths_nm)
+        colour_efficiency(got[0], process.wavelengths_nm) - colour_efficiency(expected[0], process.wavelengths_nm)
     )
     gradient = None
     if len(got) > 1:

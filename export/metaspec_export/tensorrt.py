@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 
-from metaspec_export.triton import Signature, tensorrt_options
+from metaspec_export.triton_config import Signature, tensorrt_options
 
 PROVIDER = "TensorrtExecutionProvider"
 

@@ -1,6 +1,8 @@
 """From a process and a structure to its spectra: random structures, a broadband FDTD solver and data sets."""
 
-from metaspec_simulation.process import CHANNELS, PIXELS, Process, Sellmeier
-from metaspec_simulation.solver import Simulation, Solver
+from metaspec_contract.detectors import CHANNELS
+from metaspec_contract.process import Process, Sellmeier
+from metaspec_contract.structures import PIXELS
+from metaspec_simulation.physics.solver import Simulation, Solver
 
 __all__ = ["CHANNELS", "PIXELS", "Process", "Sellmeier", "Simulation", "Solver"]

@@ -16,7 +16,11 @@ import typer
 from dask.distributed import Client, Future, LocalCluster, as_completed, get_worker
 from tqdm import tqdm
 
+from metaspec_contract.files import read_array
+from metaspec_contract.process import Process
 from metaspec_simulation import verify as truth
+from metaspec_simulation.data.importer import find_pairs, import_pairs
+from metaspec_simulation.data.recipe import Recipe, given_recipe
 from metaspec_simulation.dataset import (
     Group,
     add_structures,
@@ -26,11 +30,7 @@ from metaspec_simulation.dataset import (
     write_samples,
 )
 from metaspec_simulation.designs import candidates, read_designs
-from metaspec_simulation.files import read_array
-from metaspec_simulation.importer import find_pairs, import_pairs
-from metaspec_simulation.process import Process
-from metaspec_simulation.recipe import Recipe, given_recipe
-from metaspec_simulation.solver import Solver
+from metaspec_simulation.physics.solver import Solver
 
 _TOPIC = "simulated"
 _FROM = "--from-designs"

@@ -21,11 +21,13 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from metaspec_simulation import structures
-from metaspec_simulation.farfield import shifted_basis
-from metaspec_simulation.process import CHANNELS, PIXELS, Process
-from metaspec_simulation.recipe import SCHEMA_VERSION, Recipe, given_recipe
-from metaspec_simulation.solver import Solver
+from metaspec_contract.detectors import CHANNELS
+from metaspec_contract.process import Process
+from metaspec_contract.structures import PIXELS, Structure, pack, unpack
+from metaspec_simulation.data import families
+from metaspec_simulation.data.recipe import SCHEMA_VERSION, Recipe, given_recipe
+from metaspec_simulation.physics.farfield import shifted_basis
+from metaspec_simulation.physics.solver import Solver
 
 SHARD = 64
 STEP = 1e-4
@@ -61,7 +63,7 @@ def open_dataset(path: Path, recipe: Recipe, count: int, given: NDArray[np.gener
     return group
 
 
-def add_structures(path: Path, process: Process, cells: int, wanted: structures.Structure) -> tuple[Recipe, int]:
+def add_structures(path: Path, process: Process, cells: int, wanted: Structure) -> tuple[Recipe, int]:
     """Add structures to a data set of given ones, to be simulated; make it if there is none.
 
     Structures of which the data set has a translation, rotation or mirror image are left out. Nothing that is simulated is
@@ -88,12 +90,12 @@ def add_structures(path: Path, process: Process, cells: int, wanted: structures.
         raise ValueError(f"{path} holds structures that are not given but random or imported: choose another folder")
     count = group["complete"].shape[0]
     open_dataset(path, Recipe(process, seed=0, cells=cells, given=group.attrs["given"]), count)
-    known = structures.unpack(group["structure"][:count])
-    new = wanted[structures.distinct(wanted, known)]
+    known = unpack(group["structure"][:count])
+    new = wanted[families.distinct(wanted, known)]
     recipe = given_recipe(process, cells, np.concatenate([known, new]))
     # The samples of a data set are those of `complete`: until that has grown, all of this can be done again.
     group["structure"].resize((count + len(new), PIXELS * PIXELS // 8))
-    group["structure"][count:] = structures.pack(new)
+    group["structure"][count:] = pack(new)
     group.attrs["given"] = recipe.given
     _resize(group, count + len(new))
     return recipe, len(new)
@@ -140,17 +142,17 @@ def missing_shards(group: Group) -> list[tuple[int, int]]:
 def write_samples(group: Group, recipe: Recipe, solver: Solver, start: int, stop: int, report: Any) -> None:
     """Simulate samples start .. stop - 1, which lie in one shard, and write them; calls `report()` after each."""
     rows: dict[str, list[Any]] = {name: [] for name in _PER_SAMPLE}
-    given = None if recipe.given is None else structures.unpack(group["structure"][start:stop])
+    given = None if recipe.given is None else unpack(group["structure"][start:stop])
     for sample in range(start, stop):
         structure = recipe.structure(sample) if given is None else given[sample - start]
         family = recipe.family(sample) if given is None else "design"
         simulation = solver.simulate(structure)
         coarse = simulation.harmonics[:, :: _harmonic_stride(recipe.process)]
-        rows["structure"].append(structures.pack(structure))
+        rows["structure"].append(pack(structure))
         rows["spectra"].append(np.rint(simulation.spectra / STEP).astype(np.int16))
         rows["harmonics"].append(np.rint(coarse / HARMONIC_STEP).astype(np.int16))
-        rows["family"].append(structures.SOURCES.index(family))
-        rows["split"].append(structures.SPLITS.index(structures.split_of(structure)))
+        rows["family"].append(families.SOURCES.index(family))
+        rows["split"].append(families.SPLITS.index(families.split_of(structure)))
         rows["energy_error"].append(np.sqrt(np.mean(simulation.energy_error**2)))
         rows["complete"].append(1)
         report()
@@ -188,14 +190,14 @@ class Samples:
         return len(self.packed)
 
     @property
-    def structures(self) -> structures.Structure:
+    def structures(self) -> Structure:
         """Unpacked, uint8 (N, 128, 128)."""
-        return structures.unpack(self.packed)
+        return unpack(self.packed)
 
     def of(self, split: str) -> Samples:
         """The samples of one split."""
-        if split not in structures.SPLITS:
-            raise ValueError(f"split must be one of {', '.join(structures.SPLITS)}, got {split!r}")
+        if split not in families.SPLITS:
+            raise ValueError(f"split must be one of {', '.join(families.SPLITS)}, got {split!r}")
         rows = np.flatnonzero(self.split == split)
         return self.take(rows)
 
@@ -227,8 +229,8 @@ def load(path: Path) -> Samples:
         spectra=group["spectra"][:][done].astype(np.float32) * np.float32(STEP),
         harmonics=group["harmonics"][:][done] if known else np.zeros((len(done), 0, 0), np.int16),
         harmonic_wavelengths_nm=group["harmonic_wavelength"][:] if known else np.zeros(0),
-        family=np.array(structures.SOURCES)[group["family"][:][done]],
-        split=np.array(structures.SPLITS)[group["split"][:][done]],
+        family=np.array(families.SOURCES)[group["family"][:][done]],
+        split=np.array(families.SPLITS)[group["split"][:][done]],
         energy_error=group["energy_error"][:][done],
         attributes=dict(group.attrs),
     )
@@ -246,8 +248,8 @@ _PER_SAMPLE: dict[str, tuple[tuple[str, ...], str, dict[str, Any]]] = {
         "int16",
         {"long_name": "Fourier coefficients of the R efficiency under translation", "scale_factor": HARMONIC_STEP},
     ),
-    "family": ((), "uint8", {"flag_meanings": " ".join(structures.SOURCES)}),
-    "split": ((), "uint8", {"flag_meanings": " ".join(structures.SPLITS)}),
+    "family": ((), "uint8", {"flag_meanings": " ".join(families.SOURCES)}),
+    "split": ((), "uint8", {"flag_meanings": " ".join(families.SPLITS)}),
     "energy_error": ((), "float32", {"long_name": "rms over wavelengths of reflection + transmission - 1"}),
     "complete": ((), "uint8", {"long_name": "1 once the sample is finished"}),
 }
@@ -258,7 +260,7 @@ def _create(path: Path, recipe: Recipe, count: int, given: NDArray[np.generic] |
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     group = create_store(unfinished, recipe.process, recipe.attributes(), count, harmonics=True)
     if given is not None:
-        group["structure"][:] = structures.pack(given.astype(np.uint8))
+        group["structure"][:] = pack(given.astype(np.uint8))
     if path.exists():
         path.rmdir()
     unfinished.rename(path)

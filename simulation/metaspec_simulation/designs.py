@@ -15,9 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, Field, FiniteFloat, JsonValue, ValidationError
 
-from metaspec_simulation.files import read_array
-from metaspec_simulation.process import CHANNELS, PIXELS, Process
-from metaspec_simulation.structures import Structure, distinct
+from metaspec_contract.detectors import CHANNELS
+from metaspec_contract.files import read_array
+from metaspec_contract.process import Process
+from metaspec_contract.structures import PIXELS, Structure
+from metaspec_simulation.data.families import distinct
 
 
 class _Design(BaseModel):

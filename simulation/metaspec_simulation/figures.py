@@ -9,8 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from metaspec_simulation.merit import COLOURS
-from metaspec_simulation.process import CHANNELS
+from metaspec_contract.detectors import BANDS_NM, CHANNELS, COLOUR_NAMES
 from metaspec_simulation.verify import Verification
 
 try:
@@ -126,5 +125,5 @@ def _draw_parity(axes: Axes, predicted: NDArray[np.floating], simulated: NDArray
 
 
 def _shade_bands(axes: Axes) -> None:
-    for name, ((low, high), _) in COLOURS.items():
-        axes.axvspan(low, high, color=f"tab:{name}", alpha=0.08, lw=0)
+    for colour, (low, high) in BANDS_NM.items():
+        axes.axvspan(low, high, color=f"tab:{COLOUR_NAMES[colour]}", alpha=0.08, lw=0)

@@ -19,11 +19,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
+from metaspec_contract.detectors import COLOURS
+from metaspec_contract.figures_of_merit import colour_efficiency, crosstalk
+from metaspec_contract.process import Process
+from metaspec_contract.structures import Structure, pack
 from metaspec_simulation.designs import Designs, process_of_spectra
-from metaspec_simulation.merit import COLOURS, colour_efficiencies, crosstalks
-from metaspec_simulation.process import Process
-from metaspec_simulation.solver import Simulation, Solver
-from metaspec_simulation.structures import Structure, pack
+from metaspec_simulation.physics.solver import Simulation, Solver
 
 SCHEMA_VERSION = 1
 
@@ -132,7 +133,7 @@ class Verification:
     def merit(self, spectra: NDArray[np.float32]) -> Floats:
         """Smallest colour efficiency, then red, green (G1 + G2) and blue: (..., K, 4, W) to (..., K, 4)."""
         flat = spectra.reshape(-1, *spectra.shape[-2:])
-        colours = colour_efficiencies(flat, self.wavelengths_nm)[:, ::-1]
+        colours = colour_efficiency(flat, self.wavelengths_nm)
         table = np.column_stack([colours.min(axis=1), colours])
         return table.reshape(*spectra.shape[:-2], table.shape[-1])
 
@@ -248,12 +249,11 @@ def _figures(spectra: NDArray[np.float32], wavelengths_nm: NDArray[np.float64]) 
     """Figures of merit of spectra (4, W)."""
 
     def named(values: Floats) -> dict[str, float]:
-        by_colour = dict(zip(COLOURS, values[0].tolist(), strict=True))
-        return {name: by_colour[colour] for name, colour in (("R", "red"), ("G", "green"), ("B", "blue"))}
+        return dict(zip(COLOURS, values[0].tolist(), strict=True))
 
-    colours = named(colour_efficiencies(spectra[None], wavelengths_nm))
+    colours = named(colour_efficiency(spectra[None], wavelengths_nm))
     return {
         "min_efficiency": min(colours.values()),
         "colour_efficiency": colours,
-        "crosstalk": named(crosstalks(spectra[None], wavelengths_nm)),
+        "crosstalk": named(crosstalk(spectra[None], wavelengths_nm)),
     }

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from jax.test_util import check_grads
+
 from metaspec import InvalidStructure, Surrogate
 from metaspec.jax import spectra_function
 from metaspec.torch import spectra_of

@@ -16,8 +16,10 @@ from typing import Any
 import gdstk
 import numpy as np
 import pytest
-from metaspec import Surrogate, bulk
+
+from metaspec import Surrogate
 from metaspec.__main__ import main
+from metaspec._cli import bulk
 
 # Long enough that an interrupt after the first line of progress finds the run still going.
 RUN = ["--steps", "400", "--starts", "2", "--radius-nm", "120", "--seed", "3"]
@@ -207,7 +209,7 @@ def test_bad_arguments(
 
 
 def test_what_the_command_line_needs(metaspec, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in sys.modules if name == "metaspec.cli" or name.split(".")[0] == "typer"]:
+    for name in [name for name in sys.modules if name == "metaspec._cli.main" or name.split(".")[0] == "typer"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "typer", None)
     status, _, errors = metaspec("--help")

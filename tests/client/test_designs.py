@@ -11,6 +11,7 @@ import gdstk
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
+
 from metaspec import InvalidStructure, Spectra, Surrogate
 from metaspec.designs import begin, is_finished, mended, predicted, write_designs
 from metaspec.figures import draw_history, draw_spectra, draw_structure

@@ -15,6 +15,9 @@ import numpy as np
 import pytest
 import trustme
 from grpc import StatusCode
+from tritonclient.grpc import service_pb2 as messages
+from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceServicer, add_GRPCInferenceServiceServicer_to_server
+
 from metaspec import (
     AsyncSurrogate,
     DeadlineExceeded,
@@ -28,8 +31,6 @@ from metaspec import (
     ServerUnreachable,
     Surrogate,
 )
-from tritonclient.grpc import service_pb2 as messages
-from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceServicer, add_GRPCInferenceServiceServicer_to_server
 
 ONE = np.zeros((128, 128))
 Answer = messages.ModelInferResponse | tuple[StatusCode, str]
@@ -207,8 +208,8 @@ def test_tls(tmp_path: Path) -> None:
 
 
 def test_without_tritonclient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "metaspec._grpc", raising=False)
-    monkeypatch.delattr("metaspec._grpc", raising=False)
+    monkeypatch.delitem(sys.modules, "metaspec._transport.grpc", raising=False)
+    monkeypatch.delattr("metaspec._transport.grpc", raising=False)
     monkeypatch.setitem(sys.modules, "tritonclient.grpc", None)
     for kind in (Surrogate, AsyncSurrogate):
         with pytest.raises(ImportError, match=r'pip install "metaspec\[grpc\]"'):

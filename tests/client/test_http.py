@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+
 from metaspec import (
     AsyncSurrogate,
     DeadlineExceeded,
@@ -24,8 +25,7 @@ from metaspec import (
     ServerUnreachable,
     Surrogate,
 )
-
-from tests.client.scripted import METADATA, Answer, good, scripted
+from metaspec_testing.scripted import METADATA, Answer, good, scripted
 
 ONE = np.zeros((128, 128))
 BUSY: Answer = (503, {"Retry-After": "0"}, b'{"error": "the queue is full"}')
@@ -40,7 +40,7 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> list[tuple[float, float]]:
         ranges.append((low, high))
         return 0.0
 
-    monkeypatch.setattr("metaspec._base.random.uniform", uniform)
+    monkeypatch.setattr("metaspec._surrogate.base.random.uniform", uniform)
     return ranges
 
 

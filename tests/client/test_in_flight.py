@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from metaspec import AsyncSurrogate, ServerError, Surrogate
 
-from tests.client.scripted import Answer, good, scripted
+from metaspec import AsyncSurrogate, ServerError, Surrogate
+from metaspec_testing.scripted import Answer, good, scripted
 
 
 def mapped(path: Path, count: int) -> np.memmap:

@@ -16,6 +16,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from metaspec import Spectra, Surrogate
 from metaspec.colour import ILLUMINANTS, colour_matching_functions, illuminant
 from metaspec.objectives import (

@@ -13,6 +13,7 @@ import numpy as np
 import optax
 import pytest
 import torch
+
 from metaspec import MetaSpecError, ServerUnreachable, Spectra, Surrogate
 from metaspec.objectives import MinEfficiency
 from metaspec.optimise import (

@@ -5,6 +5,7 @@ import sys
 
 import numpy as np
 import pytest
+
 from metaspec import Spectra
 
 WAVELENGTHS = np.linspace(400, 700, 301)

@@ -3,9 +3,10 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 
-import metaspec
 import numpy as np
 import pytest
+
+import metaspec
 from metaspec import (
     AsyncSurrogate,
     InvalidCotangent,
@@ -17,9 +18,8 @@ from metaspec import (
     ServerUnreachable,
     Surrogate,
 )
-from metaspec._arrays import as_sent
-
-from tests.client.five_channels import CHANNELS, WAVELENGTHS_NM, five_channel_model, gradient_of, spectra_of
+from metaspec._surrogate.arrays import as_sent
+from metaspec_testing.five_channels import CHANNELS, WAVELENGTHS_NM, five_channel_model, gradient_of, spectra_of
 
 
 def test_public_names() -> None:

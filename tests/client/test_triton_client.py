@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from metaspec import (
     AsyncSurrogate,
     DeadlineExceeded,
@@ -21,9 +22,8 @@ from metaspec import (
     ServerUnreachable,
     Surrogate,
 )
-
-from tests.client.five_channels import CHANNELS, WAVELENGTHS_NM, five_channel_model, metadata, spectra_of
-from tests.triton import Triton, python_repository, start_triton
+from metaspec_testing.five_channels import CHANNELS, WAVELENGTHS_NM, five_channel_model, metadata, spectra_of
+from metaspec_testing.triton import Triton, python_repository, start_triton
 
 STRUCTURE = '{ name: "structure", data_type: TYPE_FP32, dims: [ 1, 128, 128 ] }'
 PATIENT = {"retries": 100, "timeout": 60.0}
@@ -154,7 +154,7 @@ def test_what_triton_refuses(url: str, structures) -> None:
 
 async def test_a_busy_triton_is_asked_again(url: str, expected, monkeypatch: pytest.MonkeyPatch) -> None:
     """The model takes one structure at a time, and lets one more wait."""
-    monkeypatch.setattr("metaspec._base._LONGEST_PAUSE", 0.5)
+    monkeypatch.setattr("metaspec._surrogate.base._LONGEST_PAUSE", 0.5)
     structures = np.random.default_rng(7).integers(0, 2, (6, 128, 128), dtype=np.uint8)
     settings = {"model": "busy", "batch_size": 1, "concurrency": 6}
     with Surrogate(url, retries=0, **settings) as surrogate, pytest.raises(ServerBusy, match="maximum queue size"):
@@ -170,7 +170,7 @@ def test_a_triton_that_goes_away_and_comes_back(
     repository: Path, tmp_path: Path, expected, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In the middle of calls: patient ones are finished by the next Triton, hasty ones end with a typed error."""
-    monkeypatch.setattr("metaspec._base._LONGEST_PAUSE", 0.5)
+    monkeypatch.setattr("metaspec._surrogate.base._LONGEST_PAUSE", 0.5)
     structures = np.random.default_rng(8).integers(0, 2, (16, 128, 128), dtype=np.uint8)
     only = tmp_path / "repository"
     shutil.copytree(repository / "diffractionnet", only / "diffractionnet")

@@ -15,11 +15,13 @@ import httpx
 import numpy as np
 import pytest
 import tritonclient.http as triton
+
 from metaspec import Surrogate
 from metaspec.topology import feature_size
-from metaspec_simulation import Process, Solver
+from metaspec_contract.figures_of_merit import colour_efficiency
+from metaspec_contract.process import Process
+from metaspec_simulation import Solver
 from metaspec_simulation.dataset import Samples, load
-from metaspec_simulation.merit import colour_efficiencies
 
 ROOT = Path(__file__).parents[2]
 
@@ -116,7 +118,7 @@ def test_the_design_of_the_readme_is_as_good_as_it_says(bundled) -> None:
     structure = np.load(ROOT / "docs" / "design" / "router.npy")
     with Surrogate(bundled.url) as surrogate:
         predicted = float(surrogate.predict(structure).min_efficiency()[0])
-    simulated = colour_efficiencies(Solver(Process(), 80).simulate(structure).spectra[None], Process().wavelengths_nm)
+    simulated = colour_efficiency(Solver(Process(), 80).simulate(structure).spectra[None], Process().wavelengths_nm)
     assert (
         f".{predicted * 1000:.0f} predicted, .{simulated.min() * 1000:.0f} simulated"
         in (ROOT / "README.md").read_text()

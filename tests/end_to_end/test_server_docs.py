@@ -56,7 +56,7 @@ def test_gradient(outputs: list[str]) -> None:
 
 def test_every_setting_is_documented() -> None:
     help_text = subprocess.run(
-        [sys.executable, "-m", "metaspec_server.cli", "--help"], capture_output=True, text=True, check=True
+        [sys.executable, "-m", "metaspec_server.ops.cli", "--help"], capture_output=True, text=True, check=True
     ).stdout
     flags = set(re.findall(r"--(?:no-)?[a-z-]+", help_text)) - {"--help"}
     documented = set(re.findall(r"--[a-z-]+", DOCS.read_text()))

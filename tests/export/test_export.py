@@ -21,17 +21,17 @@ import torch
 import tritonclient.grpc
 import tritonclient.http
 from google.protobuf import text_format
-from metaspec_export import cli
-from metaspec_export.onnx import forward_graph, weights_sha256
-from metaspec_export.parity import ParityError, check_gradient_parity, check_parity
-from metaspec_export.repository import Publication, publish
-from metaspec_simulation.dataset import load
-from metaspec_training.field import DiffractionFieldNetConfig
-from metaspec_training.model import DiffractionNetConfig
-from metaspec_training.module import load_network
 from tritonclient.grpc import model_config_pb2
 
-from tests.triton import python_repository, start_triton
+from metaspec_export import cli
+from metaspec_export.graph.forward import forward_graph, weights_sha256
+from metaspec_export.parity import ParityError, check_gradient_parity, check_parity
+from metaspec_export.publish import Publication, publish
+from metaspec_simulation.dataset import load
+from metaspec_testing.triton import python_repository, start_triton
+from metaspec_training.fit.module import load_network
+from metaspec_training.networks.field import DiffractionFieldNetConfig
+from metaspec_training.networks.query import DiffractionNetConfig
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT / "datasets" / "bayer-600nm"

@@ -8,16 +8,17 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from metaspec_export.gradient import gradient_graph
-from metaspec_export.onnx import forward_graph
-from metaspec_export.operators import OperatorError, require_portable
-from metaspec_export.parity import ParityError, check_gradient_parity, check_parity, run, session
-from metaspec_export.precision import Deviation, DeviationError, deviation, reduce, require_within
-from metaspec_simulation import Process
-from metaspec_training.field import DiffractionFieldNetConfig
-from metaspec_training.model import DiffractionNetConfig
 from onnx import TensorProto, helper
 from torch import nn
+
+from metaspec_contract.process import Process
+from metaspec_export.graph.forward import forward_graph
+from metaspec_export.graph.gradient import gradient_graph
+from metaspec_export.graph.operators import OperatorError, require_portable
+from metaspec_export.parity import ParityError, check_gradient_parity, check_parity, run, session
+from metaspec_export.precision import Deviation, DeviationError, deviation, reduce, require_within
+from metaspec_training.networks.field import DiffractionFieldNetConfig
+from metaspec_training.networks.query import DiffractionNetConfig
 
 STRUCTURES = np.random.default_rng(0).integers(0, 2, (5, 128, 128), np.uint8)
 FIELD = DiffractionFieldNetConfig(width=32, blocks=1)

@@ -15,20 +15,21 @@ import pytest
 import torch
 import tritonclient.http
 from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2
+
+from metaspec_contract.process import Process
+from metaspec_contract.structures import Symmetry
 from metaspec_export.cli import export
-from metaspec_export.gradient import gradient_graph
+from metaspec_export.graph.gradient import gradient_graph
+from metaspec_export.graph.operators import require_portable
 from metaspec_export.metadata import attach, read
-from metaspec_export.operators import require_portable
 from metaspec_export.parity import check_gradient_parity, run, session
 from metaspec_export.precision import deviation, reduce, require_within
-from metaspec_export.repository import Publication, publish
-from metaspec_export.triton import config_pbtxt
-from metaspec_simulation import Process
+from metaspec_export.publish import Publication, publish
+from metaspec_export.triton_config import config_pbtxt
 from metaspec_simulation.dataset import load
-from metaspec_simulation.symmetry import Symmetry
-from metaspec_training.field import DiffractionFieldNetConfig
-from metaspec_training.symmetric import SymmetricNetwork
-from tritonclient.grpc import model_config_pb2
+from metaspec_training.networks.field import DiffractionFieldNetConfig
+from metaspec_training.networks.symmetric import SymmetricNetwork
 
 DATA = Path(__file__).parents[2] / "datasets" / "bayer-600nm"
 CONFIG = DiffractionFieldNetConfig(width=32, blocks=0, spectral_basis=8, wavelength_nodes=20)  # quick to trace

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from metaspec_server.batching import Closed, DeadlineExceeded, EngineFailure, MicroBatch, MicroBatcher, QueueFull
-from metaspec_server.tensors import Rows
+
+from metaspec_server.core.batching import Closed, DeadlineExceeded, EngineFailure, MicroBatch, MicroBatcher, QueueFull
+from metaspec_server.core.tensors import Rows
 
 
 def rows(start: int, count: int) -> dict[str, np.ndarray]:

@@ -3,7 +3,8 @@ from __future__ import annotations
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
-from metaspec_server.cache import KEY, ResultCache, computing_repeats_once, keys
+
+from metaspec_server.core.cache import KEY, ResultCache, computing_repeats_once, keys
 
 
 def test_keys_are_the_bytes_of_all_tensors_of_a_row() -> None:

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from metaspec_server.engines import OnnxEngine, describe
+
+from metaspec_server.engines.onnx import OnnxEngine, describe
 from metaspec_server.repository import RepositoryError, find_models
 
 

@@ -21,11 +21,12 @@ import httpx
 import numpy as np
 import pytest
 import uvicorn
-from metaspec_server.app import create_app
-from metaspec_server.service import Service
-from metaspec_server.settings import Settings
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from prometheus_client.parser import text_string_to_metric_families
+
+from metaspec_server.core.service import Service
+from metaspec_server.http.app import create_app
+from metaspec_server.settings import Settings
 
 PACKED = {"Content-Type": "application/octet-stream", "Accept": "application/octet-stream"}
 

@@ -16,7 +16,7 @@ import pytest
 
 
 def serve(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "metaspec_server.cli", *arguments]
+    command = [sys.executable, "-m", "metaspec_server.ops.cli", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
 
@@ -117,7 +117,7 @@ def test_it_ends_cleanly_when_told_to(small_repository: Path, start_server) -> N
 
 def test_the_server_needs_neither_torch_nor_our_other_packages() -> None:
     code = (
-        "import sys, metaspec_server.cli\n"
+        "import sys, metaspec_server.ops.cli\n"
         "unwanted = {'torch', 'metaspec', 'metaspec_simulation', 'metaspec_training', 'metaspec_export', 'onnx'}\n"
         "print(sorted(unwanted & set(sys.modules)))"
     )

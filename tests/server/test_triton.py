@@ -11,7 +11,7 @@ import httpx
 import numpy as np
 import pytest
 
-from tests.triton import Triton, python_repository, start_triton
+from metaspec_testing.triton import Triton, python_repository, start_triton
 
 CONFIG = """
 name: "{name}"

@@ -14,13 +14,15 @@ import numpy as np
 import pytest
 import xarray
 import zarr
-from metaspec_simulation import Process, Solver
+
+from metaspec_contract.process import Process
+from metaspec_contract.structures import symmetries
+from metaspec_simulation import Solver
 from metaspec_simulation import dataset as data
+from metaspec_simulation.data.families import orbit_key, random_structure, split_of
 from metaspec_simulation.designs import candidates, read_designs
-from metaspec_simulation.farfield import shifted_basis
-from metaspec_simulation.structures import orbit_key, random_structure, split_of
-from metaspec_simulation.symmetry import symmetries
-from optimised import write_folder
+from metaspec_simulation.physics.farfield import shifted_basis
+from metaspec_testing.optimised import write_folder
 
 CELLS = 24
 DATASETS = Path(__file__).parents[2] / "datasets"

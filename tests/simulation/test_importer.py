@@ -9,10 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from metaspec_simulation import Process
+
+from metaspec_contract.process import Process
 from metaspec_simulation import dataset as data
-from metaspec_simulation.importer import find_pairs, import_pairs
-from metaspec_simulation.structures import random_structure
+from metaspec_simulation.data.families import random_structure
+from metaspec_simulation.data.importer import find_pairs, import_pairs
 
 
 def structures(count: int, seed: int = 0) -> np.ndarray:
@@ -123,7 +124,7 @@ def test_memory_does_not_grow_with_the_files(tmp_path: Path) -> None:
     del patterns, values
     code = (
         "import json, resource, sys; from pathlib import Path; from metaspec_simulation import Process;"
-        "from metaspec_simulation.importer import find_pairs, import_pairs;"
+        "from metaspec_simulation.data.importer import find_pairs, import_pairs;"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss;"
         "r = import_pairs(find_pairs(Path(sys.argv[1]), Process()), Path(sys.argv[2]), Process(), lambda rows: None);"
         "print(json.dumps([r.kept, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before]))"

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from fmmax_reference import efficiencies
-from metaspec_simulation import Process, Simulation, Solver
-from metaspec_simulation.farfield import shifted_basis
-from metaspec_simulation.structures import random_structure
-from metaspec_simulation.symmetry import symmetries
+
+from metaspec_contract.process import Process
+from metaspec_contract.structures import symmetries
+from metaspec_simulation import Simulation, Solver
+from metaspec_simulation.data.families import random_structure
+from metaspec_simulation.physics.farfield import shifted_basis
+from metaspec_testing.fmmax_reference import efficiencies
 
 PROCESS = Process()
 

@@ -4,17 +4,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from metaspec_simulation.structures import (
-    FAMILIES,
-    SPLITS,
-    orbit_key,
-    pack,
-    random_structure,
-    split_of,
-    unpack,
-)
-from metaspec_simulation.symmetry import symmetries
 from scipy import ndimage
+
+from metaspec_contract.structures import pack, symmetries, unpack
+from metaspec_simulation.data.families import FAMILIES, SPLITS, orbit_key, random_structure, split_of
 
 
 @pytest.mark.parametrize("family", FAMILIES)

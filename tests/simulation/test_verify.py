@@ -12,13 +12,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from metaspec import Spectra
-from metaspec_simulation import CHANNELS, Process, Solver
+from metaspec_contract.detectors import CHANNELS
+from metaspec_contract.figures_of_merit import colour_efficiency, crosstalk
+from metaspec_contract.process import Process
+from metaspec_simulation import Solver
 from metaspec_simulation import verify as truth
+from metaspec_simulation.data.families import random_structure
 from metaspec_simulation.designs import read_designs
-from metaspec_simulation.merit import colour_efficiencies, crosstalks
-from metaspec_simulation.structures import random_structure
-from optimised import write_folder
+from metaspec_testing.optimised import write_folder
 
 CELLS = 24
 SPARSE = Process(wavelength_step_nm=5)
@@ -81,11 +84,11 @@ def test_what_it_says(finished: Path, simulated: np.ndarray) -> None:
     assert (body["model"], body["model_version"], body["objective"]) == ("diffractionnet", "7", "bayer")
     assert body["solver"]["cells"] == [CELLS]
     assert Process.model_validate(body["process"]) == SPARSE
-    colours = colour_efficiencies(simulated, SPARSE.wavelengths_nm)
+    colours = colour_efficiency(simulated, SPARSE.wavelengths_nm)
     for k, design in enumerate(body["designs"]):
         assert design["rank"] == k
         there = design["simulated"][str(CELLS)]
-        assert list(there["colour_efficiency"].values()) == pytest.approx(colours[k, ::-1], abs=1e-6)  # R, G, B
+        assert list(there["colour_efficiency"].values()) == pytest.approx(colours[k], abs=1e-6)  # R, G, B
         assert there["min_efficiency"] == pytest.approx(colours[k].min(), abs=1e-6)
         more = {"R": TOO_HIGH, "G": 2 * TOO_HIGH, "B": TOO_HIGH}  # green is the sum of two detectors
         for colour, offset in more.items():
@@ -237,15 +240,13 @@ def test_figures_of_merit() -> None:
     wavelengths = Process().wavelengths_nm
     spectra = np.random.default_rng(0).uniform(0, 0.5, (5, 4, 301)).astype(np.float32)
     theirs = Spectra(spectra, wavelengths)
-    np.testing.assert_allclose(
-        colour_efficiencies(spectra, wavelengths)[:, ::-1], theirs.colour_efficiency(), rtol=1e-5
-    )
-    np.testing.assert_allclose(crosstalks(spectra, wavelengths)[:, ::-1], theirs.crosstalk(), rtol=1e-5)
+    np.testing.assert_allclose(colour_efficiency(spectra, wavelengths), theirs.colour_efficiency(), rtol=1e-5)
+    np.testing.assert_allclose(crosstalk(spectra, wavelengths), theirs.crosstalk(), rtol=1e-5)
     ideal = np.zeros((1, 4, 301))
     for channel, (low, high, value) in enumerate([(600, 700, 1), (500, 600, 0.25), (500, 600, 0.75), (400, 500, 1)]):
         ideal[0, channel, low - 400 : high - 400] = value
     ideal[0, :, 300] = 7  # 700 nm belongs to no band
-    np.testing.assert_array_equal(colour_efficiencies(ideal, wavelengths), [[1, 1, 1]])
-    np.testing.assert_array_equal(crosstalks(ideal, wavelengths), [[0, 0, 0]])
+    np.testing.assert_array_equal(colour_efficiency(ideal, wavelengths), [[1, 1, 1]])
+    np.testing.assert_array_equal(crosstalk(ideal, wavelengths), [[0, 0, 0]])
     with pytest.raises(ValueError, match="no wavelength lies in the band of red"):
-        colour_efficiencies(spectra[..., :150], wavelengths[:150])
+        colour_efficiency(spectra[..., :150], wavelengths[:150])

@@ -3,9 +3,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from metaspec_simulation import Process
-from metaspec_training.beam import INDEX, SLICES, BeamPropagation
-from metaspec_training.field import DiffractionFieldNet, DiffractionFieldNetConfig
+
+from metaspec_contract.process import Process
+from metaspec_training.networks.beam import INDEX, SLICES, BeamPropagation
+from metaspec_training.networks.field import DiffractionFieldNet, DiffractionFieldNetConfig
 
 PROCESS = Process()
 WAVELENGTHS_NM = 1000 / np.linspace(1000 / 700, 1000 / 400, 16)

@@ -3,11 +3,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from metaspec_simulation import Process
-from metaspec_simulation.farfield import flux_map, shifted_basis, window_harmonics
-from metaspec_training.field import DiffractionFieldNet, DiffractionFieldNetConfig, Propagation
-from metaspec_training.layers import CircularConv, FourierMixing
-from metaspec_training.model import DiffractionNet, DiffractionNetConfig
+
+from metaspec_contract.process import Process
+from metaspec_simulation.physics.farfield import flux_map, shifted_basis, window_harmonics
+from metaspec_training.networks.field import DiffractionFieldNet, DiffractionFieldNetConfig, Propagation
+from metaspec_training.networks.layers import CircularConv, FourierMixing
+from metaspec_training.networks.query import DiffractionNet, DiffractionNetConfig
 
 
 @pytest.fixture(autouse=True)
@@ -69,7 +70,7 @@ def test_fourier_mixing_is_the_fft(size: int) -> None:
 
 
 def test_propagation_is_the_solvers_own_far_field() -> None:
-    """The fixed layer against metaspec_simulation.farfield, on a random field at one of its wavelength nodes."""
+    """The fixed layer against metaspec_simulation.physics.farfield, on a random field at one of its wavelength nodes."""
     process, basis = Process(), 8
     layer = Propagation(process, basis, nodes=76).double()
     maps = torch.randn(1, 8 * basis, 16, 16, dtype=torch.float64)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from metaspec_simulation.symmetry import symmetries
-from metaspec_training.evaluation import predict
-from metaspec_training.field import DiffractionFieldNet, DiffractionFieldNetConfig
-from metaspec_training.symmetric import GROUPS, SymmetricNetwork
+
+from metaspec_contract.structures import symmetries
+from metaspec_training.networks.field import DiffractionFieldNet, DiffractionFieldNetConfig
+from metaspec_training.networks.symmetric import GROUPS, SymmetricNetwork
+from metaspec_training.report.evaluation import predict
 
 STRUCTURES = np.random.default_rng(0).integers(0, 2, (3, 128, 128), np.uint8)
 

@@ -12,22 +12,23 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Trainer
-from metaspec_simulation import Process
-from metaspec_simulation.dataset import HARMONIC_STEP, Samples, given_recipe, load
-from metaspec_simulation.farfield import shifted_basis
-from metaspec_simulation.structures import SOURCES
-from metaspec_simulation.symmetry import symmetries
-from metaspec_training.averaging import MovingAverage
-from metaspec_training.data import Batch, Expansion, Packed, PackedSpectra, SpectraDataModule
-from metaspec_training.designs import make_designs
-from metaspec_training.evaluation import errors, mean_predictor, nearest_predictor
-from metaspec_training.field import DiffractionFieldNetConfig
-from metaspec_training.live import LossWeights, PlateauAdvice, change_weights
-from metaspec_training.loss import AdaptiveSpectralLoss
-from metaspec_training.model import DiffractionNetConfig
-from metaspec_training.module import SpectraModule, load_network, warm_start
-from metaspec_training.optimizer import MuonAdamW
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from metaspec_contract.process import Process
+from metaspec_contract.structures import symmetries
+from metaspec_simulation.data.families import SOURCES
+from metaspec_simulation.dataset import HARMONIC_STEP, Samples, given_recipe, load
+from metaspec_simulation.physics.farfield import shifted_basis
+from metaspec_training.data.datamodule import Batch, Expansion, Packed, PackedSpectra, SpectraDataModule
+from metaspec_training.designs import make_designs
+from metaspec_training.fit.averaging import MovingAverage
+from metaspec_training.fit.live_weights import LossWeights, PlateauAdvice, change_weights
+from metaspec_training.fit.loss import AdaptiveSpectralLoss
+from metaspec_training.fit.module import SpectraModule, load_network, warm_start
+from metaspec_training.fit.optimizer import MuonAdamW
+from metaspec_training.networks.field import DiffractionFieldNetConfig
+from metaspec_training.networks.query import DiffractionNetConfig
+from metaspec_training.report.evaluation import errors, mean_predictor, nearest_predictor
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT / "datasets" / "bayer-600nm"

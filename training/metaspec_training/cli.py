@@ -7,9 +7,9 @@ import sys
 import torch
 from lightning.pytorch.cli import LightningCLI
 
-from metaspec_training.data import SpectraDataModule
-from metaspec_training.live import change_weights
-from metaspec_training.module import SpectraModule
+from metaspec_training.data.datamodule import SpectraDataModule
+from metaspec_training.fit.live_weights import change_weights
+from metaspec_training.fit.module import SpectraModule
 
 _USAGE = """\
 usage: metaspec-train fit --config FILE ...                        train, or go on with --ckpt_path RUN/checkpoints/last.ckpt
@@ -54,7 +54,7 @@ def report(arguments: list[str] | None = None) -> None:
     """Write the report of a run: errors, trivial predictors, plots."""
     from jsonargparse import auto_cli
 
-    from metaspec_training.report import write_report
+    from metaspec_training.report.report import write_report
 
     auto_cli(write_report, args=arguments)
 

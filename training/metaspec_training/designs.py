@@ -7,14 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from metaspec_simulation import PIXELS
-from metaspec_simulation.merit import COLOURS
-from metaspec_simulation.structures import without_small_features
 from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from metaspec_training.module import load_network
+from metaspec_contract.detectors import COLOURS
+from metaspec_contract.figures_of_merit import efficiency_weights
+from metaspec_contract.structures import PIXELS
+from metaspec_simulation.data.families import without_small_features
+from metaspec_training.fit.module import load_network
 
 _BATCH = 16
 
@@ -66,14 +67,9 @@ def make_designs(checkpoint: Path, out: Path, count: int = 256, seed: int = 0, s
     print(f"{count} structures in {out}")
 
 
-def colour_bands(wavelengths: int) -> Tensor:
-    """What spectra (4, W) are multiplied with and summed for each colour's efficiency: (3, 4, W)."""
-    nm = np.linspace(400, 700, wavelengths)
-    bands = np.zeros((len(COLOURS), 4, wavelengths), np.float32)
-    for row, ((low, high), detectors) in enumerate(COLOURS.values()):
-        inside = (nm >= low) & (nm < high)
-        bands[row, list(detectors)] = inside / inside.sum()
-    return torch.from_numpy(bands)
+def colour_bands(wavelengths_nm: NDArray[np.float64]) -> Tensor:
+    """What spectra (4, W) are multiplied with and summed for each colour's efficiency: float32 (3, 4, W)."""
+    return torch.from_numpy(np.stack([efficiency_weights(colour, wavelengths_nm) for colour in COLOURS])).float()
 
 
 def _starts(rng: np.random.Generator, count: int) -> NDArray[np.float32]:

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from metaspec._client import Surrogate
 from metaspec._spectra import Spectra
+from metaspec._surrogate.client import Surrogate
 from metaspec.optimise.base import Array
 from metaspec.topology import Parameterisation, robust_etas
 

@@ -7,8 +7,8 @@ from typing import Self
 
 import numpy as np
 
-from metaspec._protocol import ModelInfo
 from metaspec._spectra import Spectra
+from metaspec._transport.protocol import ModelInfo
 from metaspec.optimise.base import Array
 
 

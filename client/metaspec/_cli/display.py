@@ -1,0 +1,153 @@
+"""What the command line shows: tables, and an optimisation while it runs. Needs rich."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bar
+from rich.table import Table
+
+from metaspec._spectra import Spectra
+from metaspec.optimise import Problem, Progress
+from metaspec_contract.detectors import COLOURS
+
+_SHOWN = 10
+_LINES = 20  # that a run prints where there is no terminal
+
+
+def efficiencies(spectra: Spectra, efficiency: NDArray[np.float32]) -> Table:
+    """The colour efficiencies of structures, the best ones of many.
+
+    Args:
+        spectra: of which they are.
+        efficiency: of red, green and blue, (N, 3).
+    """
+    smallest = efficiency.min(axis=1)
+    many = len(efficiency) > _SHOWN
+    shown = np.argsort(-smallest, kind="stable")[:_SHOWN] if many else np.arange(len(efficiency))
+    title = f"Colour efficiencies, {spectra.model} version {spectra.version}"
+    caption = f"the {_SHOWN} best of {len(efficiency)} structures" if many else None
+    table = _table(title, ["structure", "red", "green (G1 + G2)", "blue", "smallest"], caption)
+    for n in shown:
+        table.add_row(str(n), *(f"{value:.3f}" for value in efficiency[n]), f"{smallest[n]:.3f}")
+    return table
+
+
+def designs(report: Mapping[str, Any]) -> Table:
+    """The designs of a report, best first."""
+    found = report["designs"]
+    headings = ["design", "start", "red", "green", "blue", "smallest", "solid (nm)", "void (nm)"]
+    caption = f"the {_SHOWN} best of {len(found)} designs" if len(found) > _SHOWN else None
+    table = _table("Colour efficiencies, predicted, and narrowest features", headings, caption)
+    for design in found[:_SHOWN]:
+        merit = design["predicted"]
+        colours = [f"{value:.3f}" for value in merit["colour_efficiency"].values()]
+        widths = [f"{design['solid_nm']:.0f}", f"{design['void_nm']:.0f}"]
+        smallest = f"[bold]{merit['min_efficiency']:.3f}[/]"
+        table.add_row(f"{design['rank']:03d}", str(design["start"]), *colours, smallest, *widths)
+    return table
+
+
+def _table(title: str, headings: list[str], caption: str | None) -> Table:
+    table = Table(title=title, caption=caption, title_justify="left", caption_justify="left", box=SIMPLE_HEAD)
+    for heading in headings:
+        table.add_column(heading, justify="right")
+    return table
+
+
+class RunDisplay:
+    """An optimisation while it runs: a live picture in a terminal, some twenty lines elsewhere.
+
+    It is the callback of `metaspec.optimise.run`, within a `with` statement.
+
+    Args:
+        console: to show it on.
+        problem: that is solved.
+        steps: in all.
+
+    Attributes:
+        step: the last one that was done, 0 if none was.
+    """
+
+    def __init__(self, console: Console, problem: Problem, steps: int) -> None:
+        self.step = 0
+        self._progress: Progress | None = None
+        self._best, self._merit = -np.inf, ""
+        self._console, self._problem, self._steps = console, problem, steps
+        self._began, self._first = time.monotonic(), 0
+        columns = (
+            TextColumn("step"),
+            MofNCompleteColumn(),
+            BarColumn(None),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[left]}"),
+        )
+        self._bar = Bar(*columns, console=console, auto_refresh=False, expand=True)
+        self._task = self._bar.add_task("", total=steps, left="")
+        self._live = Live(console=console, get_renderable=self._picture, refresh_per_second=4)
+
+    def __enter__(self) -> Self:
+        if self._console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._live.stop()
+
+    def __call__(self, progress: Progress) -> None:
+        """Show where the run stands."""
+        if self._progress is None:
+            self._first = progress.step - 1
+        best = int(progress.best.argmax())
+        if progress.best[best] != self._best:
+            self._best = progress.best[best]
+            self._merit = self._merit_of(progress.structure[best])
+        self._progress, self.step = progress, progress.step
+        self._bar.update(self._task, completed=progress.step, left=f"{self._left()} left")
+        every = max(1, self._steps // _LINES)
+        if not self._console.is_terminal and (progress.step % every == 0 or progress.step == self._steps):
+            self._console.print(self._line(progress), soft_wrap=True)
+
+    def _merit_of(self, structure: NDArray[np.uint8]) -> str:
+        """The figure of merit that people compare, whatever is optimised."""
+        efficiency = self._problem.surrogate.predict(structure).colour_efficiency()[0]
+        colours = ", ".join(f"{colour} {value:.3f}" for colour, value in zip(COLOURS, efficiency, strict=True))
+        return f"min efficiency {efficiency.min():.3f} ({colours})"
+
+    def _line(self, progress: Progress) -> str:
+        return (
+            f"step {progress.step}/{progress.steps}: objective best {progress.value.max():.4f}, median "
+            f"{np.median(progress.value):.4f}; best binary design {self._merit}; "
+            f"{self._rate():.1f} structures/s, {self._left()} left"
+        )
+
+    def _picture(self) -> RenderableType:
+        if self._progress is None:
+            return self._bar
+        table = Table(box=None, padding=(0, 3, 0, 0))
+        for heading in ("objective", "best", "median"):
+            table.add_column(heading, justify="right")
+        for name, values in (("densities", self._progress.value), ("binary designs", self._progress.best)):
+            table.add_row(name, f"[bold]{values.max():.4f}[/]", f"{np.median(values):.4f}")
+        rate = f"beta {self._progress.beta:.3g}, {self._rate():.1f} structures/s"
+        return Group(self._bar, table, f"Best binary design: {self._merit}, predicted", rate)
+
+    def _rate(self) -> float:
+        return self._problem.structures_evaluated / (time.monotonic() - self._began)
+
+    def _left(self) -> str:
+        assert self._progress is not None
+        done = self._progress.step - self._first
+        seconds = round((time.monotonic() - self._began) / done * (self._steps - self._progress.step))
+        return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"

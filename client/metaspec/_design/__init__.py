@@ -1,0 +1,1 @@
+"""What objectives, topology and layouts share: filters, feature sizes, the array API."""

@@ -1,0 +1,144 @@
+"""What all objectives have in common: derivatives, and sums of objectives."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+from array_api_compat import array_namespace
+from numpy.typing import ArrayLike, NDArray
+
+from metaspec._design.array_api import Array, constant_like, namespace_of_floats
+from metaspec._spectra import Spectra
+
+Floats: TypeAlias = NDArray[np.float64]
+
+
+class Objective(ABC):
+    """A number for every structure, from its spectra. Objectives add, subtract and scale: `a + 0.5 * b`, `-a`, `a / 2`.
+
+    A new kind defines `_score`, by the array API, and `_cotangent`, its derivative in numpy.
+    """
+
+    def score(self, values: Array, wavelengths_nm: ArrayLike, channels: Sequence[str]) -> Array:
+        """The objective of spectra, differentiable by the array's own library.
+
+        Args:
+            values: efficiencies (..., channels, wavelengths), floats of numpy, torch or jax.
+            wavelengths_nm: (wavelengths,) in nm, ascending; numbers, not traced.
+            channels: names of the channels.
+
+        Returns:
+            (...), of the dtype and on the device of `values`.
+
+        Raises:
+            ValueError: the shapes do not fit, or a channel or a band that is needed is missing.
+        """
+        wavelength = np.asarray(wavelengths_nm, np.float64)
+        _check_shape(values, wavelength, channels)
+        return self._score(values, wavelength, tuple(channels))
+
+    def cotangent(self, values: ArrayLike, wavelengths_nm: ArrayLike, channels: Sequence[str]) -> Floats:
+        """The derivative of the objective by the spectra, in numpy: float64 (..., channels, wavelengths).
+
+        Arguments and errors are those of `score`.
+        """
+        array, wavelength = np.asarray(values, np.float64), np.asarray(wavelengths_nm, np.float64)
+        _check_shape(array, wavelength, channels)
+        return self._cotangent(array, wavelength, tuple(channels))
+
+    @abstractmethod
+    def _score(self, values: Array, wavelengths_nm: Floats, channels: tuple[str, ...]) -> Array: ...
+
+    @abstractmethod
+    def _cotangent(self, values: Floats, wavelengths_nm: Floats, channels: tuple[str, ...]) -> Floats: ...
+
+    def __call__(self, spectra: Spectra) -> tuple[Floats, Floats]:
+        """Values (N,) and their derivatives by the spectra (N, channels, wavelengths), both float64.
+
+        This is what `Surrogate.predict_and_gradient` takes.
+        """
+        arguments = spectra.values.astype(np.float64), spectra.wavelengths_nm, spectra.channels
+        return self.score(*arguments), self.cotangent(*arguments)
+
+    __array_ufunc__ = None  # numpy's numbers leave `number * objective` to the objective
+
+    def __add__(self, other: Objective) -> Objective:
+        return _Sum((*_terms(self), *_terms(other))) if isinstance(other, Objective) else NotImplemented
+
+    def __radd__(self, other: int) -> Objective:
+        return self if other == 0 else NotImplemented  # what sum() starts from
+
+    def __sub__(self, other: Objective) -> Objective:
+        return self + (-other) if isinstance(other, Objective) else NotImplemented
+
+    def __neg__(self) -> Objective:
+        return -1.0 * self
+
+    def __mul__(self, factor: float) -> Objective:
+        if not isinstance(factor, int | float | np.floating):
+            return NotImplemented
+        return _Sum(tuple((float(factor) * weight, objective) for weight, objective in _terms(self)))
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, divisor: float) -> Objective:
+        return self * (1 / divisor) if isinstance(divisor, int | float | np.floating) else NotImplemented
+
+
+@dataclass(frozen=True)
+class _Sum(Objective):
+    """A weighted sum of objectives, none of which is a sum."""
+
+    terms: tuple[tuple[float, Objective], ...]
+
+    def _score(self, values: Array, wavelengths_nm: Floats, channels: tuple[str, ...]) -> Array:
+        return sum(weight * objective._score(values, wavelengths_nm, channels) for weight, objective in self.terms)
+
+    def _cotangent(self, values: Floats, wavelengths_nm: Floats, channels: tuple[str, ...]) -> Floats:
+        total = np.zeros_like(values)
+        for weight, objective in self.terms:
+            total += weight * objective._cotangent(values, wavelengths_nm, channels)
+        return total
+
+    def __repr__(self) -> str:
+        text = ""
+        for weight, objective in self.terms:
+            sign = ("-" if weight < 0 else "") if not text else " - " if weight < 0 else " + "
+            text += sign + ("" if abs(weight) == 1 else f"{abs(weight):g} * ") + repr(objective)
+        return text
+
+
+def _terms(objective: Objective) -> tuple[tuple[float, Objective], ...]:
+    return objective.terms if isinstance(objective, _Sum) else ((1.0, objective),)
+
+
+class Linear(Objective):
+    """A weighted sum over channels and wavelengths."""
+
+    @abstractmethod
+    def _weights(self, wavelengths_nm: Floats, channels: tuple[str, ...]) -> Floats:
+        """(channels, wavelengths)."""
+
+    def _score(self, values: Array, wavelengths_nm: Floats, channels: tuple[str, ...]) -> Array:
+        return weighted_sum(values, self._weights(wavelengths_nm, channels))
+
+    def _cotangent(self, values: Floats, wavelengths_nm: Floats, channels: tuple[str, ...]) -> Floats:
+        return np.broadcast_to(self._weights(wavelengths_nm, channels), values.shape)
+
+
+def _check_shape(values: Array, wavelengths_nm: Floats, channels: Sequence[str]) -> None:
+    namespace_of_floats("spectra", values)
+    expected = (len(channels), len(wavelengths_nm))
+    if tuple(values.shape[-2:]) != expected:
+        raise ValueError(
+            f"spectra must be (..., {expected[0]} channels, {expected[1]} wavelengths), got {tuple(values.shape)}"
+        )
+
+
+def weighted_sum(values: Array, weights: Floats) -> Array:
+    """Sums over channels and wavelengths (...) of spectra (..., channels, wavelengths)."""
+    return array_namespace(values).sum(values * constant_like(weights, values), axis=(-2, -1))

@@ -1,0 +1,1 @@
+"""`Surrogate` and `AsyncSurrogate`: calls, checks and batches."""

@@ -1,0 +1,120 @@
+"""`AsyncSurrogate`: the same for asyncio."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Literal, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from metaspec._errors import MetaSpecError, ProtocolError, ServerBusy, ServerUnreachable
+from metaspec._spectra import Spectra
+from metaspec._surrogate.base import Evaluation, Objective, SurrogateBase, grpc_transports
+from metaspec._surrogate.call import Call
+from metaspec._transport.http import AsyncHttpTransport
+from metaspec._transport.protocol import AsyncTransport, ModelInfo, Reply, Request, parse_model, tells_more
+
+
+class AsyncSurrogate(SurrogateBase):
+    """`Surrogate` for asyncio: the same arguments and methods, to be awaited.
+
+    Large arrays are checked, packed and unpacked in threads, so that the event loop stays free.
+    """
+
+    _transport: AsyncTransport
+    _gate: asyncio.Semaphore
+
+    def _connect(self, scheme: Literal["http", "grpc"], url: str, api_key: str | None) -> None:
+        carrier = AsyncHttpTransport if scheme == "http" else grpc_transports().AsyncGrpcTransport
+        self._transport = carrier(url, api_key, self._timeout, self._concurrency)
+        self._gate = asyncio.Semaphore(self._concurrency)
+
+    async def predict(self, structures: ArrayLike) -> Spectra:
+        """Spectra of structures; see `Surrogate.predict`."""
+        call = await self._complete(structures, None)
+        info = await self.metadata()
+        if call.version not in ("", info.version):
+            info = self._info = await self._describe(call.version)
+        return Spectra(call.values, info.wavelengths_nm, info.channels, info.name, info.version)
+
+    async def gradient(self, structures: ArrayLike, cotangent: ArrayLike) -> NDArray[np.float32]:
+        """The gradient of sum(cotangent * spectra); see `Surrogate.gradient`."""
+        return (await self._complete(structures, cotangent)).values
+
+    async def predict_and_gradient(self, structures: ArrayLike, objective: Objective) -> Evaluation:
+        """An objective of the spectra, and its gradient; see `Surrogate.predict_and_gradient`."""
+        spectra = await self.predict(structures)
+        value, cotangent = objective(spectra)
+        return Evaluation(np.asarray(value), await self.gradient(structures, cotangent), spectra)
+
+    async def metadata(self) -> ModelInfo:
+        """What the server says of the model; see `Surrogate.metadata`."""
+        if self._info is None:
+            self._info = await self._describe()
+        return self._info
+
+    async def is_ready(self) -> bool:
+        """Whether the server answers and the model takes work, right now."""
+        try:
+            await self._transport.send(self._question("ready"))
+        except MetaSpecError:
+            return False
+        return True
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._transport.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def _describe(self, version: str = "") -> ModelInfo:
+        server, model = await self._send(self._question("server")), await self._send(self._question("model", version))
+        config = await self._send(self._question("config", version)) if tells_more(server, model) else None
+        return parse_model(server, model, config, version or self.version or "")
+
+    async def _complete(self, structures: ArrayLike, cotangent: ArrayLike | None) -> Call:
+        """A call with its answers, all of one version of the model."""
+        call = await asyncio.to_thread(self._call, structures, cotangent, await self.metadata())
+        try:
+            await self._infer(call, range(len(call)))
+            newest, stale = call.stale()
+            await self._infer(call, stale, newest)
+        except ProtocolError:
+            self._info = None  # a new version may have other shapes: let the next call see them
+            raise
+        return call
+
+    async def _infer(self, call: Call, which: Sequence[int], version: str = "") -> None:
+        """Send some requests of a call, a few at a time."""
+        todo = iter(which)
+
+        async def infer() -> None:
+            for n in todo:
+                async with self._gate:
+                    request = await asyncio.to_thread(call.request, n, version)
+                    self._count(request)
+                    bar.update(await asyncio.to_thread(call.write, n, await self._send(request)))
+
+        with self._bar(call) as bar:
+            try:
+                async with asyncio.TaskGroup() as group:
+                    for _ in range(min(self._concurrency, len(which))):
+                        group.create_task(infer())
+            except ExceptionGroup as errors:
+                first = errors.exceptions[0]
+                raise first from first.__cause__
+
+    async def _send(self, request: Request) -> Reply:
+        attempt = 0
+        while True:
+            try:
+                return await self._transport.send(request)
+            except (ServerBusy, ServerUnreachable) as error:
+                await asyncio.sleep(self._pause(attempt, error))
+            attempt += 1

@@ -1,0 +1,162 @@
+"""What `Surrogate` and `AsyncSurrogate` share: all that does not wait."""
+
+from __future__ import annotations
+
+import math
+import random
+import threading
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any, Literal, NamedTuple
+from urllib.parse import urlsplit
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from tqdm import tqdm
+
+from metaspec._errors import MetaSpecError
+from metaspec._spectra import Spectra
+from metaspec._surrogate.call import Call
+from metaspec._transport.protocol import ModelInfo, Request
+
+DEFAULT_URL = "http://127.0.0.1:8000"
+_LONGEST_PAUSE = 8.0  # seconds before another attempt, if the server does not ask for more
+
+Objective = Callable[[Spectra], tuple[ArrayLike, ArrayLike]]
+"""From spectra of N structures to the objective's N values, and its N derivatives by the spectra (the cotangent)."""
+
+
+class Evaluation(NamedTuple):
+    """An objective and its gradient at N structures.
+
+    Attributes:
+        value: of the objective, (N,).
+        gradient: of the objective by the density of every pixel, float32 (N, y, x).
+        spectra: of the structures.
+    """
+
+    value: NDArray[Any]
+    gradient: NDArray[np.float32]
+    spectra: Spectra
+
+
+class Sent(NamedTuple):
+    """What a surrogate has sent so far. Asking a busy server again does not count.
+
+    Attributes:
+        requests: for spectra or gradients.
+        structures: in these requests; one with several cotangents counts for each of them.
+    """
+
+    requests: int
+    structures: int
+
+
+class SurrogateBase:
+    """Settings, and what follows from them. The arguments are those of `Surrogate`."""
+
+    def __init__(
+        self,
+        url: str = DEFAULT_URL,
+        *,
+        model: str = "diffractionnet",
+        version: str | int | None = None,
+        api_key: str | None = None,
+        timeout: float = 60.0,
+        retries: int = 4,
+        batch_size: int = 256,
+        concurrency: int = 4,
+        progress: bool = True,
+    ) -> None:
+        for name, value, least in (
+            ("retries", retries, 0),
+            ("batch_size", batch_size, 1),
+            ("concurrency", concurrency, 1),
+        ):
+            if value < least:
+                raise ValueError(f"{name} must be at least {least}, got {value}")
+        if not 0 < timeout < math.inf:
+            raise ValueError(f"timeout must be above 0 seconds and finite, got {timeout}")
+        if not model:
+            raise ValueError("model must be a name, got ''")
+        if api_key is not None and not (api_key.isascii() and api_key.isprintable()):
+            raise ValueError("api_key must consist of printable ASCII characters")
+        scheme = _scheme(url)
+        self.url, self.model, self.version = url.rstrip("/"), model, None if version is None else str(version)
+        self._timeout, self._retries = timeout, retries
+        self._batch_size, self._concurrency, self._progress = batch_size, concurrency, progress
+        self._info: ModelInfo | None = None
+        self._sent, self._counting = Sent(0, 0), threading.Lock()
+        self._connect(scheme, self.url, api_key)
+
+    def _connect(self, scheme: Literal["http", "grpc"], url: str, api_key: str | None) -> None:
+        """Make the transport, and the gate that limits the requests in flight, also where callers share a surrogate."""
+        raise NotImplementedError
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.model} at {self.url}>"
+
+    @property
+    def sent(self) -> Sent:
+        """How many requests, and structures in them, have been sent so far."""
+        return self._sent
+
+    def _count(self, request: Request) -> None:
+        with self._counting:
+            self._sent = Sent(self._sent.requests + 1, self._sent.structures + len(request.inputs["structure"]))
+
+    def _question(self, operation: Literal["server", "model", "config", "ready"], version: str = "") -> Request:
+        if operation == "server":
+            return Request(operation)
+        return Request(operation, self.model, version or self.version or "")
+
+    def _call(self, structures: ArrayLike, cotangent: ArrayLike | None, info: ModelInfo) -> Call:
+        """All of a call, checked; nothing of it copied."""
+        return Call(structures, cotangent, info, self.model, self.version or "", self._batch_size)
+
+    def _bar(self, call: Call) -> Any:
+        """A progress bar that shows itself after two seconds, where people look."""
+        disable = None if self._progress and len(call) > 1 else True
+        return tqdm(total=call.rows, unit="structure", delay=2.0, leave=False, disable=disable)
+
+    def _pause(self, attempt: int, error: MetaSpecError) -> float:
+        """Seconds before another attempt: what the server asks for, and on top of it exponential with full jitter.
+
+        Raises:
+            MetaSpecError: the error, if there have been enough attempts, or the server asks for more patience than `timeout`.
+        """
+        asked: float = getattr(error, "retry_after", None) or 0.0
+        if attempt == self._retries or asked > self._timeout:
+            raise error
+        return asked + random.uniform(0, min(_LONGEST_PAUSE, 0.25 * 2 ** min(attempt, 10)))
+
+
+def grpc_transports() -> ModuleType:
+    """The module of the transports for gRPC, whose dependencies are an extra.
+
+    Raises:
+        ImportError: it is not installed.
+    """
+    try:
+        from metaspec._transport import grpc as _grpc
+    except ImportError as error:
+        raise ImportError('grpc:// needs tritonclient: pip install "metaspec[grpc]"') from error
+    return _grpc
+
+
+def _scheme(url: str) -> Literal["http", "grpc"]:
+    """What an address speaks.
+
+    Raises:
+        ValueError: it is not an address of HTTP or gRPC.
+    """
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError as error:
+        raise ValueError(f"url must be an address, got {url!r}: {error}") from None
+    if parts.scheme in ("http", "https") and host:
+        return "http"
+    if parts.scheme in ("grpc", "grpcs") and host and port and not parts.path.strip("/"):
+        return "grpc"
+    raise ValueError(f"url must be http://..., https://..., grpc://host:port or grpcs://host:port, got {url!r}")

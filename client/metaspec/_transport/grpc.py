@@ -1,0 +1,174 @@
+"""The Open Inference Protocol over gRPC, as Triton serves it. Needs tritonclient."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+from urllib.parse import urlsplit
+
+import tritonclient.grpc
+import tritonclient.grpc.aio
+from tritonclient.utils import InferenceServerException, np_to_triton_dtype
+
+from metaspec._errors import (
+    DeadlineExceeded,
+    MetaSpecError,
+    ModelUnavailable,
+    NotAllowed,
+    ProtocolError,
+    RequestTooLarge,
+    ServerBusy,
+    ServerError,
+    ServerUnreachable,
+)
+from metaspec._transport.protocol import Reply, Request
+
+_CHANNEL = [
+    ("grpc.max_send_message_length", -1),
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.use_local_subchannel_pool", 1),  # else all clients of a process share one connection and its back-off
+    # How long a broken connection refuses calls at once: shorter than the pauses of those who ask again.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+]
+
+_ERRORS: dict[str, type[MetaSpecError]] = {
+    "ABORTED": ServerUnreachable,
+    "CANCELLED": ServerUnreachable,
+    "DEADLINE_EXCEEDED": DeadlineExceeded,
+    "NOT_FOUND": ModelUnavailable,
+    "PERMISSION_DENIED": NotAllowed,
+    "RESOURCE_EXHAUSTED": ServerBusy,
+    "UNAUTHENTICATED": NotAllowed,
+    "UNAVAILABLE": ServerUnreachable,
+    "UNIMPLEMENTED": ProtocolError,
+}
+
+_CAUSES: dict[str, type[MetaSpecError]] = {
+    "Exceeds maximum queue size": ServerBusy,  # UNAVAILABLE, as a lost connection is
+    "batch-size must be <=": RequestTooLarge,
+    "message larger than max": RequestTooLarge,  # of a proxy
+    "RST_STREAM": ServerUnreachable,
+}
+"""What Triton and gRPC say where the status alone does not tell."""
+
+
+class GrpcTransport:
+    """Sends requests over one connection, at most `timeout` seconds each."""
+
+    def __init__(self, url: str, api_key: str | None, timeout: float, connections: int) -> None:
+        self._url = url
+        self._options = _options(api_key, timeout)
+        self._client = tritonclient.grpc.InferenceServerClient(**_address(url))
+
+    def send(self, request: Request) -> Reply:
+        """The server's answer; see `Transport`."""
+        try:
+            answer = _call(self._client, request, **_tensors(request), **self._options)
+        except InferenceServerException as error:
+            raise _error_of(error, self._url, self._options) from error
+        return _decode(answer, request, self._url)
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._client.close()
+
+
+class AsyncGrpcTransport:
+    """`GrpcTransport` for asyncio."""
+
+    def __init__(self, url: str, api_key: str | None, timeout: float, connections: int) -> None:
+        self._url = url
+        self._options = _options(api_key, timeout)
+        self._client: Any = None
+
+    async def send(self, request: Request) -> Reply:
+        """The server's answer; see `Transport`."""
+        if self._client is None:  # it belongs to the event loop that it is made in
+            self._client = tritonclient.grpc.aio.InferenceServerClient(**_address(self._url))
+        tensors = await asyncio.to_thread(_tensors, request)
+        try:
+            answer = await _call(self._client, request, **tensors, **self._options)
+        except InferenceServerException as error:
+            raise _error_of(error, self._url, self._options) from error
+        return _decode(answer, request, self._url)
+
+    async def close(self) -> None:
+        """Close the connection."""
+        if self._client is not None:
+            await self._client.close()
+
+
+def _address(url: str) -> dict[str, Any]:
+    parts = urlsplit(url)
+    return {"url": parts.netloc, "ssl": parts.scheme == "grpcs", "channel_args": _CHANNEL}
+
+
+def _options(api_key: str | None, timeout: float) -> dict[str, Any]:
+    headers = {"authorization": f"Bearer {api_key}"} if api_key else None
+    return {"headers": headers, "client_timeout": timeout}
+
+
+def _tensors(request: Request) -> dict[str, Any]:
+    """Inputs and outputs of an inference request as tritonclient has them; nothing for the other operations."""
+    if request.operation != "infer":
+        return {}
+    inputs = []
+    for name, array in request.inputs.items():
+        tensor = tritonclient.grpc.InferInput(name, array.shape, np_to_triton_dtype(array.dtype))
+        tensor.set_data_from_numpy(array)
+        inputs.append(tensor)
+    return {"inputs": inputs, "outputs": [tritonclient.grpc.InferRequestedOutput(name) for name in request.outputs]}
+
+
+def _call(client: Any, request: Request, **arguments: Any) -> Any:
+    """What the client's method returns: with asyncio's client, something to wait for."""
+    if request.operation == "server":
+        return client.get_server_metadata(**arguments)
+    method = {
+        "model": client.get_model_metadata,
+        "config": client.get_model_config,
+        "ready": client.is_model_ready,
+        "infer": client.infer,
+    }[request.operation]
+    return method(request.model, model_version=request.version, **arguments)
+
+
+def _decode(answer: Any, request: Request, url: str) -> Reply:
+    """An answer of tritonclient as a reply.
+
+    Raises:
+        ModelUnavailable: the model is not ready.
+        ProtocolError: bytes and shape of a tensor do not fit.
+    """
+    match request.operation:
+        case "server":
+            return Reply({"extensions": list(answer.extensions)})
+        case "model":
+            inputs, outputs = (
+                [{"name": tensor.name, "datatype": tensor.datatype, "shape": list(tensor.shape)} for tensor in tensors]
+                for tensors in (answer.inputs, answer.outputs)
+            )
+            return Reply({"name": answer.name, "versions": list(answer.versions), "inputs": inputs, "outputs": outputs})
+        case "config":
+            parameters = answer.config.parameters
+            return Reply({"parameters": {key: {"string_value": parameters[key].string_value} for key in parameters}})
+        case "ready":
+            if not answer:
+                raise ModelUnavailable(f"model {request.model!r} is not ready (gRPC, from {url})")
+            return Reply({})
+    try:
+        arrays = {name: array for name in request.outputs if (array := answer.as_numpy(name)) is not None}
+    except (ValueError, TypeError) as error:
+        raise ProtocolError(f"the answer from {url} cannot be read: {error!r}") from error
+    return Reply({"model_version": answer.get_response().model_version}, arrays)
+
+
+def _error_of(error: InferenceServerException, url: str, options: dict[str, Any]) -> MetaSpecError:
+    code = str(error.status()).removeprefix("StatusCode.")
+    detail = error.message() or "no reason given"
+    kind = next((kind for cause, kind in _CAUSES.items() if cause in detail), _ERRORS.get(code, ServerError))
+    if kind is DeadlineExceeded:
+        detail = f"no answer within {options['client_timeout']:g} s"
+    return kind(f"{detail} (gRPC {code} from {url})")

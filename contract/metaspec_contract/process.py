@@ -1,0 +1,141 @@
+"""The process: geometry, materials and wavelengths of a device, as one value.
+
+The default is the Bayer colour router of Zou et al., "Pixel-level Bayer-type colour router based on metasurfaces",
+Nature Communications 13, 3288 (2022), as posed by the `bayer_sorter` challenge of the public package invrs-gym, with
+thickness and detector distance fixed. Lengths are in micrometres and wavelengths in nanometres throughout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from metaspec_contract.structures import PIXELS
+
+
+class Sellmeier(BaseModel):
+    """A material's refractive index, n^2 = 1 + sum_i B_i L^2 / (L^2 - C_i^2), with L the wavelength in um.
+
+    Attributes:
+        name: what the material is.
+        source: the publication of the coefficients.
+        strength: B_i, dimensionless.
+        resonance_um: C_i in um.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    source: str
+    strength: tuple[float, ...]
+    resonance_um: tuple[float, ...]
+
+    @model_validator(mode="after")
+    def _as_many_of_each(self) -> Sellmeier:
+        if len(self.strength) != len(self.resonance_um):
+            raise ValueError(f"strength has {len(self.strength)} terms but resonance_um has {len(self.resonance_um)}")
+        return self
+
+    def permittivity(self, wavelength_nm: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Relative permittivity n^2 at vacuum wavelengths in nm, of the same shape."""
+        squared = (np.asarray(wavelength_nm, np.float64) / 1000) ** 2
+        terms = (b * squared / (squared - c**2) for b, c in zip(self.strength, self.resonance_um, strict=True))
+        return 1 + sum(terms, np.zeros_like(squared))
+
+    def index(self, wavelength_nm: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Refractive index n at vacuum wavelengths in nm, of the same shape."""
+        return np.sqrt(self.permittivity(wavelength_nm))
+
+
+SILICON_NITRIDE = Sellmeier(
+    name="Si3N4",
+    source="Luke et al., Opt. Lett. 40, 4823 (2015)",
+    strength=(3.0249, 40314.0),
+    resonance_um=(0.1353406, 1239.842),
+)
+SILICA = Sellmeier(
+    name="SiO2",
+    source="Malitson, J. Opt. Soc. Am. 55, 1205 (1965)",
+    strength=(0.6961663, 0.4079426, 0.8974794),
+    resonance_um=(0.0684043, 0.1162414, 9.896161),
+)
+
+
+class Process(BaseModel):
+    """What every structure of a data set, and every model trained on it, has in common.
+
+    Light falls at normal incidence from vacuum on a patterned layer (solid in vacuum) on a semi-infinite substrate.
+    Under the layer, inside the substrate, four quadrants of the unit cell collect the light.
+
+    Attributes:
+        period_um: side of the square unit cell in um.
+        thickness_um: height of the patterned layer in um.
+        distance_um: distance of the detector plane from the bottom of the patterned layer in um.
+        solid: material of the pixels with value 1; void is vacuum.
+        substrate: material under the pattern.
+        wavelength_min_nm: first wavelength of the spectra in nm.
+        wavelength_max_nm: last wavelength of the spectra in nm.
+        wavelength_step_nm: spacing of the wavelengths in nm.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    period_um: float = Field(default=2.0, gt=0)
+    thickness_um: float = Field(default=0.6, gt=0)
+    distance_um: float = Field(default=2.5, gt=0)
+    solid: Sellmeier = SILICON_NITRIDE
+    substrate: Sellmeier = SILICA
+    wavelength_min_nm: float = Field(default=400.0, gt=0)
+    wavelength_max_nm: float = Field(default=700.0, gt=0)
+    wavelength_step_nm: float = Field(default=1.0, gt=0)
+
+    @model_validator(mode="after")
+    def _whole_number_of_steps(self) -> Process:
+        steps = (self.wavelength_max_nm - self.wavelength_min_nm) / self.wavelength_step_nm
+        if steps < 1 or abs(steps - round(steps)) > 1e-6:
+            raise ValueError(
+                "wavelength_max_nm must be a whole number of wavelength_step_nm above wavelength_min_nm, "
+                f"got {self.wavelength_min_nm}, {self.wavelength_max_nm} and {self.wavelength_step_nm}"
+            )
+        return self
+
+    @property
+    def wavelengths_nm(self) -> NDArray[np.float64]:
+        """Vacuum wavelengths of the spectra in nm, ascending."""
+        count = round((self.wavelength_max_nm - self.wavelength_min_nm) / self.wavelength_step_nm) + 1
+        return np.linspace(self.wavelength_min_nm, self.wavelength_max_nm, count)
+
+    @property
+    def pixel_nm(self) -> float:
+        """Width of a pixel of a structure in nm."""
+        return 1000 * self.period_um / PIXELS
+
+    def difference(self, other: Process) -> str:
+        """What tells this process from another one, field by field: "period_um 2.0 against 1.6"; empty if nothing does."""
+        ours, theirs = self.model_dump(), other.model_dump()
+        differing = [name for name in ours if ours[name] != theirs[name]]
+        return ", ".join(f"{name} {_short(ours[name])} against {_short(theirs[name])}" for name in differing)
+
+
+def _short(value: object) -> object:
+    """A material by its name and coefficients, any other value as it is."""
+    return f"{value['name']} {value['strength']} {value['resonance_um']}" if isinstance(value, dict) else value
+
+
+def complete_process(document: Mapping[str, Any]) -> Process:
+    """A process of which a document states every field: what a file does not say is not filled in with a default.
+
+    Raises:
+        ValueError: a field is missing, unknown or out of range; it is named.
+    """
+    if missing := [name for name in Process.model_fields if name not in document]:
+        raise ValueError(f"process must state {', '.join(missing)}")
+    try:
+        return Process.model_validate(document)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ValueError(f"{'.'.join(map(str, ('process', *first['loc'])))}: {first['msg']}") from None

@@ -1,0 +1,122 @@
+"""The forward graph: a trained network as ONNX, from density (N, 1, 128, 128) to spectra (N, channels, wavelengths)."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import onnx
+import onnx_ir as ir
+import torch
+from onnx import numpy_helper
+from onnxscript import optimizer
+from torch import Tensor, nn
+
+from metaspec_contract.structures import PIXELS
+
+OPSET = 20
+"""The oldest with Gelu, and one that ONNX Runtime's CPU and CUDA providers and TensorRT 10 all read."""
+
+_REARRANGEMENTS = {"Concat", "Expand", "Gather", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"}
+
+
+class _Served(nn.Module):
+    """The network with its output as it is served: detectors along one axis."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, structure: Tensor) -> Tensor:
+        return self.network(structure).flatten(1, -2)
+
+
+class _GroupNorm(nn.GroupNorm):
+    """As layer normalisation of each group, then one multiply-add per channel.
+
+    The exporter's own way asks for shapes at run time, which engines on GPUs do on the CPU.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        size = x[0].numel() // self.num_groups
+        normal = nn.functional.layer_norm(x.reshape(-1, self.num_groups, size), (size,), eps=self.eps)
+        mean, variance = torch.zeros_like(self.bias), torch.ones_like(self.bias)
+        return nn.functional.batch_norm(
+            normal.reshape(-1, *x.shape[1:]), mean, variance, self.weight, self.bias, training=False, eps=0.0
+        )
+
+
+def forward_graph(network: nn.Module) -> onnx.ModelProto:
+    """Trace a network in evaluation mode, with a free batch size N."""
+    network = copy.deepcopy(network)
+    for module in network.modules():
+        if type(module) is nn.GroupNorm:
+            module.__class__ = _GroupNorm
+    return to_onnx(_Served(network).eval(), {"structure": torch.zeros(2, 1, PIXELS, PIXELS)}, ["spectra"])
+
+
+def to_onnx(module: nn.Module, inputs: dict[str, Tensor], outputs: list[str]) -> onnx.ModelProto:
+    """Export a module of named inputs and outputs whose first axis is the batch.
+
+    Args:
+        module: called with the inputs in their order.
+        inputs: examples by name, each of the same batch size.
+        outputs: names.
+    """
+    batch = torch.export.Dim("N", min=1, max=2**20)
+    with quiet():
+        program = torch.onnx.export(
+            module,
+            tuple(inputs.values()),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=list(inputs),
+            output_names=outputs,
+            dynamic_shapes={name: {0: batch} for name in inputs},
+            verbose=False,
+        )
+    if program is None:
+        raise RuntimeError("torch.onnx.export returned no program")
+    optimizer.optimize_ir(program.model, input_size_limit=2**24, output_size_limit=2**24, should_fold=_should_fold)
+    model = program.model_proto
+    onnx.checker.check_model(model)
+    return model
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the converters' remarks on their own insides; errors still come through."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logging.disable(logging.WARNING)
+        try:
+            yield
+        finally:
+            logging.disable(logging.NOTSET)
+
+
+def _should_fold(node: ir.Node) -> bool | None:
+    """Fold what is computed from constants alone, like the wavelength embedding.
+
+    Weights that are merely turned or cut stay as they were trained, once in the file; engines do that when they load.
+    """
+    return False if node.op_type in _REARRANGEMENTS and _size(node) > 2**10 else None
+
+
+def _size(node: ir.Node) -> int:
+    """Elements of the largest constant that a node reads."""
+    return max((value.const_value.size for value in node.inputs if value and value.const_value), default=0)
+
+
+def weights_sha256(model: onnx.ModelProto) -> str:
+    """SHA-256 over the initializers: each one's name, then its raw little-endian bytes, in order of name."""
+    digest = hashlib.sha256()
+    for tensor in sorted(model.graph.initializer, key=lambda tensor: tensor.name):
+        array = numpy_helper.to_array(tensor)
+        digest.update(tensor.name.encode())
+        digest.update(array.astype(array.dtype.newbyteorder("<")).tobytes())
+    return digest.hexdigest()

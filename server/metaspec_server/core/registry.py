@@ -1,0 +1,319 @@
+"""Which models are served: loaded from the repository, watched, replaced by newer versions, and kept alive.
+
+A new version is loaded and warmed beside the old one; then it is the one that callers get, in one step; then the old one
+finishes what it has accepted, and goes. A version that cannot be loaded never takes the place of one that works.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from metaspec_contract.model import TensorSpec
+from metaspec_server.core.tensors import Rows
+from metaspec_server.engines.onnx import Description
+from metaspec_server.repository import ModelFile, RepositoryError, find_models
+
+log = logging.getLogger(__name__)
+
+_NEVER = (-1,)  # the stamp of no file
+
+
+class Queue(Protocol):
+    """What stands before a model's engines and computes rows."""
+
+    @property
+    def engines(self) -> int:
+        """Engines that take work."""
+        ...
+
+    @property
+    def waiting(self) -> int:
+        """Rows that wait."""
+        ...
+
+    async def submit(self, rows: Rows, timeout: float | None = None) -> Rows:
+        """Compute rows; see `MicroBatcher.submit`."""
+        ...
+
+    async def close(self, timeout: float) -> None:
+        """Finish accepted work and stop."""
+        ...
+
+
+@dataclass(eq=False)
+class ServedModel:
+    """A loaded, warm version of a model.
+
+    Attributes:
+        file: where it comes from.
+        about: what its tensors are, and what it says of itself.
+        queue: computes.
+        wanted: engines that the queue should have.
+        revive: brings back the engines that died; blocks. Returns how many.
+        users: requests that are using it just now.
+        number: its own, not that of the version: a version whose file is replaced is another model.
+    """
+
+    file: ModelFile
+    about: Description
+    queue: Queue
+    wanted: int
+    revive: Callable[[], int]
+    users: int = 0
+    idle: asyncio.Event = field(default_factory=asyncio.Event)
+    number: int = field(default_factory=itertools.count().__next__)
+
+    @property
+    def name(self) -> str:
+        """Name of the model."""
+        return self.file.name
+
+    @property
+    def version(self) -> int:
+        """Number of the version."""
+        return self.file.version
+
+    @property
+    def structure(self) -> TensorSpec:
+        """Which of its inputs is the structure."""
+        return next(spec for spec in self.about.inputs if spec.name == self.about.metadata.input.name)
+
+    @property
+    def ready(self) -> bool:
+        """Whether all its engines take work."""
+        return self.queue.engines >= self.wanted
+
+
+@dataclass(frozen=True)
+class _Failure:
+    stamp: tuple[int, ...] | None
+    reason: str
+
+
+class NotYet(RepositoryError):
+    """A version cannot be served at the moment, for a reason that is not in its file: it is tried again."""
+
+
+class UnknownModel(LookupError):
+    """There is no such model or version. The message says which there are."""
+
+
+class Registry:
+    """The models of a repository that are served.
+
+    Args:
+        repository: folder.
+        keep: newest working versions of each model to serve.
+        load: makes a model ready to compute; blocks. Raises `RepositoryError`.
+        drain_timeout: seconds given to the accepted requests of a version that goes.
+        failed: is told the name, the version (0 for the model as a whole) and the reason of what could not be loaded.
+    """
+
+    def __init__(
+        self,
+        repository: Path,
+        keep: int,
+        load: Callable[[ModelFile], ServedModel],
+        drain_timeout: float = 30.0,
+        failed: Callable[[str, int, str], None] = lambda name, version, reason: None,
+    ) -> None:
+        self._repository, self._keep, self._load = repository, keep, load
+        self._drain_timeout, self._failed = drain_timeout, failed
+        self._models: dict[str, dict[int, ServedModel]] = {}  # newest version first
+        self._failures: dict[tuple[str, int], _Failure] = {}
+        self._unloaded: set[str] = set()
+        self._changing = asyncio.Lock()
+        self._leaving: set[asyncio.Task[None]] = set()
+
+    def served(self) -> list[ServedModel]:
+        """All loaded versions, by model, newest first."""
+        return [model for versions in self._models.values() for model in versions.values()]
+
+    def newest(self) -> list[ServedModel]:
+        """The version of each model that callers get who ask for none."""
+        return [next(iter(versions.values())) for versions in self._models.values()]
+
+    def failures(self) -> list[tuple[str, int, str]]:
+        """Name, version and reason of what could not be loaded."""
+        return [(name, version, failure.reason) for (name, version), failure in self._failures.items()]
+
+    def find(self, name: str, version: str | None = None) -> ServedModel:
+        """A model by name, and by version if given.
+
+        Raises:
+            UnknownModel: there is none.
+        """
+        versions = self._models.get(name)
+        if versions is None:
+            raise UnknownModel(f"no model {name!r} here; there is {', '.join(self._models) or 'none'}")
+        if not version:
+            return next(iter(versions.values()))
+        for number, model in versions.items():
+            if str(number) == version:
+                return model
+        raise UnknownModel(f"model {name!r} has no version {version!r} here; there is {', '.join(map(str, versions))}")
+
+    @contextmanager
+    def lease(self, name: str, version: str | None = None) -> Iterator[ServedModel]:
+        """A model to compute with, which stays until the block is left, whatever is loaded or unloaded meanwhile.
+
+        Raises:
+            UnknownModel: there is none.
+        """
+        model = self.find(name, version)
+        model.users += 1
+        try:
+            yield model
+        finally:
+            model.users -= 1
+            if not model.users:
+                model.idle.set()
+
+    async def refresh(self) -> None:
+        """Serve what is in the repository now.
+
+        Raises:
+            RepositoryError: the repository's folder is gone; what is served stays.
+        """
+        async with self._changing:
+            found = await asyncio.to_thread(find_models, self._repository)
+            for name in [*found, *(name for name in self._models if name not in found)]:
+                if name not in self._unloaded:
+                    await self._update(name, found.get(name, []))
+
+    async def load(self, name: str) -> None:
+        """Load a model, again if it was unloaded, and try again what has failed.
+
+        Raises:
+            UnknownModel: it is not in the repository.
+            RepositoryError: no version of it can be loaded.
+        """
+        async with self._changing:
+            found = await asyncio.to_thread(find_models, self._repository)
+            if name not in found:
+                raise UnknownModel(f"no model {name!r} in the repository; there is {', '.join(found) or 'none'}")
+            self._unloaded.discard(name)
+            self._failures = {key: failure for key, failure in self._failures.items() if key[0] != name}
+            await self._update(name, found[name])
+            newest = found[name][0].version if found[name] else 0
+            if failure := self._failures.get((name, newest)):
+                raise RepositoryError(self._repository / name, f"version {newest} cannot be loaded: {failure.reason}")
+
+    async def unload(self, name: str) -> None:
+        """Stop serving a model, until `load` is called.
+
+        Raises:
+            UnknownModel: it is not served.
+        """
+        async with self._changing:
+            self.find(name)
+            self._unloaded.add(name)
+            self._install(name, {})
+
+    async def watch(self, interval: float) -> None:
+        """Look for changes in the repository again and again, until cancelled."""
+        while True:
+            await asyncio.sleep(interval)
+            try:
+                await self.refresh()
+            except (RepositoryError, OSError) as error:
+                log.warning("%s", error)
+
+    async def supervise(self, interval: float, revived: Callable[[str, int], None]) -> None:
+        """Bring back engines that died, until cancelled; `revived` is told the model's name and how many."""
+        while True:
+            await asyncio.sleep(interval)
+            for model in self.served():
+                if not model.ready:
+                    try:
+                        count = await asyncio.to_thread(model.revive)
+                    except Exception as error:  # tried again in a moment
+                        log.error("%s version %d cannot be revived: %s", model.name, model.version, error)
+                        continue
+                    if count:
+                        log.error("%s version %d: %d dead engines replaced", model.name, model.version, count)
+                        revived(model.name, count)
+
+    async def close(self, timeout: float) -> None:
+        """Finish accepted work and stop."""
+        models = self.served()
+        self._models = {}
+        await asyncio.gather(*(model.queue.close(timeout) for model in models), *self._leaving)
+
+    async def _update(self, name: str, files: list[ModelFile]) -> None:
+        """Serve the newest working versions among these files, newest first. What fails leaves the loaded one alone."""
+        kept: dict[int, ServedModel] = {}
+        old = self._models.get(name, {})
+        if files:
+            self._failures.pop((name, 0), None)
+        elif (name, 0) not in self._failures:
+            self._note(name, 0, None, f"{self._repository / name}: has no version; expected a folder 1, 2, ... in it")
+        numbers = {file.version for file in files}
+        self._failures = {
+            key: failure for key, failure in self._failures.items() if key[0] != name or key[1] in {0, *numbers}
+        }
+        for file in files:
+            if len(kept) == self._keep:
+                break
+            model = old.get(file.version)
+            if model is None or model.file.stamp != file.stamp:
+                model = await self._try(file) or model
+            if model is not None:
+                kept[file.version] = model
+        self._install(name, kept)
+
+    async def _try(self, file: ModelFile) -> ServedModel | None:
+        """Load a version, unless this very file has failed before."""
+        key, failure = (file.name, file.version), self._failures.get((file.name, file.version))
+        if failure is not None and failure.stamp == file.stamp:
+            return None
+        try:
+            if file.stamp is None:
+                raise RepositoryError(file.path, "missing")
+            model = await asyncio.to_thread(self._load, file)
+        except NotYet as error:
+            self._note(file.name, file.version, _NEVER, str(error))
+            return None
+        except Exception as error:  # whatever is wrong with one version must not end the others
+            self._note(file.name, file.version, file.stamp, str(error))
+            return None
+        self._failures.pop(key, None)
+        log.info("%s version %d is loaded and warm", file.name, file.version)
+        return model
+
+    def _note(self, name: str, version: int, stamp: tuple[int, ...] | None, reason: str) -> None:
+        known = self._failures.get((name, version))
+        self._failures[name, version] = _Failure(stamp, reason)
+        if known is None or known.reason != reason:
+            self._failed(name, version, reason)
+
+    def _install(self, name: str, versions: dict[int, ServedModel]) -> None:
+        """Serve these versions from now on; the others of this model finish what they have and go."""
+        old = list(self._models.get(name, {}).values())
+        if versions:
+            self._models[name] = versions
+        else:
+            self._models.pop(name, None)
+        for model in old:
+            if model not in versions.values():
+                task = asyncio.create_task(self._retire(model))
+                self._leaving.add(task)
+                task.add_done_callback(self._leaving.discard)
+
+    async def _retire(self, model: ServedModel) -> None:
+        try:
+            async with asyncio.timeout(self._drain_timeout):
+                while model.users:
+                    model.idle.clear()
+                    await model.idle.wait()
+        except TimeoutError:
+            log.warning("%s version %d goes with %d requests unfinished", model.name, model.version, model.users)
+        await model.queue.close(self._drain_timeout)
+        log.info("%s version %d is unloaded", model.name, model.version)

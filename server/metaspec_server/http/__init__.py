@@ -1,0 +1,1 @@
+"""HTTP: routes, what travels over them, and what lies around every request."""

@@ -1,0 +1,66 @@
+"""What is noted of every request: its id, its time, its outcome."""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+import uuid
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from metaspec_server.ops.logs import request_id
+from metaspec_server.ops.metrics import Metrics
+
+log = logging.getLogger(__name__)
+
+_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
+
+
+class Observer:
+    """Middleware: gives each request an id, that of `X-Request-ID` if there is one; counts, times and logs it.
+
+    Args:
+        app: the application behind it.
+        metrics: to count in.
+    """
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app, self._metrics = app, metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let the application answer a request, and note how."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        given = Headers(scope=scope).get("x-request-id", "")
+        identifier = given if _ID.fullmatch(given) else uuid.uuid4().hex
+        token = request_id.set(identifier)
+        started, status = time.perf_counter(), 0
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)["X-Request-ID"] = identifier
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_id)
+        finally:
+            seconds = time.perf_counter() - started
+            # Only routes that exist are named: what else callers ask for would grow the list without bound.
+            route = getattr(scope.get("route"), "path", "unknown")
+            self._metrics.requests.labels(route, status).inc()
+            self._metrics.request_seconds.labels(route).observe(seconds)
+            log.info(
+                "request",
+                extra={
+                    "method": scope["method"],
+                    "path": scope["path"],
+                    "status": status,
+                    "ms": round(1000 * seconds, 2),
+                },
+            )
+            request_id.reset(token)

@@ -1,0 +1,178 @@
+"""The routes of the Open Inference Protocol v2, so that stock `tritonclient.http` works unchanged."""
+
+from __future__ import annotations
+
+from importlib.metadata import version as package_version
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from starlette.routing import Route
+
+from metaspec_server.core.registry import Registry
+from metaspec_server.core.service import Service
+from metaspec_server.core.threads import off_loop
+from metaspec_server.http import oip_codec as protocol
+from metaspec_server.http.disconnect import while_present
+from metaspec_server.http.openapi import INFER_ANSWERS, INFER_BODY, oip_errors
+from metaspec_server.http.problems import Problem
+from metaspec_server.http.request_body import read_body
+from metaspec_server.repository import RepositoryError
+
+router = APIRouter(prefix="/v2", tags=["Open Inference Protocol"])
+
+
+def _service(request: Request) -> Service:
+    service: Service = request.app.state.service
+    return service
+
+
+@router.get("")
+async def server_metadata() -> dict[str, Any]:
+    """Name, version and extensions of the server."""
+    return {
+        "name": "metaspec",
+        "version": package_version("metaspec"),
+        "extensions": [
+            "binary_tensor_data",
+            "model_configuration",
+            "model_repository",
+            "metaspec_packed_structures",
+            "metaspec_output_datatype",
+        ],
+    }
+
+
+@router.get("/health/live", responses=oip_errors(), response_class=Response)
+async def live() -> Response:
+    """200 as long as the server answers."""
+    return Response()
+
+
+@router.get("/health/ready", responses=oip_errors(503), response_class=Response)
+async def ready(request: Request) -> Response:
+    """200 when every model is loaded, warm and takes work; 503 otherwise."""
+    return Response(status_code=200 if _service(request).ready else 503)
+
+
+@router.get("/models/{model}", responses=oip_errors(404))
+@router.get("/models/{model}/versions/{version}", responses=oip_errors(404))
+async def model_metadata(request: Request, model: str, version: str | None = None) -> dict[str, Any]:
+    """Tensors of a model, and, as `parameters`, what it says of itself: process, wavelengths, channels, quality."""
+    service = _service(request)
+    served = service.registry.find(model, version)
+    versions = sorted(one.version for one in service.registry.served() if one.name == served.name)
+    return {
+        "name": served.name,
+        "versions": [str(number) for number in versions],
+        "platform": "onnxruntime_onnx",
+        "inputs": protocol.describe(served.about.inputs),
+        "outputs": protocol.describe(served.about.outputs),
+        "parameters": served.about.metadata.model_dump(mode="json"),
+    }
+
+
+@router.get("/models/{model}/config", responses=oip_errors(404))
+@router.get("/models/{model}/versions/{version}/config", responses=oip_errors(404))
+async def model_config(request: Request, model: str, version: str | None = None) -> dict[str, Any]:
+    """The part of Triton's model configuration that clients read."""
+    served = _service(request).registry.find(model, version)
+    return {
+        "name": served.name,
+        "platform": "onnxruntime_onnx",
+        "backend": "onnxruntime",
+        "max_batch_size": _service(request).settings.max_structures,
+        "input": [_config_tensor(tensor) for tensor in protocol.describe(served.about.inputs)],
+        "output": [_config_tensor(tensor) for tensor in protocol.describe(served.about.outputs)],
+    }
+
+
+@router.get("/models/{model}/ready", responses=oip_errors(404, 503), response_class=Response)
+@router.get("/models/{model}/versions/{version}/ready", responses=oip_errors(404, 503), response_class=Response)
+async def model_ready(request: Request, model: str, version: str | None = None) -> Response:
+    """200 when the model takes work; 404 when there is none of that name and version."""
+    served = _service(request).registry.find(model, version)
+    return Response(status_code=200 if served.ready else 503)
+
+
+@router.post("/repository/index", responses=oip_errors())
+async def repository_index(request: Request) -> list[dict[str, str]]:
+    """Models and versions: those that are served, and, with the reason, those that cannot be."""
+    registry = _service(request).registry
+    index = [
+        {"name": model.name, "version": str(model.version), "state": "READY" if model.ready else "UNAVAILABLE"}
+        for model in registry.served()
+    ]
+    served = {(model.name, model.version) for model in registry.served()}
+    for name, version, reason in registry.failures():
+        entry = {"name": name, "version": str(version) if version else "", "reason": reason}
+        if (name, version) in served:  # the file has been replaced by one that cannot be loaded
+            next(e for e in index if e["name"] == name and e["version"] == str(version))["reason"] = reason
+        else:
+            index.append({**entry, "state": "UNAVAILABLE"})
+    return sorted(index, key=lambda entry: (entry["name"], int(entry["version"] or 0)))
+
+
+@router.post("/repository/models/{model}/load", responses=oip_errors(400, 403, 404), response_class=Response)
+async def load_model(request: Request, model: str) -> Response:
+    """Load a model's newest versions from the repository, again if it was unloaded. Callers notice nothing of the change."""
+    registry = _controlled(request)
+    try:
+        await registry.load(model)
+    except RepositoryError as error:
+        raise Problem(400, str(error)) from None
+    return Response()
+
+
+@router.post("/repository/models/{model}/unload", responses=oip_errors(400, 403, 404), response_class=Response)
+async def unload_model(request: Request, model: str) -> Response:
+    """Stop serving a model, after what it has accepted, until it is loaded again."""
+    await _controlled(request).unload(model)
+    return Response()
+
+
+@router.post("/models/{model}/infer", responses=INFER_ANSWERS, openapi_extra=INFER_BODY, response_class=Response)
+@router.post(
+    "/models/{model}/versions/{version}/infer",
+    responses=INFER_ANSWERS,
+    openapi_extra=INFER_BODY,
+    response_class=Response,
+)
+async def infer(request: Request, model: str, version: str | None = None) -> Response:
+    """Compute a model: named tensors in, named tensors out, as JSON or as raw bytes after the JSON."""
+    service = _service(request)
+    with service.registry.lease(model, version) as served:
+        body = await read_body(request, service.settings)
+        header_length = request.headers.get(protocol.HEADER_LENGTH)
+        specs = served.about.inputs, served.about.outputs, served.structure.name
+        try:
+            decoded = await off_loop(len(body), protocol.decode_request, body, header_length, *specs)
+        except protocol.ProtocolError as error:
+            raise Problem(400, str(error)) from None
+        results = await while_present(request, service.infer(served, decoded.rows))
+    nbytes = sum(array.nbytes for array in results.values())
+    content, headers = await off_loop(nbytes, protocol.encode_response, decoded, results, served.name, served.version)
+    return Response(content, headers=headers)
+
+
+async def _plain_infer(request: Request) -> Response:
+    version = request.path_params.get("version")
+    request.scope["route"] = HOT_ROUTES[version is not None]  # as FastAPI does it, for the metrics
+    return await infer(request, request.path_params["model"], version)
+
+
+HOT_ROUTES = [
+    Route("/v2/models/{model}/infer", _plain_infer, methods=["POST"]),
+    Route("/v2/models/{model}/versions/{version}/infer", _plain_infer, methods=["POST"]),
+]
+"""The same routes without FastAPI, which describes them but takes a quarter of the time of a small request."""
+
+
+def _controlled(request: Request) -> Registry:
+    service = _service(request)
+    if not service.settings.model_control:
+        raise Problem(403, "this server does not let callers load and unload models (--no-model-control)")
+    return service.registry
+
+
+def _config_tensor(tensor: dict[str, Any]) -> dict[str, Any]:
+    return {"name": tensor["name"], "data_type": f"TYPE_{tensor['datatype']}", "dims": tensor["shape"][1:]}

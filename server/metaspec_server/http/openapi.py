@@ -1,0 +1,140 @@
+"""What the OpenAPI document says of bodies and answers that FastAPI cannot see."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from metaspec_server.http import rest_codec as formats
+
+_STRUCTURES = {
+    "description": "(128, 128), (N, 128, 128) or (N, 1, 128, 128) nested lists: 1 = solid, 0 = void, densities between",
+    "type": "array",
+    "items": {},
+}
+_FIELDS: dict[str, Any] = {
+    "structures": _STRUCTURES,
+    "packed": {"type": "string", "format": "byte", "description": "base64 of bit-packed structures, 2048 bytes each"},
+    "wavelengths_nm": {"type": "array", "items": {"type": "number"}, "minItems": 1},
+    "channels": {
+        "description": "some of the model's: detectors and, of models over symmetric images, the spread of predictions",
+        "type": "array",
+        "items": {"type": "string"},
+        "minItems": 1,
+    },
+}
+_COTANGENT = {
+    "description": "(N, channels, wavelengths): the gradient is that of the sum of cotangent * spectra",
+    "type": "array",
+    "items": {},
+}
+
+
+def _body(fields: dict[str, Any], required: list[str]) -> dict[str, Any]:
+    schema = {
+        "type": "object",
+        "additionalProperties": False,
+        "properties": fields,
+        "required": required,
+        "oneOf": [{"required": ["structures"]}, {"required": ["packed"]}],
+    }
+    binary = {"schema": {"type": "string", "format": "binary"}}
+    content = {formats.JSON: {"schema": schema}, formats.NPY: binary, formats.RAW: binary}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+_PROBLEM: dict[str, Any] = {
+    "content": {
+        "application/problem+json": {
+            "schema": {
+                "type": "object",
+                "required": ["type", "title", "status", "detail"],
+                "properties": {
+                    "type": {"type": "string"},
+                    "title": {"type": "string"},
+                    "status": {"type": "integer"},
+                    "detail": {"type": "string"},
+                    "field": {"type": "string"},
+                },
+            }
+        }
+    }
+}
+ANSWERS: dict[int | str, dict[str, Any]] = {
+    200: {"description": "In the format that Accept asks for.", "content": {formats.NPY: {}, formats.RAW: {}}},
+    400: {"description": "The body cannot be decompressed.", **_PROBLEM},
+    401: {"description": "No valid API key, where one is required.", **_PROBLEM},
+    404: {"description": "No such model or version.", **_PROBLEM},
+    406: {"description": "No format that Accept allows.", **_PROBLEM},
+    408: {"description": "The body came too slowly.", **_PROBLEM},
+    413: {"description": "Too many structures or bytes.", **_PROBLEM},
+    415: {"description": "Unknown Content-Type or Content-Encoding.", **_PROBLEM},
+    422: {"description": "Not a structure, cotangent, wavelength or channel. Names the field.", **_PROBLEM},
+    500: {"description": "The engine failed.", **_PROBLEM},
+    503: {"description": "The queue is full. See Retry-After.", **_PROBLEM},
+    504: {"description": "Not finished in time.", **_PROBLEM},
+}
+
+PREDICT_BODY = _body(_FIELDS, [])
+GRADIENT_BODY = _body(_FIELDS | {"cotangent": _COTANGENT}, ["cotangent"])
+
+_ERROR: dict[str, Any] = {
+    "content": {
+        "application/json": {
+            "schema": {"type": "object", "required": ["error"], "properties": {"error": {"type": "string"}}}
+        }
+    }
+}
+
+
+def oip_errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The error answers of a route of the Open Inference Protocol; every route has 401."""
+    descriptions = {
+        400: "Not what the protocol or the model asks for.",
+        401: "No valid API key, where one is required.",
+        403: "Callers may not load and unload models.",
+        404: "No such model or version.",
+        408: "The body came too slowly.",
+        413: "Too many structures or bytes.",
+        415: "Unknown Content-Encoding.",
+        422: "Values that are no density.",
+        500: "The engine failed.",
+        503: "Not ready, or the queue is full. See Retry-After.",
+        504: "Not finished in time.",
+    }
+    return {status: {"description": descriptions[status], **_ERROR} for status in (401, *statuses)}
+
+
+INFER_ANSWERS = oip_errors(400, 404, 408, 413, 415, 422, 500, 503, 504) | {
+    200: {"description": "The outputs.", "content": {formats.JSON: {}, formats.RAW: {}}}
+}
+_TENSOR = {
+    "type": "object",
+    "required": ["name", "datatype", "shape"],
+    "properties": {
+        "name": {"type": "string"},
+        "datatype": {"type": "string"},
+        "shape": {"type": "array", "items": {"type": "integer"}},
+        "parameters": {"type": "object"},
+        "data": {"type": "array", "items": {}},
+    },
+}
+INFER_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            formats.JSON: {
+                "schema": {
+                    "type": "object",
+                    "required": ["inputs"],
+                    "properties": {
+                        "id": {"type": "string"},
+                        "inputs": {"type": "array", "items": _TENSOR},
+                        "outputs": {"type": "array", "items": {"type": "object"}},
+                        "parameters": {"type": "object"},
+                    },
+                }
+            },
+            formats.RAW: {"schema": {"type": "string", "format": "binary"}},
+        },
+    }
+}

@@ -1,0 +1,82 @@
+"""Some channels and wavelengths of the spectra, and the gradient through that choice."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from metaspec_server.http.rest_codec import InvalidBody
+from metaspec_server.repository import ModelMetadata
+
+
+class Selection:
+    """Which channels and wavelengths are wanted. Between the model's own wavelengths, spectra are interpolated linearly.
+
+    Args:
+        metadata: of the model.
+        channels: names; None for all.
+        wavelengths_nm: within the model's range; None for the model's own.
+
+    Raises:
+        InvalidBody: an unknown channel, or a wavelength out of range.
+    """
+
+    def __init__(
+        self, metadata: ModelMetadata, channels: Sequence[str] | None, wavelengths_nm: Sequence[float] | None
+    ) -> None:
+        for channel in channels or []:
+            if channel not in metadata.channels:
+                raise InvalidBody("channels", f"expected some of {', '.join(metadata.channels)}, got {channel!r}")
+        low, high = metadata.wavelengths_nm[0], metadata.wavelengths_nm[-1]
+        for wavelength in wavelengths_nm or []:
+            if not low <= wavelength <= high:
+                raise InvalidBody("wavelengths_nm", f"expected {low:g} to {high:g} nm, got {wavelength:g}")
+        grid = np.array(metadata.wavelengths_nm, float)
+        self.channels = list(channels or metadata.channels)
+        self.wavelengths_nm = np.array(wavelengths_nm or metadata.wavelengths_nm, float)
+        self._rows = [metadata.channels.index(channel) for channel in self.channels]
+        self._channels, self._count = len(metadata.channels), len(grid)
+        self._right = np.clip(np.searchsorted(grid, self.wavelengths_nm), 1, len(grid) - 1)
+        step = grid[self._right] - grid[self._right - 1]
+        self._share = ((self.wavelengths_nm - grid[self._right - 1]) / step).astype(np.float32)
+        self._everything = self.channels == metadata.channels and np.array_equal(grid, self.wavelengths_nm)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Channels and wavelengths of the chosen part."""
+        return len(self.channels), len(self.wavelengths_nm)
+
+    def apply(self, spectra: NDArray[Any]) -> NDArray[Any]:
+        """The chosen part of spectra: (N, all channels, all wavelengths) to (N, channels, wavelengths)."""
+        if self._everything:
+            return spectra
+        spectra = spectra[:, self._rows]
+        chosen: NDArray[Any] = spectra[..., self._right - 1] * (1 - self._share)
+        chosen += spectra[..., self._right] * self._share
+        return chosen
+
+    def pull_back(self, cotangent: NDArray[Any]) -> NDArray[np.float32]:
+        """The adjoint of `apply`: a cotangent of the chosen part to one of the whole.
+
+        Raises:
+            InvalidBody: the cotangent is not finite numbers of shape (N, channels, wavelengths).
+        """
+        if cotangent.dtype.kind not in "buif":
+            raise InvalidBody("cotangent", f"expected numbers, got {cotangent.dtype}")
+        if cotangent.ndim != 3 or cotangent.shape[1:] != self.shape:
+            expected = f"(N, {self.shape[0]}, {self.shape[1]})"
+            raise InvalidBody("cotangent", f"expected the shape of the spectra, {expected}, got {cotangent.shape}")
+        cotangent = cotangent.astype(np.float32)
+        if not np.isfinite(cotangent).all():
+            raise InvalidBody("cotangent", f"expected finite numbers, got {cotangent[~np.isfinite(cotangent)][0]}")
+        if self._everything:
+            return cotangent
+        whole = np.zeros((self._channels, self._count, len(cotangent)), np.float32)
+        by_place = cotangent.transpose(1, 2, 0)
+        rows = np.array(self._rows)[:, None]
+        np.add.at(whole, (rows, self._right - 1), by_place * (1 - self._share)[:, None])
+        np.add.at(whole, (rows, self._right), by_place * self._share[:, None])
+        return np.ascontiguousarray(whole.transpose(2, 0, 1))

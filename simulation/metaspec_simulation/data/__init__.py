@@ -1,0 +1,1 @@
+"""Structures and labels: random families, importers, recipes of data sets."""

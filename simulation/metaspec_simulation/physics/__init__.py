@@ -1,0 +1,1 @@
+"""The solver: grid, time stepping, far field."""

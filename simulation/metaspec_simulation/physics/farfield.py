@@ -1,0 +1,175 @@
+"""From the recorded field to efficiencies: Fourier orders, angular spectrum, flux through the detectors.
+
+All of it is linear algebra on the few Fourier orders that carry power in the substrate. The Yee grid's own plane waves
+differ a little from the continuum's: their flux and their advance between the pattern and the recorded plane are taken
+from the discrete dispersion relation (Taflove and Hagness, chapter 4), which removes an error of 2 to 4 % in power on
+coarse grids.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from metaspec_contract.process import Process
+from metaspec_contract.structures import PIXELS
+from metaspec_simulation.physics.grid import Grid
+
+HARMONICS = (0, 1, 3, 5, 7)
+"""Orders of the flux that windows of half a period see along each axis: even ones but 0 integrate to nothing."""
+
+_FLUX_GRID = 32  # points per axis that hold every product of two orders up to 7 without aliasing
+
+_DAMPING = 0.02  # c / um, half of what a record of 25 um / c resolves
+
+Complex = NDArray[np.complexfloating]
+Float = NDArray[np.floating]
+
+
+def max_order(process: Process) -> int:
+    """The highest Fourier order that propagates in the substrate anywhere in the band."""
+    index = process.substrate.index(process.wavelengths_nm)
+    return int(np.max(index * process.period_um / (process.wavelengths_nm / 1000)))
+
+
+def project(recorded: NDArray[np.float32], grid: Grid, order: int) -> Complex:
+    """Project planes onto Fourier orders -order..order: (samples, 2, y, x) to complex64 (samples, 2, ky, kx).
+
+    Ex and Ey lie half a cell off the cell corner, in x and in y; both are referred to the corner.
+    """
+    orders = np.arange(-order, order + 1)
+    position = np.arange(grid.cells) / grid.cells
+    kernel = (np.exp(-2j * np.pi * np.outer(position, orders)) / grid.cells).astype(np.complex64)
+    coefficients = kernel.T @ (recorded @ kernel)
+    half_cell = np.exp(-1j * np.pi * orders / grid.cells).astype(np.complex64)
+    coefficients[:, 0] *= half_cell[None, None, :]
+    coefficients[:, 1] *= half_cell[None, :, None]
+    return coefficients
+
+
+def spectrum(series: Complex | Float, grid: Grid, wavelengths_nm: Float) -> Complex:
+    """Fourier transform in time: (samples, ...) to (wavelengths, ...), with exp(+i omega t)."""
+    omega = 2 * np.pi * 1000 / wavelengths_nm
+    kernel = np.exp(1j * np.outer(omega, grid.sample_times)).astype(np.complex64)
+    return (kernel @ series.reshape(len(series), -1)).reshape(len(kernel), *series.shape[1:])
+
+
+class PlaneWaves:
+    """The plane waves of a half space: continuous ones, and the discrete ones of the grid in their place.
+
+    Args:
+        grid: the grid.
+        process: the device.
+        wavelengths_nm: (W,).
+        index: refractive index of the half space, (W,).
+        eps: its permittivity on the grid.
+        order: highest Fourier order along each axis.
+    """
+
+    def __init__(
+        self, grid: Grid, process: Process, wavelengths_nm: Float, index: Float, eps: float, order: int
+    ) -> None:
+        self.k0 = (2 * np.pi * 1000 / wavelengths_nm)[:, None, None]
+        k = 2 * np.pi / process.period_um * np.arange(-order, order + 1)
+        self.kx, self.ky = k[None, None, :], k[None, :, None]
+        in_plane = self.kx**2 + self.ky**2
+        self.kz = np.sqrt((index[:, None, None] * self.k0) ** 2 - in_plane + 0j)
+        self.kz[self.kz == 0] = 1e-6
+        bent_x, bent_y = (2 / grid.dx * np.sin(k * grid.dx / 2) for k in (self.kx, self.ky))
+        omega = grid.discrete_frequency(self.k0)
+        bent_z = np.sqrt(eps * omega**2 - bent_x**2 - bent_y**2 + 0j)
+        self.discrete_kz = 2 / grid.dz * np.arcsin(bent_z * grid.dz / 2)
+        self.propagating = self.kz.imag == 0
+        # Near grazing E of an s wave and H of a p wave stay finite, so those two are carried over from the grid, scaled
+        # to equal power. What a run of finite length sees of a cut-off is blurred: so are the factors here, by damping.
+        damped = self.k0 + 1j * _DAMPING
+        kz = np.sqrt((index[:, None, None] * damped) ** 2 - in_plane)
+        omega = grid.discrete_frequency(damped)
+        bent_z = np.sqrt(eps * omega**2 - bent_x**2 - bent_y**2)
+        overlap = np.cos(np.arcsin(bent_z * grid.dz / 2))
+        impedance, discrete_impedance = kz / (index[:, None, None] ** 2 * damped), bent_z / (eps * omega)
+        self.s_scale = np.sqrt(np.abs(bent_z / omega * overlap / (kz / damped)))
+        p_power = np.abs(discrete_impedance * overlap / impedance)
+        self.p_scale = np.sqrt(p_power) * self.kz / (index[:, None, None] ** 2 * self.k0) / discrete_impedance
+        norm = np.sqrt(np.where(in_plane == 0, 1, in_plane))
+        self.ux = np.where(in_plane == 0, 1, self.kx / norm)
+        self.uy = self.ky / norm
+
+    def continuous(self, field: Complex, offset_um: float, distance_um: float) -> Complex:
+        """Turn grid amplitudes at `offset_um` into continuous ones of equal power at `distance_um`.
+
+        Both distances are measured along the way of the light from the pattern's face; shapes (..., W, 2, ky, kx).
+        """
+        ex, ey = field[..., 0, :, :], field[..., 1, :, :]
+        advance = np.exp(1j * (self.kz * distance_um - self.discrete_kz * offset_um))
+        p = (ex * self.ux + ey * self.uy) * self.p_scale * advance
+        s = (ey * self.ux - ex * self.uy) * self.s_scale * advance
+        return np.stack([p * self.ux - s * self.uy, p * self.uy + s * self.ux], axis=-3).astype(np.complex64)
+
+    def magnetic(self, field: Complex) -> Complex:
+        """Hx and Hy of waves with the given Ex and Ey, both (..., W, 2, ky, kx), in units where Z0 = 1."""
+        ex, ey = field[..., 0, :, :], field[..., 1, :, :]
+        ez = -(self.kx * ex + self.ky * ey) / self.kz
+        hx = (self.ky * ez - self.kz * ey) / self.k0
+        hy = (self.kz * ex - self.kx * ez) / self.k0
+        return np.stack([hx, hy], axis=-3).astype(np.complex64)
+
+
+def flux_map(electric: Complex, magnetic: Complex) -> NDArray[np.float32]:
+    """Time-averaged Poynting flux along z on 32 x 32 points of the cell: (..., 2, ky, kx) to float32 (..., 32, 32).
+
+    Normalised so that a plane wave of amplitude 1 in vacuum has flux 1.
+    """
+    order = electric.shape[-1] // 2
+    phase = np.outer(np.arange(-order, order + 1), np.arange(_FLUX_GRID)) / _FLUX_GRID
+    kernel = np.exp(2j * np.pi * phase).astype(np.complex64)
+    e, h = (kernel.T @ (field @ kernel) for field in (electric, magnetic))
+    return (e[..., 0, :, :] * h[..., 1, :, :].conj() - e[..., 1, :, :] * h[..., 0, :, :].conj()).real
+
+
+def window_harmonics(flux: Float) -> Float:
+    """Fourier coefficients of the power in the R quadrant as a function of the structure's position.
+
+    Args:
+        flux: (..., P, P) from `flux_map`, or on another number P of points that suffices.
+
+    Returns:
+        (..., 81): real parts, then imaginary parts without the constant's, in the order of `harmonic_orders`.
+    """
+    rows, columns = harmonic_orders()
+    points = flux.shape[-1]
+    position = np.arange(points) / points
+    low, high = int(min(rows.min(), columns.min())), int(max(rows.max(), columns.max()))
+    kernel = np.exp(-2j * np.pi * np.outer(position, np.arange(low, high + 1))) / points
+    coefficients = kernel.T.astype(np.complex64) @ (flux @ kernel.astype(np.complex64))
+    picked = coefficients[..., rows - low, columns - low] * _window(rows) * _window(columns)
+    picked[..., 1:] *= 2  # each stands for its complex conjugate, too
+    return np.concatenate([picked.real, picked.imag[..., 1:]], axis=-1)
+
+
+def harmonic_orders() -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Row and column orders (m, n) of the stored harmonics, 41 each: one of every pair (m, n), (-m, -n)."""
+    signed = sorted({sign * order for order in HARMONICS for sign in (1, -1)}, key=lambda order: (abs(order), -order))
+    pairs = [(m, n) for m in signed for n in signed if n > 0 or (n == 0 and m >= 0)]
+    pairs.sort(key=lambda pair: (abs(pair[0]) + abs(pair[1]), pair))
+    return np.array([m for m, _ in pairs]), np.array([n for _, n in pairs])
+
+
+def shifted_basis(rows: NDArray[np.integer], columns: NDArray[np.integer]) -> NDArray[np.float32]:
+    """What turns harmonics into the spectra of shifted structures: float32 (N, 4, 81).
+
+    `basis @ harmonics`, harmonics being (81, W), are the exact spectra of the structure that `np.roll` moves by
+    `rows[i]`, `columns[i]` pixels: translating the pattern only translates the flux over the detectors.
+    """
+    m, n = harmonic_orders()
+    phase = -2 * np.pi * (np.multiply.outer(rows, m) + np.multiply.outer(columns, n)) / PIXELS
+    half_period = np.array([[(-1.0) ** (row * a + column * b) for a, b in zip(m, n, strict=True)]
+                            for row in (0, 1) for column in (0, 1)])  # fmt: skip
+    cosine, sine = np.cos(phase)[:, None] * half_period, np.sin(phase)[:, None] * half_period
+    return np.concatenate([cosine, -sine[..., 1:]], axis=-1).astype(np.float32)
+
+
+def _window(order: NDArray[np.int64]) -> Complex:
+    """Integral of exp(2 pi i order x) over the first half of the period."""
+    safe = np.where(order == 0, 1, order)
+    return np.where(order == 0, 0.5, (np.exp(1j * np.pi * order) - 1) / (2j * np.pi * safe))

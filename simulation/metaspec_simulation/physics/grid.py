@@ -1,0 +1,222 @@
+"""The Yee grid of the solver: cells, time steps, and the material as the grid sees it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import nnls
+
+from metaspec_contract.process import Process
+from metaspec_contract.structures import PIXELS
+
+COURANT = 0.55
+"""Time step in units of the cell; three dimensions are stable below 0.577."""
+
+PML_CELLS = 10
+
+FACE_SHARE = 0.92
+"""How much of a cell the pattern fills on the first and on the last plane of Ex and Ey.
+
+Reflection at a face is wrong by a term of second order in the cell. It has one sign for a face in the middle between two
+planes (share 1) and the other for a face on a plane (share 1/2), and goes through zero in between: for a wave at normal
+incidence in a solid whose phase is exact, at s (1 - s) = 1/12, which is 0.908. 0.92 is best for Si3N4 from 400 to 700 nm.
+"""
+
+PULSE_WIDTH = 0.53
+"""Standard deviation of the pulse in um / c: its spectrum covers 400 to 700 nm."""
+
+PULSE_DELAY = 4.5 * PULSE_WIDTH
+
+SAMPLE_INTERVAL = 0.09
+"""At most this time between two recorded planes, um / c; twice as much aliases and costs 2 % at 450 nm."""
+
+Array = NDArray[np.floating]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Everything about a run that does not depend on the structure.
+
+    The solid has the permittivity eps_solid + pole_strength / (1 - (omega / pole_frequency)^2). That is not Si3N4's own:
+    it is fitted so that a wave along z in the *discretised* solid advances in phase exactly as it does in the real one.
+    On a coarse grid this removes most of the numerical dispersion (`docs/simulation.md` has the measurement).
+
+    Attributes:
+        cells: cells along x and along y.
+        dx: cell in x and y, um.
+        dz: cell in z, um, chosen so that the pattern fills `FACE_SHARE` of a cell around `top` and `bottom`.
+        dt: time step, um / c.
+        steps: time steps of a run.
+        stride: steps between two recorded planes.
+        reflected: z index of the plane, above the source, that records what comes back.
+        source: z index of the plane that light starts from.
+        top: z index of the first plane of Ex and Ey in the pattern.
+        bottom: z index of the last one.
+        transmitted: z index of the recorded plane in the substrate.
+        depth: number of z planes.
+        eps_substrate: relative permittivity of the substrate.
+        eps_solid: instantaneous relative permittivity of the solid.
+        pole_strength: static susceptibility of the solid's Lorentz pole.
+        pole_frequency: angular frequency of that pole, c / um.
+    """
+
+    cells: int
+    dx: float
+    dz: float
+    dt: float
+    steps: int
+    stride: int
+    reflected: int
+    source: int
+    top: int
+    bottom: int
+    transmitted: int
+    depth: int
+    eps_substrate: float
+    eps_solid: float
+    pole_strength: float
+    pole_frequency: float
+
+    @property
+    def face_um(self) -> float:
+        """Distance of the pattern's faces from the planes `top` and `bottom`, outwards."""
+        return (FACE_SHARE - 0.5) * self.dz
+
+    @property
+    def samples(self) -> int:
+        """Number of recorded planes."""
+        return self.steps // self.stride
+
+    @property
+    def sample_times(self) -> Array:
+        """Times of the recorded planes, um / c, shape (samples,)."""
+        return np.arange(self.samples) * self.stride * self.dt
+
+    def discrete_frequency(self, omega: NDArray[Any]) -> NDArray[Any]:
+        """What a central difference in time makes of the angular frequency omega, real or complex."""
+        return 2 / self.dt * np.sin(omega * self.dt / 2)
+
+
+def make_grid(process: Process, cells: int, tail: float = 25.0) -> Grid:
+    """Lay out the grid of a process.
+
+    Args:
+        process: the device.
+        cells: cells per period; 48 is coarse, 128 is fine.
+        tail: how long to record after the pulse, um / c.
+
+    Raises:
+        ValueError: `cells` is below 24, where the grid does not resolve the wavelength in the solid.
+    """
+    if cells < 24:
+        raise ValueError(f"cells must be at least 24, got {cells}")
+    dx = process.period_um / cells
+    layers = max(1, int(np.ceil(process.thickness_um / dx - (2 * FACE_SHARE - 1))))
+    dz = process.thickness_um / (layers + 2 * FACE_SHARE - 1)
+    dt = COURANT * min(dx, dz)
+    stride = max(1, int(SAMPLE_INTERVAL / dt))
+    gap = max(3, round(0.12 / dz))
+    reflected = PML_CELLS + 1
+    source = reflected + 1
+    top = source + gap
+    bottom = top + layers
+    transmitted = bottom + 2
+    duration = 2 * PULSE_DELAY + tail
+    omega = 2 * np.pi * 1000 / process.wavelengths_nm[::5]
+    eps_solid, strength, frequency = _fit_solid(process.solid.index(process.wavelengths_nm[::5]), omega, dz, dt)
+    return Grid(
+        cells=cells,
+        dx=dx,
+        dz=dz,
+        dt=dt,
+        steps=stride * int(np.ceil(duration / dt / stride)),
+        stride=stride,
+        reflected=reflected,
+        source=source,
+        top=top,
+        bottom=bottom,
+        transmitted=transmitted,
+        depth=transmitted + gap + PML_CELLS,
+        eps_substrate=_fit_substrate(process.substrate.index(process.wavelengths_nm[::5]), omega, dx, dt),
+        eps_solid=eps_solid,
+        pole_strength=strength,
+        pole_frequency=frequency,
+    )
+
+
+def _fit_solid(index: Array, omega: Array, dz: float, dt: float) -> tuple[float, float, float]:
+    """Fit a stable one-pole permittivity with which the grid has the given refractive index along z."""
+    discrete = 2 / dt * np.sin(omega * dt / 2)
+    wanted = (2 / dz * np.sin(index * omega * dz / 2) / discrete) ** 2
+    best: tuple[float, tuple[float, float, float]] | None = None
+    for frequency in 2 * np.pi / np.linspace(0.08, 0.30, 45):
+        basis = np.stack([np.ones_like(omega), 1 / (1 - (discrete / frequency) ** 2)], axis=1)
+        (above_vacuum, strength), residual = nnls(basis, wanted - 1)
+        eps = 1 + above_vacuum
+        # The explicit pole and the curl share the stability limit of 4; stay clear of it.
+        if (frequency * dt) ** 2 * (1 + strength / eps) + 12 * COURANT**2 / eps > 3.8:
+            continue
+        if best is None or residual < best[0]:
+            best = residual, (float(eps), float(strength), float(frequency))
+    if best is None:
+        raise ValueError(f"no stable material model for an index of {index.min():.2f} to {index.max():.2f}")
+    return best[1]
+
+
+def _fit_substrate(index: Array, omega: Array, dx: float, dt: float) -> float:
+    """Fit the permittivity with which waves along the plane are as long in the grid as they really are.
+
+    It is the mean over wavelengths and directions: orders are then cut off where they should be. One number will do, because
+    on coarse grids the numerical dispersion compensates the substrate's own.
+    """
+    azimuth = np.pi / 4 * (np.arange(8) + 0.5) / 8
+    k = (index * omega)[:, None]
+    bent = sum((2 / dx * np.sin(k * dx / 2 * along)) ** 2 for along in (np.cos(azimuth), np.sin(azimuth)))
+    discrete = 2 / dt * np.sin(omega * dt / 2)
+    return float(np.mean(bent / discrete[:, None] ** 2))
+
+
+def fill_fractions(structure: NDArray[np.generic], cells: int) -> tuple[Array, Array, Array]:
+    """Share of solid around each node of Ex, Ey and Ez, each (cells, cells).
+
+    A node stands for the cell centred on it: Ex lies half a cell towards +x from the cell's corner, Ey half a cell
+    towards +y, Ez on the corner. Plain area averages measure better here than harmonic ones across the edges.
+    """
+    fine = int(np.lcm(PIXELS, 2 * cells))
+    density = np.asarray(structure, np.float64).repeat(fine // PIXELS, axis=0).repeat(fine // PIXELS, axis=1)
+    width = fine // cells
+
+    def mean(rows_centred: bool, columns_centred: bool) -> Array:
+        shifted = np.roll(density, (width // 2 * rows_centred, width // 2 * columns_centred), axis=(0, 1))
+        return np.asarray(shifted.reshape(cells, width, cells, width).mean(axis=(1, 3)))
+
+    return mean(True, False), mean(False, True), mean(True, True)
+
+
+def pulse(grid: Grid, process: Process) -> NDArray[np.float32]:
+    """Amplitude added to the source plane in each step, float32 (steps,): a Gaussian pulse centred on the band."""
+    time = np.arange(grid.steps) * grid.dt - PULSE_DELAY
+    centre = 500 * (1 / process.wavelength_min_nm + 1 / process.wavelength_max_nm)
+    shape = np.exp(-(time**2) / (2 * PULSE_WIDTH**2)) * np.cos(2 * np.pi * centre * time)
+    return (2 * grid.dt / grid.dz * shape).astype(np.float32)
+
+
+def pml_profile(grid: Grid) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Decay and gain of the absorbing layers' memory, each float32 (2, depth + 1), at whole and at half z cells.
+
+    Cubic grading after Roden and Gedney (2000), with the frequency shift that absorbs near-grazing orders.
+    """
+    thickness = PML_CELLS * grid.dz
+    decay, gain = np.empty((2, 2, grid.depth + 1))
+    for row, offset in enumerate((0.0, 0.5)):
+        z = (np.arange(grid.depth + 1) + offset) * grid.dz
+        upper = np.clip(1 - z / thickness, 0, 1)
+        lower = np.clip(1 - (grid.depth * grid.dz - z) / thickness, 0, 1)
+        conductivity = 3.2 / grid.dz * (upper**3 + lower**3 / np.sqrt(grid.eps_substrate))
+        shift = 1.3 * (1 - upper - lower)
+        decay[row] = np.exp(-(conductivity + shift) * grid.dt)
+        gain[row] = np.where(conductivity > 0, conductivity / (conductivity + shift) * (decay[row] - 1), 0)
+    return decay.astype(np.float32), gain.astype(np.float32)

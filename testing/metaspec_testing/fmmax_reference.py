@@ -1,0 +1,82 @@
+"""The same device solved by an independent method: rigorous coupled-wave analysis with the library FMMAX."""
+
+from __future__ import annotations
+
+import os
+
+# Left to itself, XLA shares out small eigenproblems over threads that starve one another on few cores.
+os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1")
+
+import fmmax
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import NDArray
+
+from metaspec_contract.process import Process
+
+
+def efficiencies(
+    structure: NDArray[np.uint8], process: Process, wavelength_nm: float, terms: int, formulation: str = "FFT"
+) -> NDArray[np.float64]:
+    """Efficiency of R, G1, G2, B at one wavelength, shape (4,), with about `terms` Fourier terms.
+
+    `formulation` names one of `fmmax.Formulation`: FFT and POL_FOURIER approach the same limit from different sides.
+    """
+    with jax.enable_x64(True):
+        return _solve(structure, process, wavelength_nm, terms, fmmax.Formulation[formulation])
+
+
+def _solve(
+    structure: NDArray[np.uint8],
+    process: Process,
+    wavelength_nm: float,
+    terms: int,
+    formulation: fmmax.Formulation,
+) -> NDArray[np.float64]:
+    period, wavelength = process.period_um, jnp.asarray(wavelength_nm / 1000)
+    lattice = fmmax.LatticeVectors(u=period * fmmax.X, v=period * fmmax.Y)
+    expansion = fmmax.generate_expansion(lattice, terms)
+    at = np.array([wavelength_nm])
+    solid, substrate = process.solid.permittivity(at)[0], process.substrate.permittivity(at)[0]
+    density = jnp.asarray(structure.T, jnp.float64)  # FMMAX's first array axis is x, ours is y
+    permittivities = (jnp.ones((1, 1)), 1 + (solid - 1) * density, jnp.full((1, 1), substrate))
+    layers = [
+        fmmax.eigensolve_isotropic_media(
+            wavelength=wavelength,
+            in_plane_wavevector=jnp.zeros(2),
+            primitive_lattice_vectors=lattice,
+            permittivity=permittivity.astype(complex),
+            expansion=expansion,
+            formulation=formulation,
+        )
+        for permittivity in permittivities
+    ]
+    thicknesses = [jnp.asarray(0.0), jnp.asarray(process.thickness_um), jnp.asarray(0.0)]
+    scattering = fmmax.stack_s_matrix(layers, thicknesses)
+
+    zero_order = int(np.flatnonzero((np.asarray(expansion.basis_coefficients) == 0).all(axis=1))[0])
+    incident = np.zeros((2 * expansion.num_terms, 2), complex)
+    incident[zero_order, 0] = incident[zero_order + expansion.num_terms, 1] = 1
+    incident_flux, _ = fmmax.amplitude_poynting_flux(jnp.asarray(incident), jnp.zeros_like(incident), layers[0])
+    transmitted = fmmax.propagate_amplitude(scattering.s11 @ incident, jnp.asarray(process.distance_um), layers[2])
+    electric, magnetic = fmmax.fields_from_wave_amplitudes(transmitted, jnp.zeros_like(transmitted), layers[2])
+    on_grid = fmmax.fields_on_grid(electric, magnetic, layers[2], (64, 64))
+    flux = np.asarray(fmmax.time_average_z_poynting_flux(*on_grid[:2]))  # (x, y, polarisation)
+    incident_power = np.asarray(jnp.sum(incident_flux, axis=0))
+    return _quadrants(flux).mean(axis=-1) / incident_power.mean()
+
+
+def _quadrants(flux: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Exact integrals of a band-limited map over the four quadrants, as fractions of the cell: (4, ...).
+
+    The map (x, y, ...) is sampled in the middles of n equal parts of each axis, as FMMAX does.
+    """
+    n = flux.shape[0]
+    order = np.fft.fftfreq(n, 1 / n)
+    first = np.where(order == 0, 0.5, (np.exp(1j * np.pi * order) - 1) / np.where(order == 0, 1, 2j * np.pi * order))
+    halves = np.stack([first, (order == 0) - first])
+    to_corner = np.exp(-1j * np.pi * order / n)
+    harmonics = np.einsum("a,b,ab...->ab...", to_corner, to_corner, np.fft.fft2(flux, axes=(0, 1)) / n**2)
+    rows_then_columns = np.einsum("yb,xa,ab...->yx...", halves, halves, harmonics)
+    return rows_then_columns.real.reshape(4, *flux.shape[2:])

@@ -1,0 +1,90 @@
+"""Small but real models: an ONNX graph of four channels whose spectra and gradients are known."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from metaspec_contract.detectors import CHANNELS
+from metaspec_contract.model import gradient_model
+from metaspec_contract.process import Process
+
+METADATA: dict[str, Any] = {
+    "schema_version": 2,
+    "name": "diffractionnet",
+    "kind": "forward",
+    "process": Process().model_dump(mode="json"),
+    "wavelengths_nm": Process().wavelengths_nm.tolist(),
+    "channels": list(CHANNELS),
+    "units": {"spectra": "efficiency", "wavelengths": "nm"},
+    "input": {"name": "structure", "solid": 1.0, "void": 0.0},
+}
+"""Metadata of the small model."""
+
+
+def small_model(metadata: dict[str, Any] | None = None, seed: int = 0) -> onnx.ModelProto:
+    """Average pooling, one matrix product and a sigmoid: density (N, 1, 128, 128) to spectra (N, 4, 301)."""
+    weight = np.random.default_rng(seed).normal(0, 1, (64, 1204)).astype(np.float32)
+    nodes = [
+        helper.make_node("AveragePool", ["structure"], ["pooled"], kernel_shape=[16, 16], strides=[16, 16]),
+        helper.make_node("Flatten", ["pooled"], ["flat"]),
+        helper.make_node("MatMul", ["flat", "weight"], ["product"]),
+        helper.make_node("Sigmoid", ["product"], ["efficiency"]),
+        helper.make_node("Reshape", ["efficiency", "shape"], ["spectra"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "small",
+        [helper.make_tensor_value_info("structure", TensorProto.FLOAT, ["N", 1, 128, 128])],
+        [helper.make_tensor_value_info("spectra", TensorProto.FLOAT, ["N", 4, 301])],
+        [numpy_helper.from_array(weight, "weight"), numpy_helper.from_array(np.array([-1, 4, 301]), "shape")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    helper.set_model_props(model, {"metaspec": json.dumps(METADATA if metadata is None else metadata)})
+    return model
+
+
+def small_gradient_model(seed: int = 0) -> onnx.ModelProto:
+    """The vector-Jacobian product of the small model: every pixel of a pooled square gets 1 / 256 of its gradient."""
+    model = small_model(METADATA | {"name": gradient_model("diffractionnet"), "kind": "vjp"}, seed)
+    graph = model.graph
+    constants = {
+        "flat_shape": np.array([-1, 1204]),
+        "square_shape": np.array([-1, 1, 8, 1, 8, 1]),
+        "pixel_shape": np.array([1, 1, 1, 16, 1, 16]),
+        "gradient_shape": np.array([-1, 1, 128, 128]),
+        "one": np.ones(1, np.float32),
+        "share": np.full(1, 1 / 256, np.float32),
+    }
+    graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in constants.items())
+    steps = [
+        ("Reshape", ["cotangent", "flat_shape"], "cotangent_flat"),
+        ("Sub", ["one", "efficiency"], "rest"),
+        ("Mul", ["efficiency", "rest"], "slope"),
+        ("Mul", ["slope", "cotangent_flat"], "pulled"),
+        ("Transpose", ["weight"], "weight_transposed"),
+        ("MatMul", ["pulled", "weight_transposed"], "squares"),
+        ("Mul", ["squares", "share"], "shared"),
+        ("Reshape", ["shared", "square_shape"], "spread"),
+        ("Expand", ["spread", "pixel_shape"], "pixels"),
+        ("Reshape", ["pixels", "gradient_shape"], "gradient"),
+    ]
+    graph.node.extend(helper.make_node(kind, inputs, [output]) for kind, inputs, output in steps)
+    graph.input.append(helper.make_tensor_value_info("cotangent", TensorProto.FLOAT, ["N", 4, 301]))
+    graph.output.append(helper.make_tensor_value_info("gradient", TensorProto.FLOAT, ["N", 1, 128, 128]))
+    return model
+
+
+def write_repository(root: Path, model: onnx.ModelProto, version: int = 1, folder: str | None = None) -> Path:
+    """Put a version of a model into a repository, in the folder that its metadata name; returns the repository."""
+    properties = {entry.key: entry.value for entry in model.metadata_props}
+    name = folder or json.loads(properties.get("metaspec", "{}")).get("name", "diffractionnet")
+    place = root / name / str(version)
+    place.mkdir(parents=True)
+    onnx.save(model, place / "model.onnx")
+    return root

@@ -1,0 +1,1 @@
+"""Batches of structures and spectra, augmented."""

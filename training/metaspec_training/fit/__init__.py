@@ -1,0 +1,1 @@
+"""Fitting: module, loss, optimiser, and what steers a run."""

@@ -1,0 +1,1 @@
+"""The networks, from layers to what is exported."""

@@ -1,0 +1,100 @@
+"""What a scalar wave makes of the pattern: a crude solution of the physics, for a network to start from.
+
+The split-step beam propagation method (Feit and Fleck, Applied Optics 17, 3990 (1978)): the patterned layer is cut into slices;
+in each, the wave gains phase where the index is high, then it diffracts as in a uniform medium. Reflections, polarisation and
+resonances are missing: that is what is left to learn. No parameters; real arithmetic on pairs (real part, imaginary part).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from metaspec_contract.process import Process
+from metaspec_contract.structures import PIXELS
+
+POOLED = 32
+"""Points per axis that the wave is propagated on."""
+ORDERS = np.arange(-10, 11)
+"""Fourier orders that are kept: those that propagate in Si3N4, and few enough that products do not alias into them."""
+SLICES = 6
+INDEX = 1.45
+"""Of the uniform medium, and of the common phase that is taken out."""
+
+
+class BeamPropagation(nn.Module):
+    """Density (B, 1, 128, 128) to the wave under the pattern, (B, 2 * wavelengths, points, points).
+
+    The first half of the channels are real parts, the second imaginary ones, at wavelengths equally spaced in frequency. Light
+    of amplitude 1 comes in; the phase that a layer of index 1.45 would add is taken out.
+
+    Args:
+        process: the device.
+        points: along each axis, at pixels 0, 128 / points, ...
+        wavelengths: how many.
+    """
+
+    into: Tensor
+    out: Tensor
+    sample: Tensor
+    step_cos: Tensor
+    step_sin: Tensor
+    thickness: Tensor
+    contrast: Tensor
+
+    def __init__(self, process: Process, points: int, wavelengths: int = 16) -> None:
+        super().__init__()
+        self.wavelengths = wavelengths
+        frequency = np.linspace(1000 / process.wavelength_max_nm, 1000 / process.wavelength_min_nm, wavelengths)
+        k0 = 2 * np.pi * frequency
+        slice_um = process.thickness_um / SLICES
+        transverse = (2 * np.pi / process.period_um * ORDERS) ** 2
+        squared = (INDEX * k0[:, None, None]) ** 2 - transverse[:, None] - transverse
+        kz = np.sqrt(squared.astype(complex))  # evanescent waves decay
+        step = np.exp(1j * (kz - INDEX * k0[:, None, None]) * slice_um)
+        pooled = (np.arange(POOLED) + 0.5) / POOLED
+        wanted = (np.arange(points) * (PIXELS // points) + 0.5) / PIXELS
+        into = np.exp(-2j * np.pi * np.outer(ORDERS, pooled)) / POOLED
+        for name, matrix in (
+            ("into", complex_matrix(into)),
+            ("out", complex_matrix(np.exp(2j * np.pi * np.outer(pooled, ORDERS)))),
+            ("sample", complex_matrix(np.exp(2j * np.pi * np.outer(wanted, ORDERS)))),
+            ("step_cos", step.real),
+            ("step_sin", step.imag),
+            ("thickness", (k0 * slice_um)[:, None, None]),
+            ("contrast", (process.solid.index(1000 / frequency) ** 2 - 1)[:, None, None]),
+        ):
+            self.register_buffer(name, torch.tensor(matrix, dtype=torch.float32), persistent=False)
+
+    def forward(self, density: Tensor) -> Tensor:
+        side = PIXELS // POOLED  # as reshapes, since ONNX has no derivative of its pooling
+        pooled = density.unflatten(-1, (POOLED, side)).unflatten(-3, (POOLED, side)).mean(dim=(-3, -1))
+        phase = self.thickness * (torch.sqrt(1 + self.contrast * pooled) - INDEX)
+        screen_cos, screen_sin = phase.cos(), phase.sin()
+        real, imag = screen_cos, screen_sin  # the plane wave, after the first screen
+        for _ in range(SLICES - 1):
+            real, imag = self._diffract(real, imag)
+            real, imag = _both_axes(self.out, real, imag)
+            real, imag = real * screen_cos - imag * screen_sin, real * screen_sin + imag * screen_cos
+        real, imag = self._diffract(real, imag)
+        return torch.cat(_both_axes(self.sample, real, imag), dim=1)
+
+    def _diffract(self, real: Tensor, imag: Tensor) -> tuple[Tensor, Tensor]:
+        """Points to orders, and these through a slice of the uniform medium."""
+        real, imag = _both_axes(self.into, real, imag)
+        return real * self.step_cos - imag * self.step_sin, real * self.step_sin + imag * self.step_cos
+
+
+def complex_matrix(matrix: np.ndarray) -> np.ndarray:
+    """A complex matrix (M, N) as what (..., 2 N) of real parts, then imaginary ones, is multiplied with from the right."""
+    transposed = matrix.T
+    return np.block([[transposed.real, transposed.imag], [-transposed.imag, transposed.real]])
+
+
+def _both_axes(matrix: Tensor, real: Tensor, imag: Tensor) -> tuple[Tensor, Tensor]:
+    """Multiply along both of the last axes."""
+    for _ in range(2):
+        product = torch.cat([real, imag], dim=-1) @ matrix
+        real, imag = product.transpose(-1, -2).chunk(2, dim=-2)
+    return real, imag

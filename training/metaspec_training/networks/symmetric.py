@@ -1,0 +1,76 @@
+"""A network on symmetric images of each structure: their mean predicts better than one, their spread tells whom to trust.
+
+The symmetries of the square only permute the exact spectra (`metaspec_simulation.symmetry`). A network learns that from
+examples, and keeps to it where it has learnt well: where its predictions of a structure and of its images contradict each
+other, at most one of them is right. Half-period shifts, which are as exact, say nothing: a network whose strides divide half a
+period keeps to them by construction.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from metaspec_contract.detectors import CHANNELS
+from metaspec_contract.structures import Symmetry, symmetries
+
+SPREAD = "spread"
+"""Name of the channel after the detectors."""
+
+_SQUARE = tuple(symmetries())[:8]
+
+GROUPS = {
+    2: (Symmetry(), Symmetry(flip_columns=True)),
+    4: tuple(symmetry for symmetry in _SQUARE if not symmetry.transpose),
+    8: _SQUARE,
+}
+"""Images by their number. Each set is a group, so that mean and spread are themselves symmetric under it."""
+
+DEFAULT_IMAGES = 4
+
+_FLOOR = 1e-5  # of the spread: keeps its gradient finite where all images agree
+_SCALE = 256.0  # squares of small deviations are too small for float16
+
+
+class SymmetricNetwork(nn.Module):
+    """Density (B, 1, 128, 128) to the mean efficiencies of R, G1, G2, B and their spread, (B, 5, wavelengths).
+
+    The spread at a wavelength is the root mean square, over images and detectors, of the deviation from the mean.
+
+    Args:
+        network: from density (B, 1, 128, 128) to efficiencies (B, 2, 2, wavelengths).
+        images: how many, one of `GROUPS`.
+
+    Raises:
+        ValueError: another number of images.
+    """
+
+    back: Tensor
+
+    def __init__(self, network: nn.Module, images: int) -> None:
+        super().__init__()
+        if images not in GROUPS:
+            raise ValueError(f"images must be one of {', '.join(map(str, GROUPS))}, got {images}")
+        self.network = network
+        self.images = GROUPS[images]
+        back = [np.eye(len(CHANNELS))[:, list(symmetry.channels)] for symmetry in self.images]
+        self.register_buffer("back", torch.tensor(np.stack(back), dtype=torch.float32), persistent=False)
+
+    def forward(self, density: Tensor) -> Tensor:
+        """Mean and spread, (B, 5, wavelengths)."""
+        images = torch.cat([_apply(symmetry, density) for symmetry in self.images], dim=1)
+        spectra = self.network(images.flatten(0, 1).unsqueeze(1)).flatten(1, 2)
+        mapped_back = self.back @ spectra.unflatten(0, (-1, len(self.images)))
+        mean = mapped_back.mean(dim=1)
+        deviation = _SCALE * (mapped_back - mean.unsqueeze(1))
+        spread = (deviation.square().mean(dim=(1, 2)) + (_SCALE * _FLOOR) ** 2).sqrt() / _SCALE
+        return torch.cat([mean, spread.unsqueeze(1)], dim=1)
+
+
+def _apply(symmetry: Symmetry, density: Tensor) -> Tensor:
+    """As `Symmetry.apply` without shifts, for tensors."""
+    if symmetry.transpose:
+        density = density.transpose(-1, -2)
+    axes = [axis for axis, flipped in ((-2, symmetry.flip_rows), (-1, symmetry.flip_columns)) if flipped]
+    return density.flip(axes) if axes else density

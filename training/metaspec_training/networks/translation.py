@@ -1,0 +1,36 @@
+"""Translating a structure only moves it over the detectors: its spectra at any position, from the harmonics of one."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from metaspec_contract.structures import PIXELS
+from metaspec_simulation.physics.farfield import harmonic_orders
+
+
+class Translation(nn.Module):
+    """The detectors' spectra at given positions, as a linear function of the harmonics (`farfield.window_harmonics`)."""
+
+    rows: Tensor
+    columns: Tensor
+    quadrant_signs: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        m, n = harmonic_orders()
+        signs = [[(-1.0) ** (r * a + c * b) for a, b in zip(m, n, strict=True)] for r in (0, 1) for c in (0, 1)]
+        for name, values in (("rows", m), ("columns", n), ("quadrant_signs", np.array(signs))):
+            self.register_buffer(name, torch.tensor(values, dtype=torch.float32), persistent=False)
+
+    def basis(self, shift: Tensor) -> Tensor:
+        """What harmonics are multiplied with: shifts by (rows, columns) in pixels (..., 2) to (..., 4, 81)."""
+        turn = -2 * torch.pi / PIXELS
+        phase = turn * (shift[..., :1] * self.rows + shift[..., 1:] * self.columns).unsqueeze(-2)
+        cosine, sine = phase.cos() * self.quadrant_signs, phase.sin() * self.quadrant_signs
+        return torch.cat([cosine, -sine[..., 1:]], dim=-1)
+
+    def forward(self, harmonics: Tensor, shift: Tensor) -> Tensor:
+        """Harmonics (B, 81, W) at shifts (B, K, 2) to spectra (B, K, 4, W)."""
+        return self.basis(shift) @ harmonics.unsqueeze(1)

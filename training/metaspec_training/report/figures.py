@@ -1,0 +1,124 @@
+"""The plots of a report. Each takes numbers and returns a figure."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from numpy.typing import NDArray
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from metaspec_contract.detectors import CHANNELS
+from metaspec_simulation.dataset import Samples
+
+matplotlib.use("Agg")
+from matplotlib import pyplot
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+Array = NDArray[np.floating]
+
+DETECTOR_COLOURS = ("tab:red", "tab:green", "yellowgreen", "tab:blue")
+
+
+def draw_history(run: Path) -> Figure:
+    """Loss and its terms, validation error, and gradient norm over the steps of a run, from its TensorBoard log.
+
+    Raises:
+        ValueError: the folder holds no log.
+    """
+    log = EventAccumulator(str(run))
+    log.Reload()
+    scalars = {name: log.Scalars(name) for name in log.Tags()["scalars"]}
+    if "train/loss" not in scalars:
+        raise ValueError(f"{run} holds no TensorBoard log of a training")
+    figure, (terms, error, gradient) = pyplot.subplots(1, 3, figsize=(13, 3.6), layout="constrained")
+
+    def plot(axes: Axes, name: str, label: str, colour: str) -> None:
+        if name in scalars:
+            steps, values = zip(*((event.step, event.value) for event in scalars[name]), strict=True)
+            axes.plot(steps, values, color=colour, lw=1, label=label)
+
+    for name, colour in zip(("loss", "mse", "rel", "grad", "curv"), ("k", "C0", "C1", "C2", "C3"), strict=True):
+        plot(terms, f"train/{name}", name, colour)
+    terms.set(title="training loss and what its terms add", yscale="log", xlabel="step")
+    terms.legend(ncols=2)
+    plot(error, "validation/loss", "loss (2 / 0.1 / 100)", "C4")
+    plot(error, "validation/mae", "mean absolute error", "k")
+    error.set(title="validation", yscale="log", xlabel="step")
+    error.legend()
+    plot(gradient, "train/gradient_norm", "norm", "C0")
+    plot(gradient, "train/clipped_fraction", "clipped", "C3")
+    gradient.set(title="gradient norm, share of clipped steps", xlabel="step", ylim=(0, None))
+    gradient.legend()
+    return figure
+
+
+def draw_spectra(prediction: Array, test: Samples) -> Figure:
+    """The best, the median and the worst prediction beside their structures and simulated spectra."""
+    ranked = np.abs(prediction - test.spectra).mean(axis=(1, 2)).argsort()
+    picked = {"best": ranked[0], "median": ranked[len(ranked) // 2], "worst": ranked[-1]}
+    wavelength = test.process.wavelengths_nm
+    figure, axes = pyplot.subplots(2, 3, figsize=(12, 6.5), height_ratios=[1, 1.6], layout="constrained")
+    side = test.process.period_um
+    for column, (name, n) in enumerate(picked.items()):
+        structure, spectra = axes[:, column]
+        structure.imshow(test.structures[n], cmap="Greys", extent=(0, side, side, 0))
+        structure.set(title=f"{name}: {test.family[n]}", xlabel="x (um)", ylabel="y (um)")
+        for channel, colour in enumerate(DETECTOR_COLOURS):
+            spectra.plot(wavelength, test.spectra[n, channel], color=colour, alpha=0.45, lw=3)
+            spectra.plot(wavelength, prediction[n, channel], color=colour, lw=1.2, label=CHANNELS[channel])
+        mae = np.abs(prediction[n] - test.spectra[n]).mean()
+        limits = {"xlim": (wavelength[0], wavelength[-1]), "ylim": (0, max(0.5, float(test.spectra[n].max())))}
+        spectra.set(title=f"mean absolute error {mae:.4f}", xlabel="wavelength (nm)", **limits)
+    axes[1, 0].set_ylabel("efficiency")
+    axes[1, 0].legend(title="thick: simulated\nthin: predicted", ncols=2)
+    return figure
+
+
+def draw_by_wavelength(prediction: Array, test: Samples) -> Figure:
+    """Mean absolute error and mean error (bias) of each detector over wavelength."""
+    figure, (size, bias) = pyplot.subplots(1, 2, figsize=(12, 3.6), sharex=True, layout="constrained")
+    error = prediction - test.spectra
+    for channel, colour in enumerate(DETECTOR_COLOURS):
+        size.plot(
+            test.process.wavelengths_nm, np.abs(error[:, channel]).mean(axis=0), color=colour, label=CHANNELS[channel]
+        )
+        bias.plot(test.process.wavelengths_nm, error[:, channel].mean(axis=0), color=colour)
+    size.set(title="mean absolute error", xlabel="wavelength (nm)", ylim=(0, None))
+    bias.set(title="mean error", xlabel="wavelength (nm)")
+    bias.axhline(0, color="k", lw=0.5)
+    size.legend(ncols=4)
+    return figure
+
+
+def draw_families(error: Array, family: NDArray[np.str_]) -> Figure:
+    """Mean absolute error of each structure (N,), by the family it comes from."""
+    names = sorted(set(family.tolist()))
+    figure, axes = pyplot.subplots(figsize=(8, 3.6), layout="constrained")
+    axes.boxplot([error[family == name] for name in names], orientation="horizontal", tick_labels=names)
+    axes.set(title="error by family", xlabel="mean absolute error of a structure", xlim=(0, None))
+    return figure
+
+
+def draw_scatter(x: Array, error: Array, label: str, correlation: float) -> Figure:
+    """Each structure's error (N,) over something that might foretell it (N,), with their rank correlation."""
+    figure, axes = pyplot.subplots(figsize=(5, 3.8), layout="constrained")
+    axes.plot(x, error, ".", ms=4)
+    axes.set(title=f"rank correlation {correlation:.2f}", xlabel=label, ylabel="mean absolute error")
+    axes.set(xlim=(0, None), ylim=(0, None))
+    return figure
+
+
+def draw_parity(predicted: Array, simulated: Array, names: list[str]) -> Figure:
+    """Predicted over simulated figures of merit, both (N, len(names))."""
+    figure, axes = pyplot.subplots(1, len(names), figsize=(4 * len(names), 3.8), layout="constrained")
+    for column, (one, name) in enumerate(zip(axes, names, strict=True)):
+        low = min(simulated[:, column].min(), predicted[:, column].min())
+        high = max(simulated[:, column].max(), predicted[:, column].max())
+        one.plot([low, high], [low, high], "k", lw=0.5)
+        one.plot(simulated[:, column], predicted[:, column], ".", ms=4, color={"min": "k"}.get(name, f"tab:{name}"))
+        error = np.abs(predicted[:, column] - simulated[:, column]).mean()
+        one.set(title=f"{name}: mean error {error:.4f}", xlabel="simulated", ylabel="predicted")
+    return figure
