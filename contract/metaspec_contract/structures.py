@@ -87,7 +87,8 @@ def check_binary(
             f"{name} must be binary, 0 (void) or 1 (solid), got {array[n, row, column]:g} at structure {n}, row {row}, "
             f"column {column}; threshold densities first"
         )
-    return solid.astype(np.uint8)
+    binary: Structure = solid.astype(np.uint8)
+    return binary
 
 
 def as_density(structures: NDArray[Any], dtype: DTypeLike = np.float32) -> NDArray[Any]:
