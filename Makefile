@@ -1,14 +1,17 @@
-# `make serve` and `make test` are all that a fresh machine needs; both make their own virtual environment.
+# `make serve` and `make test` are all that a fresh machine needs; both make their own virtual environment, from the versions
+# in requirements/, and make it anew when these change.
 
 PYTHON ?= python3
 ARGS ?=
 SERVE_ENV := .venv-serve
 DEV_ENV := .venv
+LOCK_ENV := .venv-lock
+PIP_INSTALL := bin/pip install --quiet --no-compile --disable-pip-version-check
 
-.PHONY: help serve test lint format data train clean
+.PHONY: help serve test test-fast lint format lock data train clean
 
 help: ## list the targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/:/' | column -t -s:
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 serve: $(SERVE_ENV)/.done ## serve the bundled model on 127.0.0.1:8000 (ARGS="--port 9000" passes settings on)
 	$(SERVE_ENV)/bin/metaspec-serve $(ARGS)
@@ -16,14 +19,28 @@ serve: $(SERVE_ENV)/.done ## serve the bundled model on 127.0.0.1:8000 (ARGS="--
 test: lint ## make the development environment, check style and types, run all tests
 	$(DEV_ENV)/bin/pytest $(ARGS)
 
+test-fast: $(DEV_ENV)/.done ## run the tests that take seconds and need neither Triton nor a GPU
+	$(DEV_ENV)/bin/pytest -m "not slow and not triton and not gpu" $(ARGS)
+
 lint: $(DEV_ENV)/.done ## check style and types
 	$(DEV_ENV)/bin/ruff check .
 	$(DEV_ENV)/bin/ruff format --check .
-	$(DEV_ENV)/bin/mypy client contract export server simulation testing training
+	$(DEV_ENV)/bin/mypy client contract export server simulation testing training tests benchmarks
 
 format: $(DEV_ENV)/.done ## format the code
 	$(DEV_ENV)/bin/ruff check --fix .
 	$(DEV_ENV)/bin/ruff format .
+
+lock: $(LOCK_ENV)/.done ## bring requirements/*.txt up to date with the pyproject.toml files (ARGS=--upgrade: all to their newest)
+	$(COMPILE) requirements/test.in --output-file requirements/test.txt
+	$(COMPILE) requirements/serve.in --output-file requirements/serve.txt
+	$(COMPILE) requirements/serve-gpu.in --output-file requirements/serve-gpu.txt --no-emit-package onnxruntime
+	$(COMPILE) requirements/triton.in --output-file requirements/triton.txt --no-deps
+
+# One set of versions for every Python and system, with markers where a package is for some of them only.
+COMPILE = UV_CUSTOM_COMPILE_COMMAND="make lock" $(LOCK_ENV)/bin/uv pip compile --quiet $(ARGS) --config-file requirements/uv.toml \
+	--universal --python-version 3.11 --fork-strategy fewest \
+	$(addprefix --no-emit-package ,metaspec metaspec-contract metaspec-lab metaspec-server metaspec-testing)
 
 data: $(DEV_ENV)/.done ## simulate the reference data sets, or what is missing of them
 	$(DEV_ENV)/bin/metaspec-simulate --count 3000 --cells 80 --out datasets/bayer-600nm --workers $$(nproc) --seed 1
@@ -35,20 +52,25 @@ train: $(DEV_ENV)/.done ## train a network as the bundled one: on all data sets,
 	$(DEV_ENV)/bin/python training/train.py --config training/configs/field.yaml --config training/configs/finetune.yaml $(ARGS) \
 		--model.weights $$(ls -td runs/field/lightning_logs/version_* | head -1)/checkpoints/best.ckpt
 
-clean: ## remove both environments and all caches
-	rm -rf $(SERVE_ENV) $(DEV_ENV) .mypy_cache .pytest_cache .ruff_cache
+clean: ## remove all environments and all caches
+	rm -rf $(SERVE_ENV) $(DEV_ENV) $(LOCK_ENV) .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-$(SERVE_ENV)/.done: contract/pyproject.toml server/pyproject.toml
-	$(PYTHON) -m venv $(SERVE_ENV)
-	$(SERVE_ENV)/bin/pip install --quiet -e ./contract -e ./server
+$(SERVE_ENV)/.done: requirements/serve.txt contract/pyproject.toml server/pyproject.toml
+	$(PYTHON) -m venv --clear $(SERVE_ENV)
+	$(SERVE_ENV)/$(PIP_INSTALL) -r requirements/serve.txt
+	$(SERVE_ENV)/$(PIP_INSTALL) --no-deps -e ./contract -e ./server
 	touch $@
 
-# PyTorch first and by its exact version: where a CPU build is offered, that is what a plain version number selects, and
-# nothing installed later replaces it by one of several gigabytes. Triton's server, for the tests, lies apart: it needs NumPy 1.
-$(DEV_ENV)/.done: $(wildcard */pyproject.toml)
-	$(PYTHON) -m venv $(DEV_ENV)
-	$(DEV_ENV)/bin/pip install --quiet torch==2.13.0
-	$(DEV_ENV)/bin/pip install --quiet -e ./contract -e ./client -e ./server -e ./lab -e ./testing
-	$(DEV_ENV)/bin/pip install --quiet --no-deps --target $(DEV_ENV)/triton "nvidia-pytriton>=0.7,<0.8" "numpy>=1.26,<2"
+# Triton's server lies apart, for the tests: it needs NumPy 1.
+$(DEV_ENV)/.done: requirements/test.txt requirements/triton.txt $(wildcard */pyproject.toml)
+	$(PYTHON) -m venv --clear $(DEV_ENV)
+	$(DEV_ENV)/$(PIP_INSTALL) -r requirements/test.txt
+	$(DEV_ENV)/$(PIP_INSTALL) --no-deps --no-build-isolation -e ./contract -e ./client -e ./server -e ./lab -e ./testing
+	$(DEV_ENV)/$(PIP_INSTALL) --no-deps --target $(DEV_ENV)/triton -r requirements/triton.txt
+	touch $@
+
+$(LOCK_ENV)/.done:
+	$(PYTHON) -m venv --clear $(LOCK_ENV)
+	$(LOCK_ENV)/$(PIP_INSTALL) "uv>=0.9,<1"
 	touch $@

@@ -1,9 +1,9 @@
 """What is each of the seven improvements worth? Same data, same budget, several seeds.
 
 Trains the baseline, the full network, the full one without each improvement, and the baseline with each; writes a table and a
-plot. Finished runs are kept in OUT/results.jsonl, a line for each: repeat the command to go
-on, or start one process for each seed at the same time. `--every_nm`, `--channels`, `--width` and `--blocks` make the network,
-and the time, smaller: spectra at fewer wavelengths, a narrower encoder, a narrower decoder of fewer blocks.
+plot. Finished runs are kept in OUT/results.jsonl, one per line: repeat the command to resume, or start one process for
+each seed at the same time. `--every_nm`, `--channels`, `--width` and `--blocks` make the network, and the time, smaller:
+thinned spectra, a narrower encoder, a narrower decoder of fewer blocks.
 
 python benchmarks/ablation.py --out runs/ablation [--epochs 4] [--seeds 0 1] [--limit 512] [--every_nm 4] [--channels 32]
 """
@@ -17,22 +17,21 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import Callback
+from matplotlib.figure import Figure
 from scipy.interpolate import CubicSpline
 
 from metaspec_contract.detectors import CHANNELS
 from metaspec_contract.process import Process
-from metaspec_training.data.datamodule import Batch, Packed, SpectraDataModule
+from metaspec_training.data.augmentation import Batch
+from metaspec_training.data.datamodule import SpectraDataModule
+from metaspec_training.data.packed import Packed
 from metaspec_training.fit.loss import AdaptiveSpectralLoss
 from metaspec_training.fit.module import SpectraModule
 from metaspec_training.networks.query import DiffractionNetConfig
 from metaspec_training.report.evaluation import errors, predict
-
-matplotlib.use("Agg")
-from matplotlib import pyplot
 
 FULL, BASELINE = DiffractionNetConfig(), DiffractionNetConfig.baseline()
 PARTS = {1: "memory_norm", 2: "film_scale", 3: "detector_heads", 6: "decoder_dropout", 7: "fine_tokens"}
@@ -46,6 +45,7 @@ NAMES = {
     7: "65 tokens",
 }
 ALL = frozenset(NAMES)
+Run = dict[str, Any]
 
 
 def variants() -> dict[str, frozenset[int]]:
@@ -56,7 +56,7 @@ def variants() -> dict[str, frozenset[int]]:
 
 
 class ThinnedData(SpectraDataModule):
-    """Training batches at every so many wavelengths."""
+    """Training batches of thinned spectra: every so many wavelengths."""
 
     def __init__(self, every: int, *arguments: Any, **settings: Any) -> None:
         super().__init__(*arguments, **settings)
@@ -77,7 +77,7 @@ class GradientNorms(Callback):
         self.norms.append(float(trainer.callback_metrics["train/gradient_norm"]))
 
 
-def train(improvements: frozenset[int], seed: int, arguments: argparse.Namespace) -> dict:
+def train(improvements: frozenset[int], seed: int, arguments: argparse.Namespace) -> Run:
     seed_everything(seed, verbose=False)
     every = arguments.every_nm
     process = Process(wavelength_step_nm=every)
@@ -115,7 +115,7 @@ def train(improvements: frozenset[int], seed: int, arguments: argparse.Namespace
     }
 
 
-def stored(file: Path, budget: dict[str, Any]) -> list[dict]:
+def stored(file: Path, budget: dict[str, Any]) -> list[Run]:
     """The finished runs; exits if one of them had another budget."""
     runs = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
     for run in runs:
@@ -124,7 +124,7 @@ def stored(file: Path, budget: dict[str, Any]) -> list[dict]:
     return runs
 
 
-def table(results: dict[str, list[dict]]) -> str:
+def table(results: dict[str, list[Run]]) -> str:
     head = ["variant", "MAE", "loss x 1000", *(f"MAE {c}" for c in CHANNELS), "peak nm", "gradient norm", "clipped"]
     lines = [" | ".join(head), " | ".join(["---"] * len(head))]
     for name, runs in results.items():
@@ -142,8 +142,9 @@ def table(results: dict[str, list[dict]]) -> str:
     return "".join(f"| {line} |\n" for line in lines)
 
 
-def draw(results: dict[str, list[dict]], path: Path) -> None:
-    figure, axes = pyplot.subplots(figsize=(8, 0.32 * len(results) + 1), layout="constrained")
+def draw(results: dict[str, list[Run]], path: Path) -> None:
+    figure = Figure(figsize=(8, 0.32 * len(results) + 1), layout="constrained")
+    axes = figure.subplots()
     for row, (name, runs) in enumerate(results.items()):
         losses = [run["loss"] for run in runs]
         axes.plot(losses, [row] * len(losses), "o", color="C0" if "baseline" in name else "C1")

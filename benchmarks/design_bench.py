@@ -1,13 +1,13 @@
-"""From random starts to a design that can be made: by gradients of the surrogate, and without it.
+"""Inverse design with and without the surrogate's gradients, and without the surrogate.
 
-Three ways to the same objective, each with the same wall time on this machine's cores:
+Three methods on the same objective, each with the same wall time on the cores of this machine:
 
-- gradient, surrogate: Adam on all pixels, many starts at once, through a running server (what `metaspec optimise` does);
-- CMA-ES, surrogate: 10 x 10 control points, through the same server, no gradients;
-- CMA-ES, solver: the same optimiser with the same seed, but every structure is simulated, at 48 cells, a process a core.
+- gradient, surrogate: Adam on all pixels, many starts in parallel, through a running server, as `metaspec optimise`;
+- CMA-ES, surrogate: 10 x 10 control points, through the same server, gradient-free;
+- CMA-ES, solver: the same optimiser with the same seed, but every structure is simulated, at 48 cells, one process per core.
 
-The best binary structures of each, their features mended to a least width, are then simulated at 80 cells. What is compared is
-their smallest colour efficiency, min(R, G, B) with G = G1 + G2. Finished ways are kept in OUT: repeat the command to go on.
+The best binary structures of each, repaired to a minimum feature width, are then simulated at 80 cells, and compared by their
+smallest colour efficiency, min(R, G, B) with G = G1 + G2. Finished methods are stored in OUT: the same command resumes.
 
     python benchmarks/design_bench.py --out runs/design-bench [--minutes 10] [--starts 16] [--steps 200]
 """
@@ -22,28 +22,31 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
-import matplotlib
 import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from metaspec import Spectra, Surrogate, objectives, optimise
 from metaspec.topology import PIXEL_NM, Parameterisation, feature_size, without_small_features
-from metaspec_contract.detectors import CHANNELS
+from metaspec_contract.files import write_json, write_text
 from metaspec_contract.process import Process
+from metaspec_contract.structures import pack, unpack
 from metaspec_simulation import Solver
-
-ROOT = Path(__file__).parents[1]
 from metaspec_testing.servers import running_server
-
-matplotlib.use("Agg")
-from matplotlib import pyplot  # noqa: E402
 
 OBJECTIVE = objectives.by_name("bayer")
 PUBLISHED = {"Zou et al. (2022)": 0.429, "best of the invrs-gym leaderboard": 0.551}
-SIMULATED = 4  # of the best structures of each way
+SIMULATED = 4  # best structures of each method
+
+Array = NDArray[Any]
+Proposals = Iterator[tuple[Array, Callable[[Array], None]]]
+"""Structures to evaluate, with the function that takes their values."""
 
 
 @cache
@@ -51,31 +54,49 @@ def solver(cells: int) -> Solver:
     return Solver(Process(), cells)
 
 
-def simulate(structure: np.ndarray, cells: int) -> np.ndarray:
+def simulate(structure: Array, cells: int) -> Array:
     return solver(cells).simulate(structure).spectra
 
 
 class Simulated:
-    """The solver in a surrogate's place: `predict` runs a process a core."""
+    """The solver in place of a surrogate: `predict` runs one process per core."""
 
     def __init__(self, pool: ProcessPoolExecutor, cells: int) -> None:
         self.pool, self.cells = pool, cells
 
-    def predict(self, structures: np.ndarray) -> Spectra:
+    def predict(self, structures: Array) -> Spectra:
         values = np.array(list(self.pool.map(simulate, structures, [self.cells] * len(structures))), np.float32)
-        return Spectra(values, Process().wavelengths_nm, CHANNELS, f"solver, {self.cells} cells")
+        return Spectra(values, Process().wavelengths_nm, model=f"solver, {self.cells} cells")
 
 
-def clean(structures: np.ndarray, min_feature_nm: float) -> np.ndarray:
-    """Structures whose solid and void features are at least so wide; those that cannot be mended are left out."""
+def clean(structures: Array, min_feature_nm: float) -> Array:
+    """Structures repaired to a minimum feature width, without those that cannot be repaired."""
     mended = [without_small_features(one, min_feature_nm) for one in structures]
     return np.array([one for one in mended if min(feature_size(one)) >= min_feature_nm])
 
 
-def by_gradient(surrogate: Surrogate, parameterisation: Parameterisation, arguments: argparse.Namespace) -> dict:
-    """Batches of starts, one after the other, until another one would not fit into the time."""
-    began, found, curve, calls, evaluated, longest = time.monotonic(), [], [], 0, 0, 0.0
-    batch = 0
+@dataclass(frozen=True)
+class Found:
+    """What a method has found.
+
+    Attributes:
+        structures: candidates for the best structure, (N, 128, 128).
+        curve: seconds, and the best objective so far.
+        calls: calls of the surrogate or the solver.
+        evaluated: structures evaluated.
+    """
+
+    structures: Array
+    curve: list[tuple[float, float]]
+    calls: int
+    evaluated: int
+
+
+def by_gradient(surrogate: Surrogate, parameterisation: Parameterisation, arguments: argparse.Namespace) -> Found:
+    """Batches of starts, one after the other, as long as another one fits into the time."""
+    began, calls, evaluated, longest, batch = time.monotonic(), 0, 0, 0.0, 0
+    found: list[Array] = []
+    curve: list[tuple[float, float]] = []
     while time.monotonic() - began + longest < 60 * arguments.minutes:
         started = time.monotonic()
         problem = optimise.Problem(surrogate, OBJECTIVE, parameterisation)
@@ -89,17 +110,14 @@ def by_gradient(surrogate: Surrogate, parameterisation: Parameterisation, argume
         found.append(result.structure)
         calls, evaluated = calls + result.server_calls, evaluated + result.structures_evaluated
         longest, batch = max(longest, time.monotonic() - started), batch + 1
-    return {"structures": np.concatenate(found), "curve": curve, "calls": calls, "evaluated": evaluated}
+    return Found(np.concatenate(found), curve, calls, evaluated)
 
 
-def without_gradient(
-    predict: Callable[[np.ndarray], Spectra],
-    proposals: Iterator[tuple[np.ndarray, Callable[[np.ndarray], None]]],
-    minutes: float,
-) -> dict:
-    """Ask for candidates, tell what they are worth, for so many minutes."""
-    began, curve, calls, evaluated = time.monotonic(), [], 0, 0
-    kept: list[tuple[float, np.ndarray]] = []
+def without_gradient(predict: Callable[[Array], Spectra], proposals: Proposals, minutes: float) -> Found:
+    """Evaluate proposals for some minutes."""
+    began, calls, evaluated = time.monotonic(), 0, 0
+    curve: list[tuple[float, float]] = []
+    kept: list[tuple[float, Array]] = []
     with tqdm(total=round(60 * minutes), unit="s") as bar:
         while (spent := time.monotonic() - began) < 60 * minutes:
             structures, tell = next(proposals)
@@ -110,22 +128,24 @@ def without_gradient(
             calls, evaluated = calls + 1, evaluated + len(structures)
             curve.append((time.monotonic() - began, kept[0][0]))
             bar.update(round(time.monotonic() - began) - round(spent))
-    return {"structures": np.array([one for _, one in kept]), "curve": curve, "calls": calls, "evaluated": evaluated}
+    return Found(np.array([one for _, one in kept]), curve, calls, evaluated)
 
 
-def evolution(parameterisation: Parameterisation, arguments: argparse.Namespace) -> Iterator:
+def evolution(parameterisation: Parameterisation, arguments: argparse.Namespace) -> Proposals:
     optimiser = optimise.by_name("cmaes", arguments.starts, arguments.seed)
     while True:
         yield parameterisation.binary(optimiser.ask()), optimiser.tell
 
 
-def judge(way: dict, pool: ProcessPoolExecutor, surrogate: Surrogate, arguments: argparse.Namespace) -> dict:
-    """Simulate the structures of a way that are predicted best after mending. What is stored of it."""
-    structures = clean(way["structures"], arguments.min_feature_nm)
+def judge(
+    found: Found, pool: ProcessPoolExecutor, surrogate: Surrogate, arguments: argparse.Namespace
+) -> dict[str, Any]:
+    """Simulate the structures with the best predictions after repair. Returns the results as JSON."""
+    structures = clean(found.structures, arguments.min_feature_nm)
     predicted = surrogate.predict(structures)
     best = np.argsort(-predicted.min_efficiency())[:SIMULATED]
     values = np.array(list(pool.map(simulate, structures[best], [arguments.cells] * len(best))), np.float32)
-    truth = Spectra(values, Process().wavelengths_nm, CHANNELS)
+    truth = Spectra(values, Process().wavelengths_nm)
     top = int(truth.min_efficiency().argmax())
     return {
         "min_efficiency": truth.min_efficiency().tolist(),
@@ -133,17 +153,17 @@ def judge(way: dict, pool: ProcessPoolExecutor, surrogate: Surrogate, arguments:
         "predicted": predicted.min_efficiency()[best].tolist(),
         "mae": float(np.abs(predicted.values[best] - truth.values).mean()),
         "features_nm": list(feature_size(structures[best[top]])),
-        "calls": way["calls"],
-        "evaluated": way["evaluated"],
-        "usable": f"{len(structures)} of {len(way['structures'])}",
-        "curve": way["curve"],
-        "best": np.packbits(structures[best[top]]).tolist(),
+        "calls": found.calls,
+        "evaluated": found.evaluated,
+        "usable": f"{len(structures)} of {len(found.structures)}",
+        "curve": found.curve,
+        "best": pack(structures[best[top]]).tolist(),
     }
 
 
-def table(results: dict[str, dict]) -> str:
+def table(results: dict[str, dict[str, Any]]) -> str:
     rows = [
-        "| way | structures evaluated | calls | min(R, G, B) simulated | predicted | R, G, B simulated | narrowest feature |",
+        "| method | structures evaluated | calls | min(R, G, B) simulated | predicted | R, G, B simulated | narrowest |",
         "|---|---|---|---|---|---|---|",
     ]
     for name, one in results.items():
@@ -161,8 +181,9 @@ def table(results: dict[str, dict]) -> str:
     return "\n".join(rows)
 
 
-def draw(results: dict[str, dict], path: Path) -> None:
-    figure, axes = pyplot.subplots(1, 2, figsize=(11, 4), layout="constrained", width_ratios=(2, 1))
+def draw(results: dict[str, dict[str, Any]], path: Path) -> None:
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    axes = figure.subplots(1, 2, width_ratios=(2, 1))
     for number, (name, one) in enumerate(results.items()):
         seconds, best = np.array(one["curve"]).T
         axes[0].plot(seconds / 60, best, color=f"C{number}", label=name)
@@ -173,7 +194,7 @@ def draw(results: dict[str, dict], path: Path) -> None:
     axes[0].set(xlabel="minutes", ylabel="objective; star: simulated min(R, G, B)")
     axes[0].legend(fontsize=8, loc="lower left", bbox_to_anchor=(0.3, 0.25))
     name, top = max(results.items(), key=lambda item: max(item[1]["min_efficiency"]))
-    structure = np.unpackbits(np.array(top["best"], np.uint8)).reshape(128, 128)
+    structure = unpack(np.array(top["best"], np.uint8))
     axes[1].imshow(np.tile(structure, (2, 2)), cmap="binary", extent=(0, 4, 4, 0))
     axes[1].set(title=f"best: {max(top['min_efficiency']):.3f}, {name}\n2 x 2 periods", xlabel="um", ylabel="um")
     figure.savefig(path, dpi=110)
@@ -207,7 +228,7 @@ def main() -> None:
         Simulated(pool, 48).predict(
             np.zeros((os.cpu_count() or 1, 128, 128), np.uint8)
         )  # compiled before the clock runs
-        ways: dict[str, Callable[[], dict]] = {
+        ways: dict[str, Callable[[], Found]] = {
             "gradient, surrogate": lambda: by_gradient(surrogate, parameterisation, arguments),
             "CMA-ES, surrogate": lambda: without_gradient(
                 surrogate.predict, evolution(parameterisation, arguments), arguments.minutes
@@ -220,10 +241,10 @@ def main() -> None:
             if name not in stored["ways"]:
                 print(name, flush=True)
                 stored["ways"][name] = judge(way(), pool, surrogate, arguments)
-                file.write_text(json.dumps(stored))
+                write_json(file, stored)
     draw(stored["ways"], arguments.out / "design_bench.png")
     text = table(stored["ways"])
-    (arguments.out / "design_bench.md").write_text(text + "\n")
+    write_text(arguments.out / "design_bench.md", text + "\n")
     print(text)
 
 

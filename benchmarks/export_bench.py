@@ -1,9 +1,9 @@
-"""How fast is what is exported? PyTorch and ONNX Runtime side by side, forward and gradient, every precision and batch size.
+"""Speed of exported graphs: PyTorch and ONNX Runtime side by side, forward and gradient, every precision and batch size.
 
 python benchmarks/export_bench.py [--threads 2] [--rounds 7] [--batches 1 8 32 128] [--plot FILE.svg]
 
-Each contender lives in a process of its own, so that its peak memory can be told, and they take turns in every round.
-Speed does not depend on the weights: the network is the default one, not trained.
+Each contender runs in a process of its own, so that its peak memory can be measured, and they take turns in every round.
+Speed does not depend on the weights: the network is the default one, untrained.
 """
 
 from __future__ import annotations
@@ -22,14 +22,17 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
+from numpy.typing import NDArray
 
-from metaspec_export.graph.forward import forward_graph
-from metaspec_export.graph.gradient import gradient_graph
+from metaspec_contract.model import COTANGENT, STRUCTURE, gradient_model
+from metaspec_export.graph import forward_graph, gradient_graph
+from metaspec_export.metadata import weights_sha256
 from metaspec_export.precision import PRECISIONS, reduce
 from metaspec_simulation.data.families import FAMILIES, random_structure
 from metaspec_training.networks.field import DiffractionFieldNetConfig
 
-GRADIENT = "_vjp"
+Array = NDArray[np.float32]
+Call = Callable[[Array, Array], object]
 
 
 def network() -> torch.nn.Module:
@@ -37,24 +40,24 @@ def network() -> torch.nn.Module:
     return DiffractionFieldNetConfig().build().eval().requires_grad_(False)
 
 
-def pytorch(gradient: bool, compiled: bool) -> Callable[[np.ndarray, np.ndarray], object]:
+def pytorch(gradient: bool, compiled: bool) -> Call:
     """A call that computes spectra, or spectra and gradient."""
     model = network()
     if compiled:
         model.compile(dynamic=False)
 
-    def forward(density: np.ndarray, cotangent: np.ndarray) -> object:
+    def forward(density: Array, cotangent: Array) -> object:
         with torch.inference_mode():
             return model(torch.from_numpy(density))
 
-    def joint(density: np.ndarray, cotangent: np.ndarray) -> object:
+    def joint(density: Array, cotangent: Array) -> object:
         x = torch.from_numpy(density).requires_grad_()
         return torch.autograd.grad(model(x).flatten(1, 2), x, torch.from_numpy(cotangent))
 
     return joint if gradient else forward
 
 
-def onnx_runtime(path: Path, threads: int, optimised: bool) -> Callable[[np.ndarray, np.ndarray], object]:
+def onnx_runtime(path: Path, threads: int, optimised: bool) -> Call:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     if not optimised:
@@ -62,26 +65,29 @@ def onnx_runtime(path: Path, threads: int, optimised: bool) -> Callable[[np.ndar
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     names = [value.name for value in session.get_inputs()]
     return lambda density, cotangent: session.run(
-        None, {name: value for name, value in (("structure", density), ("cotangent", cotangent)) if name in names}
+        None, {name: value for name, value in ((STRUCTURE, density), (COTANGENT, cotangent)) if name in names}
     )
 
 
+def graph_file(folder: Path, precision: str, gradient: bool) -> Path:
+    return folder / f"{gradient_model(precision) if gradient else precision}.onnx"
+
+
 def peak_mib() -> float:
-    """Peak resident memory of this process alone; `getrusage` would count the process that it was started from."""
+    """Peak resident memory of this process alone; `getrusage` would include the process that started it."""
     (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
     return int(line.split()[1]) / 1024
 
 
 def worker(pipe: Connection, name: str, folder: Path, gradient: bool, threads: int) -> None:
-    """Build one contender, then time a batch whenever asked to; an error is answered as its text."""
+    """Build one contender, then time a batch for each request; an error is answered with its text."""
     torch.set_num_threads(threads)
-    kind = GRADIENT if gradient else ""
     try:
         if name.startswith("PyTorch"):
             call = pytorch(gradient, compiled="compile" in name)
         else:
-            precision = name.split()[2]
-            call = onnx_runtime(folder / f"{precision}{kind}.onnx", threads, optimised="unoptimised" not in name)
+            file = graph_file(folder, name.split()[2], gradient)
+            call = onnx_runtime(file, threads, optimised="unoptimised" not in name)
         pipe.send(None)
         while (batch := pipe.recv()) is not None:
             rng = np.random.default_rng(batch)
@@ -90,7 +96,7 @@ def worker(pipe: Connection, name: str, folder: Path, gradient: bool, threads: i
             )
             density = np.resize(structures, (batch, 1, 128, 128)).astype(np.float32)
             cotangent = rng.standard_normal((batch, 4, 301), np.float32)
-            time.sleep(0.1)  # until the idle threads of the one before have stopped spinning
+            time.sleep(0.1)  # until the idle threads of the previous contender have stopped spinning
             started = time.perf_counter()
             call(density, cotangent)
             seconds = time.perf_counter() - started
@@ -100,7 +106,7 @@ def worker(pipe: Connection, name: str, folder: Path, gradient: bool, threads: i
 
 
 def compare(folder: Path, gradient: bool, batches: list[int], rounds: int, threads: int) -> dict[str, dict[int, float]]:
-    """Print structures per second of every contender, taking turns; returns them by name and batch size."""
+    """Measure structures per second of every contender, taking turns, and print them; returns them by name and batch size."""
     names = ["PyTorch eager", "PyTorch compile", "ONNX Runtime fp32 unoptimised"]
     names += [f"ONNX Runtime {precision}" for precision in PRECISIONS]
     context = mp.get_context("spawn")
@@ -132,15 +138,17 @@ def compare(folder: Path, gradient: bool, batches: list[int], rounds: int, threa
     rates = {name: {b: b / float(np.median(values[b])) for b in batches} for name, values in seconds.items()}
     title = "Spectra and gradient" if gradient else "Spectra"
     print(f"\n## {title}: structures per second (and times PyTorch eager)\n")
-    print("| | " + " | ".join(f"batch {b}" for b in batches) + " | peak memory | file |")
-    print("|---" * (len(batches) + 3) + "|")
+    print("| | " + " | ".join(f"batch {b}" for b in batches) + " | peak memory | file | weights SHA-256 |")
+    print("|---" * (len(batches) + 4) + "|")
     for name, rate in rates.items():
         cells = [f"{rate[b]:.0f} ({rate[b] / rates['PyTorch eager'][b]:.2f})" for b in batches]
-        file = folder / f"{name.split()[-1]}{GRADIENT if gradient else ''}.onnx"
-        size = f"{file.stat().st_size / 2**20:.1f} MiB" if file.exists() else ""
-        print(f"| {name} | " + " | ".join(cells) + f" | {memory[name]:.0f} MiB | {size} |")
+        size = digest = ""
+        if not name.startswith("PyTorch"):
+            file = graph_file(folder, name.split()[2], gradient)
+            size, digest = f"{file.stat().st_size / 2**20:.1f} MiB", f"`{weights_sha256(onnx.load(file))[:12]}`"
+        print(f"| {name} | " + " | ".join(cells) + f" | {memory[name]:.0f} MiB | {size} | {digest} |")
     for name, reason in failures.items():
-        print(f"| {name} | not run: {reason} |" + " |" * (len(batches) + 1))
+        print(f"| {name} | not run: {reason} |" + " |" * (len(batches) + 2))
     return rates
 
 
@@ -171,7 +179,7 @@ def main() -> None:
         for gradient, graph in ((False, forward_graph(network())), (True, gradient_graph(network()))):
             for precision in PRECISIONS:
                 reduced = reduce(graph, precision, calibration)
-                onnx.save(reduced, folder / f"{precision}{GRADIENT if gradient else ''}.onnx")
+                onnx.save(reduced, graph_file(folder, precision, gradient))
             title = "spectra and gradient" if gradient else "spectra"
             results[title] = compare(folder, gradient, arguments.batches, arguments.rounds, arguments.threads)
     fp32 = {title: rates["ONNX Runtime fp32"] for title, rates in results.items()}

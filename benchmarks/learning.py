@@ -4,7 +4,7 @@ Each variant is `training/train.py` with some settings changed; all are shown th
 epochs over the data set. Writes a table and a figure: validation error over training time (of averaged weights, which lag
 behind), and of the weights at the end over the number of different structures and over the time that ONNX Runtime needs for
 a structure (one thread, batches of 8, all networks taking turns), with the bundled networks beside them. Finished variants
-are kept in OUT: repeat the command to go on.
+are kept in OUT: repeat the command to resume.
 
 python benchmarks/learning.py --out runs/learning [--epochs 5] [--only recipe data width ...]
 """
@@ -18,20 +18,17 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import onnxruntime
 import torch
+from matplotlib.figure import Figure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
 from metaspec_export.graph.forward import forward_graph
 from metaspec_simulation.dataset import Samples, load
-from metaspec_training.fit.module import load_network
+from metaspec_training.fit.checkpoint import load_network
 from metaspec_training.report.evaluation import Errors, errors, predict
-
-matplotlib.use("Agg")
-from matplotlib import pyplot
 
 ROOT = Path(__file__).parents[1]
 FINE, COARSE = (ROOT / "datasets" / name for name in ("bayer-600nm", "bayer-600nm-coarse"))
@@ -83,10 +80,10 @@ class Result:
     """A trained network and its validation errors.
 
     Attributes:
-        minutes: since the first step, of each validation while training.
-        mae: then, of averaged weights. These remember the start for some hundred steps.
-        final: of the weights at the end, not averaged.
-        network: with these weights.
+        minutes: time of each validation since the first step, in minutes.
+        mae: validation error at these times, of averaged weights, which lag behind by some hundred steps.
+        final: validation errors of the weights at the end, not averaged.
+        network: network with these weights.
     """
 
     minutes: list[float]
@@ -96,7 +93,7 @@ class Result:
 
 
 def train(name: str, settings: list[str], shown: int, out: Path, validation: Samples) -> Result:
-    """Train a variant on `shown` structures, or go on with it."""
+    """Train a variant on `shown` structures, or resume it."""
     different = DIFFERENT.get(name, 2391)
     data = [str(FINE)] if different <= 2391 else [str(FINE), str(COARSE)]
     epochs = max(1, round(shown / different))
@@ -127,7 +124,7 @@ def train(name: str, settings: list[str], shown: int, out: Path, validation: Sam
     return Result(
         minutes=[(event.wall_time - start) / 60 for event in mae],
         mae=[event.value for event in mae],
-        final=errors(predict(network, validation.structures), validation.spectra),
+        final=errors(predict(network, validation.structures), validation.spectra, validation.process),
         network=network,
     )
 
@@ -175,11 +172,12 @@ def main() -> None:
         results[name] = train(name, settings, arguments.epochs * 2391, folder, validation)
     for file in sorted((ROOT / "training" / "checkpoints").glob("*.ckpt")):
         network = load_network(file)
-        final = errors(predict(network, validation.structures), validation.spectra)
+        final = errors(predict(network, validation.structures), validation.spectra, validation.process)
         results[f"bundled: {file.stem}"] = Result([], [], final, network)
 
     costs = milliseconds([result.network for result in results.values()])
-    figure, (curves, sizes, front) = pyplot.subplots(1, 3, figsize=(19, 4.5), layout="constrained")
+    figure = Figure(figsize=(19, 4.5), layout="constrained")
+    curves, sizes, front = figure.subplots(1, 3)
     print("| variant | validation MAE | loss x 1000 | minutes | ms per structure |\n|---|---|---|---|---|")
     for (name, result), cost in zip(results.items(), costs, strict=True):
         minutes = f"{result.minutes[-1]:.1f}" if result.minutes else ""

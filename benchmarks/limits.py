@@ -1,11 +1,11 @@
-"""What limits the bundled network: data, labels, its output layer, or how well it learns what it sees?
+"""What limits the bundled network: data, labels, its output layer, or learning itself?
 
 Prints measurements, each of which rules something out or in:
-- errors on structures it was trained on and on others: a gap would say that more data help;
-- how much labels change when the simulation grid is moved under the pattern, which no network can know;
-- what the output layer makes of the field that the solver has, by the number of splines over frequency;
-- how closely it can follow the labels of a few structures when the field is fitted freely;
-- how much of the error the smaller bundled network shares, and how much averaging over positions on the input grid removes.
+- errors on structures of the train split and on others: a gap would mean that more data help;
+- how much labels change when the simulation grid is moved under the structure, which no network can know;
+- error of the output layer on the simulated field, by the number of splines over frequency;
+- error of the output layer when the field is fitted freely to the labels of a few structures;
+- the share of the error that the smaller bundled network has, too, and that averaging over input positions removes.
 
 python benchmarks/limits.py [--structures 289]
 """
@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from orders import common_phase
+from numpy.typing import NDArray
 from torch.utils.data import default_collate
 from tqdm import tqdm
 
@@ -26,13 +26,15 @@ from metaspec_contract.structures import PIXELS
 from metaspec_simulation import Solver
 from metaspec_simulation.dataset import Samples, load
 from metaspec_simulation.physics.farfield import shifted_basis
-from metaspec_training.data.datamodule import PackedSpectra, SpectraDataModule
-from metaspec_training.fit.module import load_network
+from metaspec_training.data.datamodule import SpectraDataModule
+from metaspec_training.data.packed import PackedSpectra
+from metaspec_training.fit.checkpoint import load_network
 from metaspec_training.networks.field import (
     GRID,
     DiffractionFieldNet,
     DiffractionFieldNetConfig,
     Propagation,
+    common_phase,
     spline_basis,
 )
 from metaspec_training.report.evaluation import predict
@@ -44,7 +46,7 @@ SHIFTS = ((0, 0), (4, 4), (2, 6), (6, 2))
 """Positions of a pattern within the 8 x 8 pixels that the network's field map has a point for."""
 
 
-def mean_abs(error: np.ndarray | torch.Tensor) -> float:
+def mean_abs(error: NDArray[np.floating] | torch.Tensor) -> float:
     return float(np.abs(np.asarray(error)).mean())
 
 
@@ -67,7 +69,7 @@ def output_layer(samples: Samples, splines: int) -> float:
     position = (np.arange(GRID) * (PIXELS // GRID) + 0.5) / PIXELS
     wave = np.exp(2j * np.pi * np.outer(position, np.arange(-7, 8)))
     frequency = 1000 / process.wavelengths_nm
-    common = common_phase(process)[:, None, None]
+    common = np.exp(1j * common_phase(process, process.wavelengths_nm))[:, None, None]
     basis = spline_basis(frequency, splines)
     errors = []
     for structure in tqdm(samples.structures[:FITTED], desc="simulating", leave=False):
@@ -103,27 +105,29 @@ def fitted_field(network: DiffractionFieldNet) -> tuple[float, float]:
     return first, mean_abs(error.detach())
 
 
-def at_position(network: DiffractionFieldNet, samples: Samples, shift: tuple[int, int]) -> np.ndarray:
-    """Spectra (N, 4, W) of structures by way of the same structures moved by `shift`."""
+def at_position(network: DiffractionFieldNet, samples: Samples, shift: tuple[int, int]) -> NDArray[np.float32]:
+    """Spectra (N, 4, W) of structures, predicted from the same structures moved by `shift`."""
     density = torch.from_numpy(samples.structures[:, None].astype(np.float32))
     with torch.inference_mode():
         parts = [
             network.at(part.roll(shift, (2, 3)), -torch.tensor(shift).expand(len(part), 1, 2).float())
-            for part in density.split(32)
+            for part in torch.split(density, 32)
         ]
-    return torch.cat(parts)[:, 0].flatten(1, 2).numpy()
+    spectra: NDArray[np.float32] = torch.cat(parts)[:, 0].flatten(1, 2).numpy()
+    return spectra
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--structures", type=int, default=289, help="of each split")
+    parser.add_argument("--structures", type=int, default=289, help="number of structures from each split")
     count = parser.parse_args().structures
-    networks = [load_network(ROOT / "training" / "checkpoints" / f"{name}.ckpt") for name in ("field", "fast")]
+    field, fast = (load_network(ROOT / "training" / "checkpoints" / f"{name}.ckpt") for name in ("field", "fast"))
+    assert isinstance(field, DiffractionFieldNet)
     samples = load(DATA)
     splits = {name: samples.of(name) for name in ("train", "validation")}
     splits = {name: split.take(np.arange(min(count, len(split)))) for name, split in splits.items()}
 
-    error = {name: predict(networks[0], split.structures) - split.spectra for name, split in splits.items()}
+    error = {name: predict(field, split.structures) - split.spectra for name, split in splits.items()}
     for name, split in splits.items():
         print(f"MAE on {len(split)} structures of the {name} split: {mean_abs(error[name]):.4f}")
     print(f"Labels on a moved grid differ by {np.mean(moved_grid(splits['validation'])):.4f} (mean absolute).")
@@ -134,16 +138,16 @@ def main() -> None:
         )
     print(
         "Field predicted, then fitted freely, for {} structures at {} positions: MAE {:.4f}, {:.4f}".format(
-            FITTED, POSITIONS, *fitted_field(networks[0])
+            FITTED, POSITIONS, *fitted_field(field)
         )
     )
     split = splits["validation"]
-    first, second = error["validation"], predict(networks[1], split.structures) - split.spectra
+    first, second = error["validation"], predict(fast, split.structures) - split.spectra
     shared = (first * second).mean() / np.sqrt((first**2).mean() * (second**2).mean())
     print(
         f"MAE of the two networks: {mean_abs(first):.4f}, {mean_abs(second):.4f}; correlation of their errors {shared:.2f}"
     )
-    moved = np.stack([at_position(networks[0], split, shift) for shift in SHIFTS])
+    moved = np.stack([at_position(field, split, shift) for shift in SHIFTS])
     print(
         f"MAE of the mean over {len(SHIFTS)} positions on the input grid: {mean_abs(moved.mean(axis=0) - split.spectra):.4f}"
     )

@@ -1,10 +1,10 @@
-"""Does the field teach more than the fluxes that it makes?
+"""Does training on the field under a structure help, beyond training on its spectra?
 
-Spectra leave open which field made them. Simulates the Fourier orders of the field under the pattern for some structures of
-the training split, at 48 cells, and trains the same network on these structures with the spectra (of 80 cells) alone and
-with the orders as further labels, for its coarse head. Prints the validation error of both along the way, and how far the
-field of each, and of the bundled network, is from the simulated one, up to a common phase. Simulated orders are kept in OUT:
-repeat the command to go on.
+Spectra do not determine the field that caused them. Simulates the Fourier orders of the field under some structures of the
+training split, at 48 cells, and trains the same network on these structures with the spectra (of 80 cells) alone, and with
+the orders as additional labels for its coarse head. Prints the validation error of both during training, and the distance of
+each network's field, and of the bundled network's, from the simulated one, up to a common phase. Simulated orders are kept in
+OUT: repeat the command to resume.
 
 python benchmarks/orders.py --out runs/orders [--structures 600] [--steps 745]
 """
@@ -22,35 +22,30 @@ from torch import Tensor, nn
 from torch.utils.data import default_collate
 from tqdm import tqdm
 
-from metaspec_contract.process import Process
 from metaspec_contract.structures import PIXELS, Symmetry, symmetries
 from metaspec_simulation import Solver
 from metaspec_simulation.dataset import Samples, load
-from metaspec_training.data.datamodule import Batch, Packed, PackedSpectra, SpectraDataModule
+from metaspec_training.data.augmentation import Batch
+from metaspec_training.data.datamodule import SpectraDataModule
+from metaspec_training.data.packed import Packed, PackedSpectra
+from metaspec_training.fit.checkpoint import load_network
 from metaspec_training.fit.loss import AdaptiveSpectralLoss
-from metaspec_training.fit.module import load_network
 from metaspec_training.fit.optimizer import MuonAdamW
-from metaspec_training.networks.beam import INDEX
-from metaspec_training.networks.field import DiffractionFieldNet, DiffractionFieldNetConfig
+from metaspec_training.networks.field import DiffractionFieldNet, DiffractionFieldNetConfig, common_phase
 from metaspec_training.report.evaluation import errors, predict
 
 ROOT = Path(__file__).parents[1]
 DATA = ROOT / "datasets" / "bayer-600nm"
 CELLS, BATCH, POSITIONS, RATE = 48, 16, 8, 2e-3
 WEIGHT = 0.2
-"""Of the power that the difference of two fields has, in units of the incident one, beside the loss of the spectra."""
-
-
-def common_phase(process: Process) -> NDArray[np.complex128]:
-    """What `Propagation` adds to all orders of the field that a network predicts, (W,)."""
-    return np.exp(2j * np.pi * 1000 / process.wavelengths_nm * INDEX * process.thickness_um)
+"""Weight, beside the loss of the spectra, of the power of the field's error in units of the incident power."""
 
 
 def simulate(samples: Samples, out: Path, nodes: NDArray[np.intp]) -> NDArray[np.float16]:
-    """Orders without the phase that `Propagation` takes out, (N, polarisation, component, part, node, ky, kx)."""
-    process = Process()
+    """Orders without the phase that `Propagation` removes, (N, polarisation, component, part, node, ky, kx)."""
+    process = samples.process
     solver = Solver(process, cells=CELLS)
-    common = common_phase(process)[nodes, None, None]
+    common = np.exp(1j * common_phase(process, process.wavelengths_nm))[nodes, None, None]
     shape = (len(samples.packed), 2, 2, 2, len(nodes), 15, 15)
     labels = np.lib.format.open_memmap(out, "r+" if out.exists() else "w+", np.float16, None if out.exists() else shape)
     if labels.shape != shape:
@@ -64,12 +59,12 @@ def simulate(samples: Samples, out: Path, nodes: NDArray[np.intp]) -> NDArray[np
 
 
 def moved(label: Tensor, shift: Tensor, symmetry: Symmetry) -> Tensor:
-    """Orders (2, 2, 2, nodes, ky, kx) of the structure when it is moved, then turned or mirrored."""
+    """Orders (2, 2, 2, nodes, ky, kx) of the structure after a shift, then a symmetry of the square."""
     order = torch.arange(-7, 8)
     phase = -2 * torch.pi / PIXELS * (shift[0] * order[:, None] + shift[1] * order)
     real, imag = label.unbind(2)
     label = torch.stack([real * phase.cos() - imag * phase.sin(), real * phase.sin() + imag * phase.cos()], dim=2)
-    if symmetry.transpose:  # x is y: for the light that comes, for its field, and for the orders
+    if symmetry.transpose:  # exchanges x and y in the incident light, in the field, and in the orders
         label = label.flip(0, 1).transpose(-1, -2)
     crossed = torch.tensor([[1.0, -1.0], [-1.0, 1.0]])[..., None, None, None, None]
     for axis, flip in ((-2, symmetry.flip_rows), (-1, symmetry.flip_columns)):
@@ -79,7 +74,7 @@ def moved(label: Tensor, shift: Tensor, symmetry: Symmetry) -> Tensor:
 
 
 def field(network: DiffractionFieldNet, maps: Tensor) -> Tensor:
-    """Orders of a predicted field, shaped as labels are: (B, 2, 2, 2, nodes, ky, kx)."""
+    """Orders of a predicted field, in the shape of the labels: (B, 2, 2, 2, nodes, ky, kx)."""
     return torch.stack(network.propagation.orders(maps), dim=3)
 
 
@@ -88,10 +83,10 @@ def propagating(network: DiffractionFieldNet) -> Tensor:
 
 
 def train(samples: Samples, labels: NDArray[np.float16] | None, steps: int) -> DiffractionFieldNet:
-    """The network after so many steps: the same structures, moved and turned the same way, with and without labels."""
+    """The network after `steps` steps; the same structures, shifted and turned the same way, with and without labels."""
     torch.manual_seed(0)
     network = DiffractionFieldNetConfig(width=96, blocks=2, beam=True, coarse_head=True).build()
-    features: list[Tensor] = []  # what both heads read
+    features: list[Tensor] = []  # the input of both heads
     network.head[-1].register_forward_pre_hook(lambda _, inputs: features.append(inputs[0]))
     assert network.coarse_head is not None
     optimizer = MuonAdamW(list(network.parameters()), RATE, weight_decay=2e-2)
@@ -116,7 +111,7 @@ def train(samples: Samples, labels: NDArray[np.float16] | None, steps: int) -> D
             maps = network.maps(batch.density).float()
             coarse = maps + network.coarse_head(features[-1]).float()
             features.clear()
-        spectra = network.propagation.at(maps, batch.shift).unflatten(2, (2, 2))
+        spectra = network.propagation.at(maps, batch.shift).unflatten(2, (2, 2))  # type: ignore[no-untyped-call]
         loss = torch.as_tensor(loss_of(spectra, batch.spectra).total)
         if labels is not None:
             target = torch.stack(
@@ -127,14 +122,14 @@ def train(samples: Samples, labels: NDArray[np.float16] | None, steps: int) -> D
             )
             difference = (field(network, coarse) - target).square() * mask
             loss = loss + WEIGHT * difference.sum(dim=(2, 3, 5, 6)).mean()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
         schedule.step()
         if step % 250 == 0 or step == steps:
             network.eval()
-            of = errors(predict(network, validation.structures), validation.spectra)
+            of = errors(predict(network, validation.structures), validation.spectra, validation.process)
             features.clear()
             tqdm.write(f"step {step}: validation MAE {of.mae:.5f}, loss x 1000 {1000 * of.loss:.3f}")
             network.train()
@@ -142,7 +137,7 @@ def train(samples: Samples, labels: NDArray[np.float16] | None, steps: int) -> D
 
 
 def distance(network: DiffractionFieldNet, samples: Samples, labels: NDArray[np.float16]) -> str:
-    """Power of predicted minus simulated field, in units of that of the simulated one: all of it, and by order."""
+    """Power of predicted minus simulated field over the power of the simulated one: in total, and by order."""
     density = torch.from_numpy(samples.structures[:48].astype(np.float32)).unsqueeze(1)
     with torch.no_grad():
         predicted = field(network, network.maps(density, torch.ones(len(density))))

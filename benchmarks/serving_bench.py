@@ -1,7 +1,7 @@
-"""What does serving cost? The same model.onnx on the same cores: ONNX Runtime called directly, our server, Triton, LitServe.
+"""Serving overhead: the same model.onnx on the same cores with ONNX Runtime called directly, our server, Triton, LitServe.
 
-Closed loops of callers, one contender at a time, in turns for several rounds. Then an overhead row: a model that does
-nothing, 256 bit-packed structures a request in, float32 spectra out.
+Closed loops of callers, one contender at a time, in turns for several rounds. Then the overhead alone: a model that computes
+nothing, with 256 bit-packed structures per request in and float32 spectra out.
 
     pip install litserve
     python benchmarks/serving_bench.py [--rounds 3] [--seconds 8] [--plot FILE.svg]
@@ -15,16 +15,20 @@ import argparse
 import base64
 import json
 import os
+import socket
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
+import httpx
 import matplotlib
 import numpy as np
 import onnx
@@ -32,16 +36,17 @@ import onnxruntime
 import psutil
 from onnx import TensorProto, helper, numpy_helper
 
+from metaspec_contract.model import parse_metadata
+from metaspec_contract.structures import Structure
 from metaspec_testing.closed_loop import Load, closed_loop, http_request
-
-ROOT = Path(__file__).parents[1]
 from metaspec_testing.servers import running_server
 from metaspec_testing.small_models import METADATA
 from metaspec_testing.triton import PACKAGES, python_repository, start_triton
 
 matplotlib.use("Agg")
-from matplotlib import pyplot  # noqa: E402
+from matplotlib import pyplot
 
+ROOT = Path(__file__).parents[1]
 LOADS = [(1, 1), (16, 1), (64, 1), (4, 64)]
 OVERHEAD = (4, 256)
 MAX_BATCH = 32
@@ -75,7 +80,7 @@ output [ { name: "spectra", data_type: TYPE_FP32, dims: [ 4, 301 ] } ]
 
 @dataclass
 class Measured:
-    """Of one contender under one load, all rounds together."""
+    """Measurements of one contender under one load, all rounds together."""
 
     structures: int = 0
     seconds: float = 0.0
@@ -123,7 +128,7 @@ class Watched:
                 return
 
 
-def structures(count: int) -> np.ndarray:
+def structures(count: int) -> Structure:
     return np.random.default_rng(0).integers(0, 2, (count, 128, 128), np.uint8)
 
 
@@ -140,7 +145,7 @@ def oip(address: str, batch: int, packed: bool = False) -> bytes:
 
 
 def direct(model: Path, threads: int, callers: int, batch: int, seconds: float) -> tuple[Load, float, float]:
-    """The limit: a loop around ONNX Runtime, in micro-batches as large as the callers could fill."""
+    """The upper limit: a loop around ONNX Runtime, in micro-batches as large as the callers could fill."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
@@ -160,38 +165,40 @@ def direct(model: Path, threads: int, callers: int, batch: int, seconds: float) 
     return Load(elapsed, latencies), watched.cpu_seconds, watched.peak_mib
 
 
+class Contender(NamedTuple):
+    """A running server: its address, its process, and its request for a number of structures."""
+
+    address: str
+    process: psutil.Process
+    request: Callable[[int], bytes]
+
+
 @contextmanager
-def metaspec(repository: Path, threads: int, max_batch: int, packed: bool = False) -> Iterator[tuple]:
+def metaspec(repository: Path, threads: int, max_batch: int, packed: bool = False) -> Iterator[Contender]:
     flags = ["--repository", str(repository), "--threads", str(threads), "--max-batch", str(max_batch)]
     with running_server(*flags, "--cache-mb", "0", "--max-queue", "100000") as server:
-        yield server.address, psutil.Process(server.process.pid), lambda batch: oip(server.address, batch, packed)
+        request = partial(oip, server.address, packed=packed)
+        yield Contender(server.address, psutil.Process(server.process.pid), request)
 
 
 @contextmanager
-def triton(repository: Path, packed: bool = False) -> Iterator[tuple]:
+def triton(repository: Path, packed: bool = False) -> Iterator[Contender]:
     with tempfile.TemporaryDirectory() as work, start_triton(repository, Path(work)) as server:
-        yield server.http, psutil.Process(server.process.pid), lambda batch: oip(server.http, batch, packed)
+        yield Contender(server.http, psutil.Process(server.process.pid), partial(oip, server.http, packed=packed))
 
 
 @contextmanager
-def litserve(model: Path, threads: int) -> Iterator[tuple]:
-    port = 18765
+def litserve(model: Path, threads: int) -> Iterator[Contender]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
     command = [sys.executable, str(ROOT / "benchmarks" / "litserve_app.py"), model, port, threads, MAX_BATCH]
     address = f"127.0.0.1:{port}"
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen([str(part) for part in command], stdout=log, stderr=log)
         try:
             wait_for(address, process)
-            yield (
-                address,
-                psutil.Process(process.pid),
-                lambda batch: http_request(
-                    address,
-                    "/predict",
-                    json.dumps({"packed": base64.b64encode(np.packbits(structures(batch))).decode()}).encode(),
-                    {"Content-Type": "application/json"},
-                ),
-            )
+            yield Contender(address, psutil.Process(process.pid), partial(litserve_request, address))
         finally:
             for child in psutil.Process(process.pid).children(recursive=True):
                 child.terminate()
@@ -199,9 +206,12 @@ def litserve(model: Path, threads: int) -> Iterator[tuple]:
             process.wait(30)
 
 
-def wait_for(address: str, process: subprocess.Popen) -> None:
-    import httpx
+def litserve_request(address: str, batch: int) -> bytes:
+    body = json.dumps({"packed": base64.b64encode(np.packbits(structures(batch)).tobytes()).decode()}).encode()
+    return http_request(address, "/predict", body, {"Content-Type": "application/json"})
 
+
+def wait_for(address: str, process: subprocess.Popen[bytes]) -> None:
     for _ in range(600):
         if process.poll() is not None:
             raise RuntimeError("LitServe ended")
@@ -223,7 +233,7 @@ def repository_of(model: Path, folder: Path) -> Path:
     return folder
 
 
-def model_that_does_nothing(folder: Path) -> Path:
+def model_that_computes_nothing(folder: Path) -> Path:
     """Returns the first pixels as spectra."""
     shapes = {"start": np.array([0]), "end": np.array([1204]), "axis": np.array([1]), "shape": np.array([-1, 4, 301])}
     nodes = [
@@ -245,15 +255,20 @@ def model_that_does_nothing(folder: Path) -> Path:
     return folder
 
 
-def triton_that_does_nothing(folder: Path) -> Path:
+def triton_that_computes_nothing(folder: Path) -> Path:
     (folder / "diffractionnet" / "1").mkdir(parents=True)
     (folder / "diffractionnet" / "config.pbtxt").write_text(NOTHING_CONFIG)
     (folder / "diffractionnet" / "1" / "model.py").write_text(NOTHING.format(packages=[str(PACKAGES)]))
     return folder
 
 
-def measure(contender, loads: list[tuple[int, int]], seconds: float, results: dict) -> None:
-    """Put each load on a contender that is started for it, after a short one to warm up."""
+def measure(
+    contender: AbstractContextManager[Contender],
+    loads: list[tuple[int, int]],
+    seconds: float,
+    results: dict[tuple[int, int], Measured],
+) -> None:
+    """Start a contender, and put each load on it, after a short one to warm up."""
     with contender as (address, process, request_of):
         for callers, batch in loads:
             request = request_of(batch)
@@ -261,6 +276,13 @@ def measure(contender, loads: list[tuple[int, int]], seconds: float, results: di
             with Watched(process) as watched:
                 load = closed_loop(address, request, callers, seconds)
             results.setdefault((callers, batch), Measured()).add(load, batch, watched.cpu_seconds, watched.peak_mib)
+
+
+def model_of(path: Path) -> str:
+    """Name of a model file, and the hash of its weights that tells whether a figure is of the bundled model."""
+    properties = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
+    metadata = parse_metadata(properties)
+    return f"`{metadata.name}` {(metadata.model_extra or {}).get('weights_sha256', 'without a hash')[:12]}"
 
 
 def table(results: dict[str, dict[tuple[int, int], Measured]], loads: list[tuple[int, int]]) -> str:
@@ -318,8 +340,8 @@ def main() -> None:
         work = Path(temporary)
         repository = repository_of(arguments.model, work / "models")
         for_triton = python_repository(repository, work / "triton", threads)
-        nothing = model_that_does_nothing(work / "nothing")
-        for_triton_nothing = triton_that_does_nothing(work / "triton_nothing")
+        nothing = model_that_computes_nothing(work / "nothing")
+        for_triton_nothing = triton_that_computes_nothing(work / "triton_nothing")
         for turn in range(arguments.rounds):
             for name in results:
                 print(f"round {turn + 1}: {name}", file=sys.stderr, flush=True)
@@ -335,8 +357,8 @@ def main() -> None:
                     measure(triton(for_triton_nothing, packed=True), [OVERHEAD], seconds, overhead[name])
                 else:
                     measure(litserve(arguments.model, threads), LOADS, seconds, results[name])
-    print(table(results, LOADS))
-    print("\nA model that does nothing, bit-packed in, float32 out:\n")
+    print(f"{model_of(arguments.model)}\n\n{table(results, LOADS)}")
+    print("\nA model that computes nothing, bit-packed in, float32 out:\n")
     print(table(overhead, [OVERHEAD]))
     if arguments.plot:
         draw(results, arguments.plot)

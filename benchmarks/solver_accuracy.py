@@ -1,8 +1,8 @@
-"""How far is the solver from an independent method, and from itself on a finer grid?
+"""Accuracy of the solver against an independent method, and against itself on a finer grid.
 
-FDTD on several grids against FMMAX (rigorous coupled-wave analysis) in two formulations, at five wavelengths, and against FDTD
-with 128 cells over all wavelengths; five structures of different families. Writes a table and a plot of the spectra on top of
-each other. What FMMAX says is kept in OUT: the first run takes a quarter of an hour, the next ones minutes.
+Compares FDTD on several grids with FMMAX (rigorous coupled-wave analysis) in two formulations, at five wavelengths, and with
+FDTD at 128 cells over all wavelengths, on five structures of different families. Prints a table and draws the spectra.
+FMMAX's results are kept in OUT: the first run takes a quarter of an hour, later ones minutes.
 
 python benchmarks/solver_accuracy.py --out runs/accuracy [--terms 600] [--cells 48 64 80]
 """
@@ -12,13 +12,17 @@ from __future__ import annotations
 import argparse
 import time
 from pathlib import Path
+from typing import TypeAlias
 
 import matplotlib
 import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from metaspec_contract.detectors import CHANNELS
+from metaspec_contract.files import read_array, write_array
 from metaspec_contract.process import Process
+from metaspec_contract.structures import Structure
 from metaspec_simulation import Solver
 from metaspec_simulation.data.families import random_structure
 from metaspec_testing.fmmax_reference import efficiencies
@@ -36,20 +40,23 @@ STRUCTURES = (
 WAVELENGTHS_NM = (410.0, 470.0, 530.0, 600.0, 680.0)
 FORMULATIONS = ("FFT", "POL_FOURIER")
 FINE = 128
-COLOURS = ("tab:red", "tab:green", "yellowgreen", "tab:blue")
+LINES = ("tab:red", "tab:green", "yellowgreen", "tab:blue")
+"""Line colours of R, G1, G2, B."""
+
+Floats: TypeAlias = NDArray[np.floating]
 
 
-def reference(structures: list, process: Process, formulation: str, terms: int, out: Path) -> np.ndarray:
+def reference(structures: list[Structure], process: Process, formulation: str, terms: int, out: Path) -> Floats:
     """FMMAX's efficiencies, (structure, wavelength, channel)."""
     file = out / f"fmmax_{formulation}_{terms}.npy"
     if not file.exists():
         points = [(s, w) for s in structures for w in WAVELENGTHS_NM]
         solved = [efficiencies(s, process, w, terms, formulation) for s, w in tqdm(points, desc=f"FMMAX {formulation}")]
-        np.save(file, np.array(solved).reshape(len(structures), len(WAVELENGTHS_NM), 4))
-    return np.load(file)
+        write_array(file, np.array(solved).reshape(len(structures), len(WAVELENGTHS_NM), 4))
+    return read_array(file)
 
 
-def rms(error: np.ndarray) -> float:
+def rms(error: Floats) -> float:
     return float(np.sqrt((error**2).mean()))
 
 
@@ -87,7 +94,7 @@ def main() -> None:
     figure, axes = pyplot.subplots(1, len(structures), figsize=(19, 4), sharey=True, layout="constrained")
     styles = dict(zip(solved, (":", "--", "-.", "-"), strict=False))
     for n, (one, (family, _)) in enumerate(zip(axes, STRUCTURES, strict=True)):
-        for channel, colour in enumerate(COLOURS):
+        for channel, colour in enumerate(LINES):
             for cells in (arguments.cells[0], arguments.cells[-1], FINE):
                 label = f"{cells} cells" if channel == 0 else None
                 one.plot(wavelengths, solved[cells][n, channel], styles[cells], color=colour, lw=1, label=label)

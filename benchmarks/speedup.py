@@ -1,4 +1,4 @@
-"""What a structure costs with each bundled model and with the solver that made their data, and how wrong each model is.
+"""Time per structure of each bundled model and of the solver that made their data, and the error of each model.
 
 All on this machine, one thread each, in one run, taking turns. Errors are those in the models' metadata.
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -16,8 +17,10 @@ import numpy as np
 import onnx
 import onnxruntime
 
+from metaspec_contract.model import SPECTRA, STRUCTURE
 from metaspec_contract.process import Process
-from metaspec_export.metadata import read
+from metaspec_contract.structures import Structure
+from metaspec_export.metadata import ExportedMetadata, read
 from metaspec_simulation import Solver
 from metaspec_simulation.dataset import load
 
@@ -25,8 +28,8 @@ ROOT = Path(__file__).parents[1]
 BATCHES = (1, 32)
 
 
-def predict(session: onnxruntime.InferenceSession, structures: np.ndarray) -> None:
-    session.run(["spectra"], {"structure": structures[:, None].astype(np.float32)})
+def predict(session: onnxruntime.InferenceSession, structures: Structure) -> None:
+    session.run([SPECTRA], {STRUCTURE: structures[:, None].astype(np.float32)})
 
 
 def main() -> None:
@@ -39,16 +42,17 @@ def main() -> None:
     solver.simulate(structures[0])  # compile, load caches
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1  # the solver has one thread, too
-    mae, sessions = {}, {}
+    measured: dict[str, ExportedMetadata] = {}
+    sessions = {}
     for file in sorted((ROOT / "server" / "models").glob("*/1/model.onnx")):
         metadata = read(onnx.load(file))
-        if metadata["kind"] == "forward":
-            mae[metadata["name"]] = metadata["metrics"]["test"]["mae"]
-            sessions[metadata["name"]] = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+        if metadata.kind == "forward":
+            measured[metadata.name] = metadata
+            sessions[metadata.name] = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
 
     milliseconds: dict[tuple[str, int], list[float]] = {}
     for n in range(rounds):
-        turns = [("solver", 1, partial(solver.simulate, structures[n]))]
+        turns: list[tuple[str, int, Callable[[], object]]] = [("solver", 1, partial(solver.simulate, structures[n]))]
         for name, session in sessions.items():
             turns += [(name, batch, partial(predict, session, structures[n : n + batch])) for batch in BATCHES]
         for name, batch, run in turns:
@@ -59,12 +63,17 @@ def main() -> None:
     median = {key: float(np.median(values)) for key, values in milliseconds.items()}
     slow = median["solver", 1]
     print(f"One thread each, median of {rounds} rounds.\n")
-    print("| | test MAE | " + " | ".join(f"ms, batch {batch} | times faster" for batch in BATCHES) + " |")
-    print("|---" * (2 + 2 * len(BATCHES)) + "|")
-    print(f"| solver, 80 cells | | {slow:.0f} | 1 | | |")
-    for name, error in mae.items():
+    print(
+        "| | weights SHA-256 | test MAE | "
+        + " | ".join(f"ms, batch {batch} | times faster" for batch in BATCHES)
+        + " |"
+    )
+    print("|---" * (3 + 2 * len(BATCHES)) + "|")
+    print(f"| solver, 80 cells | | | {slow:.0f} | 1 | | |")
+    for name, metadata in measured.items():
         cells = [f"{median[name, batch]:.1f} | {slow / median[name, batch]:.0f}" for batch in BATCHES]
-        print(f"| `{name}` | {error:.4f} | " + " | ".join(cells) + " |")
+        error = metadata.metrics["test"]["mae"]
+        print(f"| `{name}` | `{metadata.weights_sha256[:12]}` | {error:.4f} | " + " | ".join(cells) + " |")
 
 
 if __name__ == "__main__":

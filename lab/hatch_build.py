@@ -1,4 +1,4 @@
-"""Where the three packages of this distribution lie in a clone: beside this folder, each in a folder of its own."""
+"""Build hook: collects the three packages of the laboratory from the clone, where each has a folder of its own."""
 
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ FOLDERS = {"metaspec_simulation": "simulation", "metaspec_training": "training",
 
 
 class LaboratoryHook(BuildHookInterface[Any]):
-    """Takes the packages from the clone; in a source archive they lie beside this file, where hatchling finds them."""
+    """Adds the packages of the clone; in a source archive they lie beside this file, where hatchling finds them."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Name the packages' folders to hatchling, unless they are already here or are installed in place."""

@@ -10,7 +10,14 @@ import onnx
 import pytest
 
 from metaspec_testing.servers import RunningServer, running_server
-from metaspec_testing.small_models import small_gradient_model, small_model, write_repository
+from metaspec_testing.small_models import (
+    Array,
+    Expected,
+    ExpectedGradient,
+    small_gradient_model,
+    small_model,
+    write_repository,
+)
 
 
 @pytest.fixture(scope="session")
@@ -46,29 +53,33 @@ def make_repository() -> Callable[..., Path]:
 
 
 @pytest.fixture(scope="session")
-def expected(small_repository: Path) -> Callable[[np.ndarray], np.ndarray]:
+def expected(small_repository: Path) -> Expected:
     """What the small model computes, by ONNX Runtime alone."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(small_repository / "diffractionnet" / "1" / "model.onnx")
 
-    def run(structures: np.ndarray) -> np.ndarray:
+    def run(structures: Array) -> Array:
         density = structures.reshape(-1, 1, 128, 128).astype(np.float32)
-        return session.run(None, {"structure": density})[0]
+        spectra: Array = session.run(None, {"structure": density})[0]
+        return spectra
 
     return run
 
 
 @pytest.fixture(scope="session")
-def expected_gradient(small_repository: Path) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+def expected_gradient(small_repository: Path) -> ExpectedGradient:
     """What the small gradient model computes, by ONNX Runtime alone."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(small_repository / "diffractionnet_vjp" / "1" / "model.onnx")
 
-    def run(structures: np.ndarray, cotangent: np.ndarray) -> np.ndarray:
+    def run(structures: Array, cotangent: Array) -> Array:
         density = structures.reshape(-1, 1, 128, 128).astype(np.float32)
-        return session.run(["gradient"], {"structure": density, "cotangent": cotangent.astype(np.float32)})[0][:, 0]
+        gradient: Array = session.run(["gradient"], {"structure": density, "cotangent": cotangent.astype(np.float32)})[
+            0
+        ]
+        return gradient[:, 0]
 
     return run
 

@@ -1,4 +1,4 @@
-"""A colour router from random starts to a layout: Adam through the server, then GDSII, PNG and spectra of the best designs.
+"""A colour router from random starts to a layout: Adam through the server, then GDSII, figures and spectra of the designs.
 
 Start a server with `make serve`, then: python client/examples/colour_router.py [URL [FOLDER]]
 (pip install "metaspec[optimise]")
@@ -17,8 +17,8 @@ url, folder = (*sys.argv[1:], *("http://127.0.0.1:8000", "colour-router")[len(sy
 with Surrogate(url) as surrogate:
     problem = optimise.Problem(
         surrogate,
-        objective=objectives.MinEfficiency(softness=0.02),  # the smallest of the three colour efficiencies, smoothed
-        parameterisation=Parameterisation(radius_nm=120),  # leaves little that is narrower than 80 nm
+        objective=objectives.MinEfficiency(softness=0.02),  # soft minimum of the three colour efficiencies
+        parameterisation=Parameterisation(radius_nm=120),  # leaves few features narrower than 80 nm
     )
     result = optimise.run(problem, optimise.by_name("adam", STARTS, SEED), STEPS)
     report = write_designs(folder, result, surrogate, objective="bayer", seed=SEED)
@@ -27,4 +27,4 @@ print(f"{result.server_calls} calls for {result.structures_evaluated} structures
 for design in report["designs"][:3]:
     narrowest = min(design["solid_nm"], design["void_nm"])
     print(f"min(R, G, B) {design['predicted']['min_efficiency']:.3f}, narrowest feature {narrowest:.0f} nm")
-print(f"all of it is in {folder}/report.html; check it with the solver: metaspec-simulate verify {folder}")
+print(f"{folder}/report.html shows all designs; verify them with the solver: metaspec-simulate verify {folder}")

@@ -1,10 +1,10 @@
 #!/bin/sh
-# A first prediction with curl: a structure of 2048 bytes, one bit a pixel, rows first, 1 = solid, and its spectra as JSON.
+# A first prediction with curl: a structure as 2048 bytes, one bit per pixel, row-major, 1 = solid; the spectra are JSON.
 #
 # Start a server with `make serve`, then: sh client/examples/first_prediction.sh [URL]
 set -eu
 url=${1:-http://127.0.0.1:8000}
-# Stripes of 250 nm: 16 bytes a row, of which every other pair is solid.
+# Stripes of 250 nm: 16 bytes per row, alternating two solid and two void.
 structure=$(mktemp)
 trap 'rm -f "$structure"' EXIT
 i=0

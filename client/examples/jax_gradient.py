@@ -1,4 +1,4 @@
-"""The gradient of a figure of merit in JAX, under jit and vmap: the network on the server, all else here.
+"""The gradient of a figure of merit in JAX, under jit and vmap: the network on the server, everything else local.
 
 Start a server with `make serve`, then: python client/examples/jax_gradient.py [URL]     (pip install "metaspec[jax]")
 """
@@ -17,7 +17,7 @@ with Surrogate(*sys.argv[1:2]) as surrogate:
     spectra_of = spectra_function(surrogate)
 
     def blue_on_its_detector(latent: jax.Array) -> jax.Array:
-        """Mean efficiency of detector B from 400 to 499 nm, of one latent field (128, 128)."""
+        """Mean efficiency of detector B from 400 to 499 nm for one latent (128, 128)."""
         return spectra_of(jax.nn.sigmoid(latent))[3, :100].mean()
 
     step = jax.jit(jax.vmap(jax.value_and_grad(blue_on_its_detector)))  # 4 starts, one request

@@ -1,4 +1,4 @@
-"""Ask a MetaSpec server, or any Open Inference Protocol server with its models, for spectra of structures and gradients."""
+"""Client of MetaSpec: spectra and gradients of structures from a server that speaks the Open Inference Protocol."""
 
 from metaspec._errors import (
     DeadlineExceeded,
@@ -18,6 +18,7 @@ from metaspec._surrogate.async_client import AsyncSurrogate
 from metaspec._surrogate.base import Evaluation, Sent
 from metaspec._surrogate.client import Surrogate
 from metaspec._transport.protocol import ModelInfo
+from metaspec._version import __version__
 
 __all__ = [
     "AsyncSurrogate",
@@ -37,7 +38,8 @@ __all__ = [
     "ServerUnreachable",
     "Spectra",
     "Surrogate",
+    "__version__",
 ]
 
-for _name in __all__:  # errors and reprs show where users import from, not where the code lies
+for _name in __all__[:-1]:  # errors and reprs name the import path of users, not the module of the code
     globals()[_name].__module__ = "metaspec"

@@ -1,21 +1,23 @@
-"""Everything that can go wrong, as one tree. Each message ends with what to do.
+"""The errors of this package, as one tree. Each message ends with what to do.
 
 MetaSpecError
-├── InvalidStructure (also a ValueError)   the array cannot be a structure; nothing was sent
-├── InvalidCotangent (also a ValueError)   the array cannot be a cotangent; nothing was sent
+├── InvalidStructure (also a ValueError)   the array is not a structure; nothing was sent
+├── InvalidCotangent (also a ValueError)   the array is not a cotangent; nothing was sent
 ├── ServerUnreachable                      no connection, or it broke
-├── ServerBusy                             the queue is full; `retry_after` says when to come back
-├── DeadlineExceeded                       no answer in time
+├── ServerBusy                             the queue is full; `retry_after` is the pause that the server asks for
+├── DeadlineExceeded                       no answer within `timeout`
 ├── ModelUnavailable                       the server has no such model or version
-├── NotAllowed                             the server wants an API key, or another one
-├── RequestTooLarge                        lower `batch_size`
+├── NotAllowed                             the server requires an API key, or another one
+├── RequestTooLarge                        too many structures or bytes in one request
 ├── ServerError                            the server failed, or refused for another reason
-└── ProtocolError                          the answer is not what the protocol says
+└── ProtocolError                          the answer violates the protocol, or the model's description contradicts itself
 """
 
 from __future__ import annotations
 
 from typing import ClassVar
+
+from metaspec_contract import structures
 
 
 class MetaSpecError(Exception):
@@ -32,31 +34,31 @@ class MetaSpecError(Exception):
         return f"{message}. {self.advice}" if self.advice else message
 
 
-class InvalidStructure(MetaSpecError, ValueError):
-    """The array cannot be a structure. Nothing has been sent."""
+class InvalidStructure(MetaSpecError, structures.InvalidStructure):
+    """The array is not a structure. Nothing has been sent."""
 
 
 class InvalidCotangent(MetaSpecError, ValueError):
-    """The array cannot be a cotangent. Nothing has been sent."""
+    """The array is not a cotangent. Nothing has been sent."""
 
 
 class NotAllowed(MetaSpecError):
-    """The server wants an API key, or another one."""
+    """The server requires an API key, or another one."""
 
     advice = "Give the server's key as api_key"
 
 
 class ServerUnreachable(MetaSpecError):
-    """No connection to the server, or it broke, also after retrying."""
+    """No connection to the server, or it broke, and retrying did not help."""
 
     advice = "Is metaspec-serve running there, or Triton, and is this its port for HTTP or gRPC?"
 
 
 class ServerBusy(MetaSpecError):
-    """The server's queue is full, also after retrying.
+    """The server's queue is full, and retrying did not help.
 
     Attributes:
-        retry_after: seconds after which the server expects room, if it said so.
+        retry_after: seconds after which the server expects to have room; None if it does not say.
     """
 
     advice = "Try again later, or with a lower concurrency or more retries"
@@ -67,7 +69,7 @@ class ServerBusy(MetaSpecError):
 
 
 class DeadlineExceeded(MetaSpecError):
-    """No answer in time."""
+    """No answer within `timeout`."""
 
     advice = "Raise timeout, or lower batch_size"
 
@@ -79,7 +81,7 @@ class ModelUnavailable(MetaSpecError):
 
 
 class RequestTooLarge(MetaSpecError):
-    """The server does not take requests of this size."""
+    """The server does not accept requests of this size."""
 
     advice = "Lower batch_size"
 
@@ -91,6 +93,6 @@ class ServerError(MetaSpecError):
 
 
 class ProtocolError(MetaSpecError):
-    """The answer is not what the Open Inference Protocol or the model's contract says."""
+    """The answer violates the Open Inference Protocol, or the model's description is missing or contradicts itself."""
 
     advice = "Is this a server of models that metaspec-export wrote?"

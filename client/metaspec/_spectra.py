@@ -1,23 +1,27 @@
-"""Spectra: what a prediction returns."""
+"""`Spectra`: the result of a prediction."""
 
 from __future__ import annotations
 
 import importlib
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from metaspec_contract.detectors import COLOURS, channel_index
-from metaspec_contract.figures_of_merit import crosstalk_weights, efficiency_weights
+from metaspec._colours import DETECTOR_LINES
+from metaspec_contract import figures_of_merit
+from metaspec_contract.detectors import CHANNELS, channel_index
 
 if TYPE_CHECKING:
     import pandas
     import xarray
     from matplotlib.axes import Axes
 
-_LINES = {"R": "tab:red", "G1": "tab:green", "G2": "yellowgreen", "B": "tab:blue"}
+    from metaspec._transport.protocol import ModelInfo
+
+MERGED_GREENS = "G1 and G2: only their mean is known"
+"""Note on spectra of a model whose training data held the mean of G1 and G2 in both channels."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,28 +29,49 @@ class Spectra:
     """Efficiencies of N structures: power through a detector / power incident on the cell.
 
     Attributes:
-        values: float32 (N, channels, wavelengths).
-        wavelengths_nm: (wavelengths,), ascending.
-        channels: names of the detectors.
-        model: that made the prediction. version: of that model.
+        values: efficiencies, float32 (N, channels, wavelengths).
+        wavelengths_nm: wavelengths in nm, ascending, (wavelengths,).
+        channels: names of the channels.
+        model: name of the model that predicted them.
+        version: version of that model.
+        merged_greens: whether G1 and G2 both hold the mean of the two, because the model was taught nothing else.
     """
 
     values: NDArray[np.float32]
     wavelengths_nm: NDArray[np.float64]
-    channels: tuple[str, ...] = ("R", "G1", "G2", "B")
+    channels: tuple[str, ...] = CHANNELS
     model: str = ""
     version: str = ""
+    merged_greens: bool = False
+
+    @classmethod
+    def of_model(cls, values: NDArray[np.float32], info: ModelInfo, version: str = "") -> Self:
+        """Spectra that a model has predicted.
+
+        Args:
+            values: efficiencies, float32 (N, channels, wavelengths).
+            info: description of the model.
+            version: version that predicted them; the described one by default.
+        """
+        return cls(
+            values,
+            info.wavelengths_nm,
+            info.channels,
+            model=info.name,
+            version=version or info.version,
+            merged_greens=info.merged_greens,
+        )
 
     def __len__(self) -> int:
         return len(self.values)
 
     def __getitem__(self, key: int | slice | NDArray[Any]) -> Spectra:
-        """Some of the structures; always a `Spectra`, with one structure for a whole number."""
+        """Some of the structures; always a `Spectra`, with one structure for an integer."""
         index = slice(key, key + 1 or None) if isinstance(key, int | np.integer) else key
         values = self.values[index]
         if isinstance(key, int | np.integer) and not len(values):
             raise IndexError(f"structure {key} of {len(self)}")
-        return Spectra(values, self.wavelengths_nm, self.channels, self.model, self.version)
+        return replace(self, values=values)
 
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
         return np.array(self.values, dtype=dtype, copy=copy)
@@ -54,10 +79,11 @@ class Spectra:
     def __repr__(self) -> str:
         first, last = self.wavelengths_nm[0], self.wavelengths_nm[-1]
         shape = f"{len(self)} structures, {'/'.join(self.channels)}, {len(self.wavelengths_nm)} wavelengths"
-        return f"<Spectra: {shape} from {first:g} to {last:g} nm, {self.model} version {self.version}>"
+        note = f"; {MERGED_GREENS}" if self.merged_greens else ""
+        return f"<Spectra: {shape} from {first:g} to {last:g} nm, {self.model} version {self.version}{note}>"
 
     def channel(self, name: str) -> NDArray[np.float32]:
-        """Efficiency of one detector, (N, wavelengths)."""
+        """Efficiency of one channel, (N, wavelengths)."""
         return self.values[:, channel_index(name, self.channels)]
 
     def colour_efficiency(self) -> NDArray[np.float32]:
@@ -65,14 +91,14 @@ class Spectra:
 
         Green is the sum of G1 and G2.
         """
-        return self._sums([efficiency_weights(colour, self.wavelengths_nm, self.channels) for colour in COLOURS])
+        return figures_of_merit.colour_efficiency(self.values, self.wavelengths_nm, self.channels)
 
     def crosstalk(self) -> NDArray[np.float32]:
         """Crosstalk of red, green and blue, (N, 3): the mean over the other two bands of the power in its detectors."""
-        return self._sums([crosstalk_weights(colour, self.wavelengths_nm, self.channels) for colour in COLOURS])
+        return figures_of_merit.crosstalk(self.values, self.wavelengths_nm, self.channels)
 
     def min_efficiency(self) -> NDArray[np.float32]:
-        """The smallest of the three colour efficiencies, (N,): what invrs-gym's challenge ranks by."""
+        """Smallest of the three colour efficiencies, (N,): the figure of merit of invrs-gym's challenge."""
         smallest: NDArray[np.float32] = self.colour_efficiency().min(axis=1)
         return smallest
 
@@ -84,17 +110,19 @@ class Spectra:
             "wavelength": ("wavelength", self.wavelengths_nm, {"units": "nm"}),
         }
         attributes = {"model": self.model, "version": self.version, "long_name": "efficiency"}
+        if self.merged_greens:
+            attributes["comment"] = MERGED_GREENS
         array: xarray.DataArray = xarray_package.DataArray(
             self.values, coordinates, ("structure", "channel", "wavelength"), "efficiency", attributes
         )
         return array
 
     def plot(self, structure: int = 0, ax: Axes | None = None, **line: Any) -> Axes:
-        """Draw the spectra of one structure, a line for each detector. Needs matplotlib.
+        """Draw the spectra of one structure, one line per channel. Needs matplotlib.
 
         Args:
-            structure: which one.
-            ax: where to draw; a new figure by default.
+            structure: index of the structure.
+            ax: axes to draw on; those of a new figure by default.
             **line: properties of the lines, such as `linestyle`.
         """
         if ax is None:
@@ -102,8 +130,8 @@ class Spectra:
             ax.set_xlim(self.wavelengths_nm[0], self.wavelengths_nm[-1])
         ax.set(xlabel="wavelength (nm)", ylabel="efficiency")
         for channel, values in zip(self.channels, self[structure].values[0], strict=True):
-            ax.plot(self.wavelengths_nm, values, **{"color": _LINES.get(channel), "label": channel, **line})
-        ax.legend()
+            ax.plot(self.wavelengths_nm, values, **{"color": DETECTOR_LINES.get(channel), "label": channel, **line})
+        ax.legend(title=MERGED_GREENS if self.merged_greens else None)
         return ax
 
     def to_dataframe(self) -> pandas.DataFrame:
@@ -116,15 +144,10 @@ class Spectra:
         table: pandas.DataFrame = pandas_package.DataFrame(rows, index, list(self.channels))
         return table
 
-    def _sums(self, weights: list[NDArray[np.float64]]) -> NDArray[np.float32]:
-        """Weighted sums over channels and wavelengths, (N, len(weights))."""
-        sums = np.tensordot(self.values, np.stack(weights), axes=([1, 2], [1, 2]))
-        return sums.astype(np.float32)
-
 
 def _needed(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:
         package = name.partition(".")[0]
-        raise ImportError(f"this needs {package}: pip install {package}") from error
+        raise ImportError(f"this needs {package}: pip install {package}", name=package) from error

@@ -1,7 +1,7 @@
-"""Colour matching: how well a sensor's spectra can stand in for the eye's, under an illuminant.
+"""Colour matching: how well a sensor's spectra reproduce the eye's colour matching functions under an illuminant.
 
 A sensor sees colours as the CIE 1931 observer does if its spectral responses are linear combinations of the colour matching
-functions (the Luther condition). `ColourMatrixError` measures how far it is from that, after the best 3 x 3 colour matrix.
+functions (the Luther condition). `ColourMatrixError` measures the deviation that the best 3 x 3 colour matrix leaves.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _LOBES = (
     ((1.217, 437.0, 0.0845, 0.0278), (0.681, 459.0, 0.0385, 0.0725)),
 )
 
-_RIDGE, _TINY = 1e-9, 1e-30  # relative to the sensor's power; and for a sensor without any
+_RIDGE, _TINY = 1e-9, 1e-30  # added to the Gram matrix: relative to the sensor's power, and absolute for zero power
 
 # Components S0, S1 and S2 of daylight from 380 to 780 nm in steps of 10 nm: CIE 15:2004, Colorimetry, table T.2.
 _DAYLIGHT_NM = np.arange(380.0, 781.0, 10.0)
@@ -55,7 +55,7 @@ def colour_matching_functions(wavelengths_nm: ArrayLike) -> NDArray[np.float64]:
     The analytic fit of Wyman, Sloan and Shirley (2013), whose error is below the spread between observers.
 
     Args:
-        wavelengths_nm: (wavelengths,) in nm.
+        wavelengths_nm: wavelengths in nm, (wavelengths,).
     """
     wavelength = np.asarray(wavelengths_nm, np.float64)
 
@@ -78,11 +78,11 @@ def _illuminant_a(wavelength: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _illuminant_d65(wavelength: NDArray[np.float64]) -> NDArray[np.float64]:
-    """CIE daylight of 6500 K, which is 6504 K since Planck's constants changed: CIE 15:2004, from three components."""
+    """CIE daylight D65 from three components, CIE 15:2004: 6500 K, 6504 K with the present constants of Planck's law."""
     first, last = _DAYLIGHT_NM[0], _DAYLIGHT_NM[-1]
     if wavelength.min() < first or wavelength.max() > last:
         raise ValueError(
-            f"D65 is known here from {first:g} to {last:g} nm, got {wavelength.min():g} to {wavelength.max():g} nm"
+            f"D65 is tabulated from {first:g} to {last:g} nm, got {wavelength.min():g} to {wavelength.max():g} nm"
         )
     temperature = 6500 * 1.4388 / 1.4380
     x = 0.244063 + 0.09911e3 / temperature + 2.9678e6 / temperature**2 - 4.6070e9 / temperature**3
@@ -107,10 +107,10 @@ def illuminant(name: str, wavelengths_nm: ArrayLike) -> NDArray[np.float64]:
 
     Args:
         name: one of `ILLUMINANTS`.
-        wavelengths_nm: (wavelengths,) in nm.
+        wavelengths_nm: wavelengths in nm, (wavelengths,).
 
     Raises:
-        ValueError: no such illuminant, or a wavelength at which it is not known.
+        ValueError: no such illuminant, or a wavelength outside its table.
     """
     if name not in _ILLUMINANTS:
         raise ValueError(f"illuminant must be one of {', '.join(ILLUMINANTS)}, got {name!r}")
@@ -119,16 +119,16 @@ def illuminant(name: str, wavelengths_nm: ArrayLike) -> NDArray[np.float64]:
 
 @dataclass(frozen=True)
 class ColourMatrixError(Objective):
-    """What no 3 x 3 colour matrix can mend in a sensor's colours, from 0 (colorimetric) to 1. Subtract it.
+    """Residual colour error of a sensor after the best 3 x 3 colour matrix, from 0 (colorimetric) to 1. Subtract it.
 
     With S the sensor's red, green (G1 + G2) and blue spectra and Q an orthonormal basis of the colour matching functions,
     both times the illuminant, it is min over M of |Q - M S|^2 / |Q|^2: one minus the Vora value (P. L. Vora and H. J.
-    Trussell, J. Opt. Soc. Am. A 10, 1499 (1993)). It depends neither on how bright the sensor is, nor on the primaries in
-    which colours are expressed. Wavelengths count alike, so they should be equally spaced.
+    Trussell, J. Opt. Soc. Am. A 10, 1499 (1993)). It is independent of the sensor's brightness and of the choice of
+    primaries. All wavelengths have equal weight, so they should be equally spaced.
 
-    The best M is known in closed form, so the derivative by S at that M is the whole one (variable projection: G. H. Golub
-    and V. Pereyra, SIAM J. Numer. Anal. 10, 413 (1973)). Spectra that differ by less than about 3e-5 of their power count
-    as equal, so that value and derivative are finite where colours cannot be told apart at all.
+    The best M has a closed form, so the derivative with respect to S at that M is the total derivative (variable projection:
+    G. H. Golub and V. Pereyra, SIAM J. Numer. Anal. 10, 413 (1973)). Spectra that differ by less than about 3e-5 of their
+    power count as equal, so that value and derivative stay finite where colours are indistinguishable.
 
     Args:
         illuminant: one of `ILLUMINANTS`.
@@ -167,10 +167,10 @@ class ColourMatrixError(Objective):
 
 
 def _opponents(channels: tuple[str, ...]) -> Floats:
-    """From channels to red + green + blue, red - blue, and red - green + blue, (3, channels).
+    """Matrix from channels to red + green + blue, red - blue, and red - green + blue, (3, channels).
 
-    They span what red, green and blue span. But those differ little in a real cell, and their sums of products would
-    lose in float32 what the differences still have.
+    They span the same space as red, green and blue, which differ little in a real cell: their products would lose
+    in float32 what the differences retain.
     """
     mix = np.zeros((3, len(channels)))
     for column, colour in enumerate(COLOURS):
@@ -180,7 +180,7 @@ def _opponents(channels: tuple[str, ...]) -> Floats:
 
 
 def _gram(sensor: Array) -> Array:
-    """Products of the sensor's spectra, (..., 3, 3), with a little added to the diagonal."""
+    """Gram matrix of the sensor's spectra, (..., 3, 3), with a ridge on the diagonal."""
     xp = array_namespace(sensor)
     power = xp.sum(sensor**2, axis=(-2, -1))[..., None, None]
     identity = constant_like(np.eye(3), sensor)

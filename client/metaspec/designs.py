@@ -1,38 +1,52 @@
-"""The folder of a finished optimisation: designs as NPY, GDSII and pictures, spectra, history, a report.
+"""The run folder of a finished optimisation: designs as NPY, GDSII and figures, spectra, history, report.
 
     result = run(problem, by_name("adam", starts=16), steps=200)
     write_designs("designs", result, surrogate, objective="bayer")
 
-Programs read `report.json`, people open `report.html`. Every file appears at once, whole, and `report.json` is the last one:
-where it is, all is. Needs gdstk, imageruler and matplotlib.
+`report.json` is for programs (`metaspec_contract.run_folder.RunReport`), `report.html` for people. Every file appears whole or
+not at all, and `report.json` last: where it exists, the folder is complete. Needs gdstk, imageruler and matplotlib.
 """
 
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from metaspec._cli.report_page import page
+from metaspec._design.report_page import page
 from metaspec._spectra import Spectra
 from metaspec._surrogate.client import Surrogate
-from metaspec._transport.protocol import ModelInfo
 from metaspec.figures import draw_history, draw_spectra, draw_structure
 from metaspec.gds import write_gds
 from metaspec.optimise import History, Problem, Result
 from metaspec.topology import feature_size, without_small_features
-from metaspec_contract.detectors import COLOURS
-from metaspec_contract.files import replacing
+from metaspec_contract.detectors import COLOURS, SPREAD
+from metaspec_contract.files import replacing, write_array, write_json, write_text
+from metaspec_contract.process import Process
+from metaspec_contract.run_folder import (
+    DESIGNS,
+    REPORT,
+    SETTINGS,
+    SPECTRA,
+    TRAJECTORY,
+    ByColour,
+    Design,
+    DesignFiles,
+    Merit,
+    RunReport,
+)
 
-SCHEMA_VERSION = 1
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 _DPI = 110
-_SETTINGS, _REPORT = "settings.json", "report.json"
 
 
 def write_designs(
@@ -46,20 +60,20 @@ def write_designs(
     gds_layer: tuple[int, int] = (1, 0),
     advance: Callable[[], object] = lambda: None,
 ) -> dict[str, Any]:
-    """Write the designs of an optimisation to a folder, best first.
+    """Write the designs of an optimisation to a run folder, best first.
 
     Args:
-        folder: to write to; made if need be. Files of the same names are replaced.
-        result: of `metaspec.optimise.run`.
-        surrogate: that was asked; its server's description of the process goes into the report.
-        objective: name of the objective, for people.
-        settings: of the optimisation, as JSON, for the report.
-        seed: of the random starts, for the report.
+        folder: run folder, created if necessary. Files of the same names are replaced.
+        result: result of `metaspec.optimise.run`.
+        surrogate: surrogate that predicted it; its model's process goes into the report.
+        objective: name of the objective, for the report.
+        settings: JSON settings of the optimisation, for the report.
+        seed: seed of the random starts, for the report.
         gds_layer: layer and datatype of the solid in the layouts.
-        advance: called after each design.
+        advance: callback after each design.
 
     Returns:
-        What `report.json` says.
+        The contents of `report.json`.
 
     Raises:
         OSError: the folder cannot be written.
@@ -67,79 +81,82 @@ def write_designs(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     info = surrogate.metadata()
-    process = info.details.get("process") or {}
-    period_um = _period_um(info)
+    process = info.process
     designs = []
     for rank, structure in enumerate(result.structure):
-        solid_nm, void_nm = feature_size(structure, pixel_nm(info))
-        design = {
-            "rank": rank,
-            "start": int(result.row[rank]),
-            "step": int(result.found[rank]),
-            "objective": float(result.value[rank]),
-            "predicted": predicted(result.spectra[rank]),
-            "solid_nm": solid_nm,
-            "void_nm": void_nm,
-            "files": {
-                "structure": f"design_{rank:03d}.npy",
-                "layout": f"design_{rank:03d}.gds",
-                "picture": f"design_{rank:03d}.png",
-                "spectra": f"spectra_{rank:03d}.png",
-            },
-        }
-        _write_design(folder, design, structure, result.spectra[rank], period_um, gds_layer)
+        spectra = result.spectra[rank]
+        solid_nm, void_nm = feature_size(structure, process.pixel_nm)
+        design = Design(
+            rank=rank,
+            start=int(result.row[rank]),
+            step=int(result.found[rank]),
+            objective=float(result.value[rank]),
+            predicted=predicted(spectra),
+            solid_nm=solid_nm,
+            void_nm=void_nm,
+            files=DesignFiles(
+                structure=f"design_{rank:03d}.npy",
+                layout=f"design_{rank:03d}.gds",
+                picture=f"design_{rank:03d}.png",
+                spectra=f"spectra_{rank:03d}.png",
+            ),
+        )
+        _write_design(folder, design, structure, spectra, process, gds_layer)
         designs.append(design)
         advance()
-    _save_array(folder / "designs.npy", result.structure)
-    _save_array(folder / "spectra.npy", result.spectra.values)
-    _save_array(folder / "trajectory.npy", result.trajectory)
-    with replacing(folder / "history.csv") as path, path.open("w", newline="") as file:
-        csv.writer(file).writerows(_history_rows(result.history))
-    with replacing(folder / "history.png") as path:
-        draw_history(result.history, objective=objective).savefig(path, dpi=_DPI)
-    report = {
-        "schema_version": SCHEMA_VERSION,
-        "url": surrogate.url,
-        "model": info.name,
-        "model_version": result.spectra.version,
-        "objective": objective,
-        "settings": dict(settings or {}),
-        "process": process,
-        "period_um": period_um,
-        "pixel_nm": pixel_nm(info),
-        "wavelengths_nm": info.wavelengths_nm.tolist(),
-        "channels": list(info.channels),
-        "seed": seed,
-        "wall_s": result.wall_s,
-        "server_calls": result.server_calls,
-        "structures_evaluated": result.structures_evaluated,
-        "designs": designs,
+    write_array(folder / DESIGNS, result.structure)
+    write_array(folder / SPECTRA, result.spectra.values)
+    write_array(folder / TRAJECTORY, result.trajectory)
+    table = io.StringIO()
+    csv.writer(table).writerows(_history_rows(result.history))
+    write_text(folder / "history.csv", table.getvalue())
+    _save_figure(draw_history(result.history, objective=objective), folder / "history.png")
+    report = RunReport(
+        url=surrogate.url,
+        model=info.name,
+        model_version=result.spectra.version,
+        objective=objective,
+        settings=dict(settings or {}),
+        process=process,
+        period_um=process.period_um,
+        pixel_nm=process.pixel_nm,
+        wavelengths_nm=info.wavelengths_nm.tolist(),
+        channels=list(info.channels),
+        merged_greens=info.merged_greens,
+        seed=seed,
+        wall_s=result.wall_s,
+        server_calls=result.server_calls,
+        structures_evaluated=result.structures_evaluated,
+        designs=designs,
+    )
+    # Figures of merit that do not apply to predictions are left out.
+    document = report.model_dump(mode="json") | {
+        "designs": [design.model_dump(mode="json", exclude_none=True) for design in designs]
     }
-    with replacing(folder / "report.html") as path:
-        path.write_text(page(report, folder), encoding="utf-8")
-    with replacing(folder / _REPORT) as path:
-        path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    return report
+    write_text(folder / "report.html", page(document, folder))
+    write_json(folder / REPORT, document)
+    return document
 
 
 def mended(result: Result, problem: Problem, width_nm: float) -> Result:
     """The designs of an optimisation without features narrower than a width, predicted again, best first.
 
-    See `metaspec.topology.without_small_features`. A design that it cannot mend stays as it is and comes last.
+    See `metaspec.topology.without_small_features`. Designs that it cannot repair stay as they are and come last.
 
     Args:
-        result: of `metaspec.optimise.run`.
-        problem: that was solved; its objective ranks the designs, for their nominal structures alone.
-        width_nm: of solid and void, at least.
+        result: result of `metaspec.optimise.run`.
+        problem: problem that was solved; its objective ranks the designs, for their nominal structures only.
+        width_nm: minimum width of solid and void in nm.
 
     Raises:
         ValueError: the width is not above 0 and at most a quarter of the cell.
-        MetaSpecError: the server cannot be asked.
+        MetaSpecError: the prediction failed.
     """
     structures, failed = result.structure.copy(), np.zeros(len(result.structure), bool)
+    pixel_nm = problem.surrogate.metadata().process.pixel_nm
     for n, structure in enumerate(result.structure):
         try:
-            structures[n] = without_small_features(structure, width_nm, pixel_nm(problem.surrogate.metadata()))
+            structures[n] = without_small_features(structure, width_nm, pixel_nm)
         except RuntimeError:
             failed[n] = True
     spectra = problem.surrogate.predict(structures)
@@ -159,20 +176,20 @@ def mended(result: Result, problem: Problem, width_nm: float) -> Result:
 
 
 def is_finished(folder: str | Path, settings: Mapping[str, Any]) -> bool:
-    """Whether a folder has the designs of an optimisation with these settings; changes nothing.
+    """Whether a folder holds the finished designs of an optimisation with these settings. Writes nothing.
 
     Args:
-        folder: a new one, an empty one, or one that `begin` has taken.
-        settings: of the optimisation, as JSON.
+        folder: new or empty folder, or one that `begin` has marked.
+        settings: JSON settings of the optimisation.
 
     Raises:
-        ValueError: the folder is of an optimisation with other settings, which are named, or of something else.
+        ValueError: the folder belongs to an optimisation with other settings, which are named, or to something else.
     """
     folder = Path(folder)
-    kept = folder / _SETTINGS
+    kept = folder / SETTINGS
     if not kept.exists():
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise ValueError(f"{folder} is not empty, and not of an optimisation: take another folder")
+            raise ValueError(f"{folder} is not empty and not the folder of an optimisation: use another folder")
         return False
     try:
         found = json.loads(kept.read_text(encoding="utf-8"))
@@ -181,78 +198,59 @@ def is_finished(folder: str | Path, settings: Mapping[str, Any]) -> bool:
         raise ValueError(f"{kept} cannot be read: {error}") from None
     if differing := [name for name in names if found.get(name) != settings.get(name)]:
         changes = ", ".join(f"{name} {found.get(name)} (now {settings.get(name)})" for name in differing)
-        raise ValueError(f"{folder} is of an optimisation with other settings: {changes}. Take another folder")
-    return (folder / _REPORT).exists()
+        raise ValueError(f"{folder} belongs to an optimisation with other settings: {changes}. Use another folder")
+    return (folder / REPORT).exists()
 
 
 def begin(folder: str | Path, settings: Mapping[str, Any]) -> None:
-    """Take a folder, made if need be, for an optimisation with these settings: `settings.json` keeps them."""
-    path = Path(folder) / _SETTINGS
+    """Mark a folder, created if necessary, as that of an optimisation, by writing its settings to `settings.json`."""
+    path = Path(folder) / SETTINGS
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as partial:
-        partial.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    write_json(path, dict(settings))
 
 
-def pixel_nm(info: ModelInfo) -> float:
-    """Width of a pixel of a model's structures; that of the default process where the server does not tell."""
-    return 1000 * _period_um(info) / info.pixels[1]
+def predicted(spectra: Spectra) -> Merit:
+    """Figures of merit of one design's spectra; `spread` only where the model has that channel."""
 
+    def by_colour(numbers: NDArray[np.float32]) -> ByColour:
+        return ByColour(**dict(zip(COLOURS, numbers[0].tolist(), strict=True)))
 
-def _period_um(info: ModelInfo) -> float:
-    return float((info.details.get("process") or {}).get("period_um", 2.0))
-
-
-def predicted(spectra: Spectra) -> dict[str, Any]:
-    """Figures of merit of one design as JSON: `min_efficiency`, and `colour_efficiency` and `crosstalk` of R, G, B.
-
-    Where the model has a channel "spread", by which it tells how unsure it is, `spread` is its mean over the wavelengths.
-    """
-
-    def by_colour(numbers: NDArray[np.float32]) -> dict[str, float]:
-        return dict(zip(COLOURS, numbers[0].tolist(), strict=True))
-
-    spread = {"spread": float(spectra.channel("spread").mean())} if "spread" in spectra.channels else {}
-    return {
-        "min_efficiency": float(spectra.min_efficiency()[0]),
-        "colour_efficiency": by_colour(spectra.colour_efficiency()),
-        "crosstalk": by_colour(spectra.crosstalk()),
-        **spread,
-    }
-
-
-def _title(design: Mapping[str, Any]) -> str:
-    merit = design["predicted"]
-    colours = ", ".join(f"{colour} {value:.3f}" for colour, value in merit["colour_efficiency"].items())
-    widths = f"narrowest solid {design['solid_nm']:.0f} nm, void {design['void_nm']:.0f} nm"
-    return f"design {design['rank']:03d}: predicted min efficiency {merit['min_efficiency']:.3f} ({colours}); {widths}"
+    return Merit(
+        min_efficiency=float(spectra.min_efficiency()[0]),
+        colour_efficiency=by_colour(spectra.colour_efficiency()),
+        crosstalk=by_colour(spectra.crosstalk()),
+        spread=float(spectra.channel(SPREAD).mean()) if SPREAD in spectra.channels else None,
+    )
 
 
 def _write_design(
     folder: Path,
-    design: Mapping[str, Any],
+    design: Design,
     structure: NDArray[np.uint8],
     spectra: Spectra,
-    period_um: float,
+    process: Process,
     gds_layer: tuple[int, int],
 ) -> None:
-    files = design["files"]
-    _save_array(folder / files["structure"], structure)
-    with replacing(folder / files["layout"]) as path:
-        write_gds(path, structure, period_um=period_um, layer=gds_layer)
-    with replacing(folder / files["picture"]) as path:
-        draw_structure(structure, period_um=period_um, title=_title(design)).savefig(path, dpi=_DPI)
-    with replacing(folder / files["spectra"]) as path:
-        title = f"design {design['rank']:03d}, predicted by {spectra.model} version {spectra.version}"
-        draw_spectra(spectra, title=title).savefig(path, dpi=_DPI)
+    files, name = design.files, f"design {design.rank:03d}"
+    write_array(folder / files.structure, structure)
+    with replacing(folder / files.layout) as path:
+        write_gds(path, structure, period_um=process.period_um, layer=gds_layer)
+    merit = design.predicted
+    colours = ", ".join(f"{colour} {value:.3f}" for colour, value in merit.colour_efficiency)
+    widths = f"narrowest solid {design.solid_nm:.0f} nm, void {design.void_nm:.0f} nm"
+    title = f"{name}: predicted min efficiency {merit.min_efficiency:.3f} ({colours}); {widths}"
+    _save_figure(draw_structure(structure, period_um=process.period_um, title=title), folder / files.picture)
+    title = f"{name}, predicted by {spectra.model} version {spectra.version}"
+    _save_figure(draw_spectra(spectra, title=title), folder / files.spectra)
 
 
-def _save_array(path: Path, array: NDArray[Any]) -> None:
+def _save_figure(figure: Figure, path: Path) -> None:
     with replacing(path) as partial:
-        np.save(partial, array, allow_pickle=False)
+        figure.savefig(partial, dpi=_DPI)
 
 
 def _history_rows(history: History) -> Iterator[list[Any]]:
-    """The lines of history.csv: one for each step and start; `binary_value` is empty where it was not asked for."""
+    """Rows of history.csv, one per step and start; `binary_value` is empty in steps without a check."""
     yield ["step", "start", "beta", "value", "binary_value"]
     checks = {int(step): values for step, values in zip(history.checked, history.binary_value, strict=True)}
     for step, (beta, values) in enumerate(zip(history.beta, history.value, strict=True)):

@@ -1,7 +1,7 @@
-"""Pictures of designs: the structure, its spectra, and how the optimisation went. Needs matplotlib.
+"""Figures of designs: the structure, its spectra, and the history of the optimisation. Needs matplotlib.
 
-A structure is drawn as it is stored, row 0 at the top: x is the column and points right, y is the row and points down, and
-detector R is at the top left. Figures do not go through pyplot: save them with `savefig`, or show them in a notebook.
+A structure is drawn with row 0 at the top: x is the column and points right, y is the row and points down, and detector R
+is at the top left. Figures do not use pyplot: save them with `savefig`, or show them in a notebook.
 """
 
 from __future__ import annotations
@@ -9,9 +9,12 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from metaspec._spectra import Spectra
+from metaspec._colours import COLOUR_LINES, DETECTOR_LINES
+from metaspec._extras import missing_extra
+from metaspec._spectra import MERGED_GREENS, Spectra
 from metaspec.optimise import History
-from metaspec_contract.detectors import BANDS_NM, COLOURS
+from metaspec_contract.detectors import BANDS_NM, CHANNELS, COLOUR_NAMES, COLOURS, QUADRANTS, SPREAD
+from metaspec_contract.process import Process
 
 try:
     from matplotlib.axes import Axes
@@ -19,41 +22,38 @@ try:
     from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
 except ImportError as error:
-    raise ImportError('pictures need matplotlib: pip install "metaspec[optimise]"') from error
+    raise missing_extra("figures need", "matplotlib", "optimise") from error
 
-_LINES = {"R": "tab:red", "G1": "tab:green", "G2": "yellowgreen", "B": "tab:blue"}
-_BANDS = {"R": "tab:red", "G": "tab:green", "B": "tab:blue"}
-_WORDS = {"R": "red", "G": "green", "B": "blue"}
-_QUADRANTS = (("R", 0, 0), ("G1", 0, 1), ("G2", 1, 0), ("B", 1, 1))  # name, row and column
+_PERIOD_UM = Process().period_um
 _MATERIAL = LinearSegmentedColormap.from_list("material", ["#fbfaf6", "#39536b"])  # void to solid
 
 
-def draw_structure(structure: ArrayLike, *, period_um: float = 2.0, title: str = "", tiles: int = 3) -> Figure:
-    """The unit cell with the quadrants of the detectors, and some of the periodic pattern that it makes.
+def draw_structure(structure: ArrayLike, *, period_um: float = _PERIOD_UM, title: str = "", tiles: int = 3) -> Figure:
+    """The unit cell with the quadrants of the detectors, and several periods of the structure.
 
     Args:
-        structure: (rows, columns), 1 is solid, 0 is void; densities between are shades.
-        period_um: side of the unit cell.
-        title: of the figure.
-        tiles: periods along each side of the pattern.
+        structure: (rows, columns), 1 is solid, 0 is void; densities between are drawn as shades.
+        period_um: side of the unit cell in um.
+        title: title of the figure.
+        tiles: number of periods along each side.
     """
     array = np.asarray(structure, float)
     figure = Figure(figsize=(9, 4.9), layout="constrained")
     figure.suptitle(title, fontsize=11)
-    cell, pattern = figure.subplots(1, 2)
+    cell, tiled = figure.subplots(1, 2)
     _image(cell, array, period_um)
     cell.set_title("unit cell (dark = solid)", fontsize=10)
     half = period_um / 2
     for draw_line in (cell.axhline, cell.axvline):
         draw_line(half, color="0.5", lw=0.9, ls=(0, (5, 4)))
-    for name, row, column in _QUADRANTS:
-        box = {"boxstyle": "round,pad=0.25", "facecolor": "white", "edgecolor": _LINES[name]}
+    for name, (row, column) in QUADRANTS.items():
+        box = {"boxstyle": "round,pad=0.25", "facecolor": "white", "edgecolor": DETECTOR_LINES[name]}
         x, y = (column + 0.06) * half, (row + 0.06) * half
-        cell.text(x, y, name, color=_LINES[name], ha="left", va="top", bbox=box, fontweight="bold", fontsize=9)
-    _image(pattern, np.tile(array, (tiles, tiles)), tiles * period_um)
-    pattern.set_title(f"{tiles} x {tiles} periods", fontsize=10)
+        cell.text(x, y, name, color=DETECTOR_LINES[name], ha="left", va="top", bbox=box, fontweight="bold", fontsize=9)
+    _image(tiled, np.tile(array, (tiles, tiles)), tiles * period_um)
+    tiled.set_title(f"{tiles} x {tiles} periods", fontsize=10)
     corner = tiles // 2 * period_um
-    pattern.add_patch(Rectangle((corner, corner), period_um, period_um, fill=False, edgecolor="tab:orange", lw=1.8))
+    tiled.add_patch(Rectangle((corner, corner), period_um, period_um, fill=False, edgecolor="tab:orange", lw=1.8))
     return figure
 
 
@@ -64,43 +64,45 @@ def _image(ax: Axes, density: NDArray[np.float64], side_um: float) -> None:
 
 
 def draw_spectra(spectra: Spectra, *, title: str = "") -> Figure:
-    """The spectra of one design over the bands of the colours, with efficiency and crosstalk of each.
+    """The spectra of one design over the bands of the colours, with the efficiency and crosstalk of each colour.
 
-    The efficiency of a colour, the mean over its band of the power in its detectors (green: G1 + G2), is the dashed line
-    over its band.
+    The dashed line over a band is the colour's efficiency: the mean over the band of the power in its detectors.
 
     Args:
-        spectra: of one structure.
-        title: of the figure.
+        spectra: spectra of one structure.
+        title: title of the figure.
     """
     figure = Figure(figsize=(9.5, 4.2), layout="constrained")
     ax = figure.subplots()
     ax.set_title(title, fontsize=10, loc="left")
     wavelengths = spectra.wavelengths_nm
-    for name, colour in _LINES.items():
-        ax.plot(wavelengths, spectra.channel(name)[0], color=colour, lw=1.5, label=name)
-    if "spread" in spectra.channels:
-        ax.plot(wavelengths, spectra.channel("spread")[0], color="0.4", lw=1, ls=":", label="spread: how unsure")
+    for name in CHANNELS:
+        ax.plot(wavelengths, spectra.channel(name)[0], color=DETECTOR_LINES[name], lw=1.5, label=name)
+    if SPREAD in spectra.channels:
+        ax.plot(wavelengths, spectra.channel(SPREAD)[0], color="0.4", lw=1, ls=":", label=f"{SPREAD} (uncertainty)")
     green = spectra.channel("G1")[0] + spectra.channel("G2")[0]
     ax.plot(wavelengths, green, color="darkgreen", lw=2, label="G1 + G2")
     for colour, efficiency, crosstalk in zip(
         COLOURS, spectra.colour_efficiency()[0], spectra.crosstalk()[0], strict=True
     ):
         low, high = BANDS_NM[colour]
-        ax.axvspan(low, high, color=_BANDS[colour], alpha=0.08, lw=0)
-        label = f"{_WORDS[colour]}, {low:g} to {high:g} nm:\nefficiency {efficiency:.3f}\ncrosstalk {crosstalk:.3f}"
-        ax.hlines(efficiency, low, high, color=_BANDS[colour], ls="--", lw=1.5, label=label)
+        ax.axvspan(low, high, color=COLOUR_LINES[colour], alpha=0.08, lw=0)
+        label = (
+            f"{COLOUR_NAMES[colour]}, {low:g} to {high:g} nm:\nefficiency {efficiency:.3f}\ncrosstalk {crosstalk:.3f}"
+        )
+        ax.hlines(efficiency, low, high, color=COLOUR_LINES[colour], ls="--", lw=1.5, label=label)
     ax.set(xlabel="wavelength (nm)", ylabel="efficiency", xlim=(wavelengths[0], wavelengths[-1]), ylim=(0, None))
-    figure.legend(fontsize=9, loc="outside right upper", frameon=False)
+    note = MERGED_GREENS.replace(": ", ":\n") if spectra.merged_greens else None
+    figure.legend(fontsize=9, loc="outside right upper", frameon=False, title=note, title_fontsize=9)
     return figure
 
 
 def draw_history(history: History, *, objective: str) -> Figure:
-    """The objective of every start over the steps, best and median of them, and of the thresholded structures.
+    """The objective of every start over the steps, their best and median, and the best thresholded structure.
 
     Args:
-        history: of a run.
-        objective: its name.
+        history: history of a run.
+        objective: name of the objective.
     """
     figure = Figure(figsize=(9.5, 4.2), layout="constrained")
     ax = figure.subplots()

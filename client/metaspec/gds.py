@@ -10,27 +10,31 @@ import math
 from datetime import datetime
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from metaspec._errors import InvalidStructure
+from metaspec._extras import missing_extra
+from metaspec._structures import check_one_binary
+from metaspec_contract.detectors import QUADRANTS
+from metaspec_contract.process import Process
+from metaspec_contract.structures import Structure
 
 try:
     import gdstk
 except ImportError as error:
-    raise ImportError('layouts need gdstk: pip install "metaspec[optimise]"') from error
+    raise missing_extra("layouts need", "gdstk", "optimise") from error
 
-_DETECTORS = (("R", 0, 0), ("G1", 0, 1), ("G2", 1, 0), ("B", 1, 1))  # name, row and column of the quadrant
-_LARGEST = 2**31 - 1  # coordinates of a GDSII file are 32-bit integers, in steps of its precision
+_PERIOD_UM = Process().period_um
+_LARGEST = 2**31 - 1  # GDSII coordinates are 32-bit integers, in units of the precision
 
 
 def write_gds(
     path: str | Path,
     structure: ArrayLike,
     *,
-    period_um: float = 2.0,
+    period_um: float = _PERIOD_UM,
     layer: tuple[int, int] = (1, 0),
     boundary_layer: tuple[int, int] = (100, 0),
     cell: str = "ROUTER",
@@ -39,27 +43,28 @@ def write_gds(
     """Write a structure as GDSII: user unit 1 um, coordinates exact.
 
     The precision is the coarsest power of ten in which a pixel is a whole number of steps: 1 pm for pixels of 15.625 nm.
-    Equal structures make equal files, byte by byte: the date in the file is fixed.
+    Equal structures yield identical files: the date in the file is fixed.
 
     Args:
-        path: of the file.
+        path: path of the file.
         structure: (rows, columns), binary: 1 is solid, 0 is void.
-        period_um: side of the unit cell.
-        layer: layer and datatype of the solid, whose pixels are merged to polygons.
+        period_um: side of the unit cell in um.
+        layer: layer and datatype of the solid, whose pixels are merged into polygons.
         boundary_layer: layer and datatype of the unit cell's outline, with the names of the detectors as labels.
         cell: name of the layout cell.
-        array: rows and columns of unit cells. More than one makes a top cell, `<cell>_ARRAY`, that refers to the unit cell.
+        array: rows and columns of unit cells. More than one yields a top cell `<cell>_ARRAY` that references the unit cell.
 
     Raises:
-        InvalidStructure: not two-dimensional and square, or not binary.
-        ValueError: a pixel is no whole number of 1e-15 m, or a layer or the array is beyond the integers of GDSII.
+        InvalidStructure: the structure is not two-dimensional and square, or not binary.
+        ValueError: a pixel is not a multiple of 1e-15 m, or a layer or the array exceeds the integers of GDSII.
     """
     rows, columns = array
     if rows < 1 or columns < 1:
         raise ValueError(f"array must be at least 1 x 1 unit cells, got {rows} x {columns}")
     check_layer(boundary_layer)
-    polygons = solid_polygons(structure, period_um=period_um, layer=layer)
-    precision_um = _precision_um(period_um, len(np.asarray(structure)))
+    solid = _square(structure)
+    polygons = solid_polygons(solid, period_um=period_um, layer=layer)
+    precision_um = _precision_um(period_um, len(solid))
     if max(rows, columns) * period_um / precision_um > _LARGEST:
         most = int(_LARGEST * precision_um / period_um)
         raise ValueError(
@@ -70,7 +75,7 @@ def write_gds(
     unit_cell = library.new_cell(cell)
     outline = gdstk.rectangle((0, 0), (period_um, period_um), layer=boundary_layer[0], datatype=boundary_layer[1])
     unit_cell.add(*polygons, outline)
-    for name, row, column in _DETECTORS:
+    for name, (row, column) in QUADRANTS.items():
         centre = ((0.25 + 0.5 * column) * period_um, (0.75 - 0.5 * row) * period_um)
         unit_cell.add(gdstk.Label(name, centre, layer=boundary_layer[0], texttype=boundary_layer[1]))
     if array != (1, 1):
@@ -80,21 +85,21 @@ def write_gds(
 
 
 def solid_polygons(
-    structure: ArrayLike, *, period_um: float = 2.0, layer: tuple[int, int] = (1, 0)
+    structure: ArrayLike, *, period_um: float = _PERIOD_UM, layer: tuple[int, int] = (1, 0)
 ) -> list[gdstk.Polygon]:
     """The solid of a structure as merged polygons, in um, y upwards.
 
     Args:
         structure: (rows, columns), binary: 1 is solid, 0 is void.
-        period_um: side of the unit cell.
+        period_um: side of the unit cell in um.
         layer: layer and datatype of the polygons.
 
     Raises:
-        InvalidStructure: not two-dimensional and square, or not binary.
-        ValueError: a pixel is no whole number of 1e-15 m, or the layer is beyond the integers of GDSII.
+        InvalidStructure: the structure is not two-dimensional and square, or not binary.
+        ValueError: a pixel is not a multiple of 1e-15 m, or the layer exceeds the integers of GDSII.
     """
     check_layer(layer)
-    solid = _binary(structure)
+    solid = _square(structure)
     pixel_um = period_um / len(solid)
     runs = [
         gdstk.rectangle(
@@ -114,28 +119,25 @@ def check_layer(layer: tuple[int, int]) -> None:
         raise ValueError(f"layer and datatype must lie between 0 and 32767, got {layer[0]}/{layer[1]}")
 
 
-def _binary(structure: ArrayLike) -> NDArray[np.bool_]:
-    array: NDArray[Any] = np.asarray(structure)
-    if array.ndim != 2 or array.shape[0] != array.shape[1]:
-        raise InvalidStructure(f"a layout is of one structure, (128, 128), got {array.shape}")
-    solid: NDArray[np.bool_] = array == 1
-    if not (solid | (array == 0)).all():
-        raise InvalidStructure("a layout is of a binary structure, 1 solid and 0 void: threshold the density first")
+def _square(structure: ArrayLike) -> Structure:
+    solid = check_one_binary(structure)
+    if solid.shape[0] != solid.shape[1]:
+        raise InvalidStructure(f"structure must be square, got shape {solid.shape}")
     return solid
 
 
-def _runs(line: NDArray[np.bool_]) -> NDArray[np.intp]:
-    """First column, and the one after the last, of every run of solid pixels in a row: (runs, 2)."""
+def _runs(line: NDArray[np.uint8]) -> NDArray[np.intp]:
+    """First column and last column + 1 of every run of solid pixels in a row, (runs, 2)."""
     edges = np.diff(line.astype(np.int8), prepend=0, append=0)
     return np.column_stack([np.flatnonzero(edges == 1), np.flatnonzero(edges == -1)])
 
 
 def _precision_um(period_um: float, pixels: int) -> float:
-    """The coarsest power of ten, at most 1 nm, of which the side of a pixel is a whole number; in um."""
+    """The coarsest power of ten in um, at most 1 nm, of which the side of a pixel is a multiple."""
     if not 0 < period_um < math.inf:
         raise ValueError(f"period_um must be above 0, got {period_um}")
     pixel_um = Fraction(str(period_um)) / pixels
     for exponent in range(3, 10):
         if (pixel_um * 10**exponent).denominator == 1:
             return float(10.0**-exponent)
-    raise ValueError(f"period_um: a {pixels}th of {period_um} um is no whole number of 1e-15 m")
+    raise ValueError(f"period_um: a {pixels}th of {period_um} um is not a multiple of 1e-15 m")

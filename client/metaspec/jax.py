@@ -13,11 +13,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import numpy as np
-from jax import Array
 
+from metaspec._extras import missing_extra
 from metaspec._surrogate.client import Surrogate
+
+try:
+    import jax
+    from jax import Array
+except ImportError as error:
+    raise missing_extra("metaspec.jax needs", "jax", "jax") from error
 
 
 def _like(shape: tuple[int, ...], array: Array) -> jax.ShapeDtypeStruct:
@@ -27,18 +32,18 @@ def _like(shape: tuple[int, ...], array: Array) -> jax.ShapeDtypeStruct:
 def spectra_function(surrogate: Surrogate) -> Callable[[Array], Array]:
     """A function from densities to spectra, differentiable once in reverse mode.
 
-    It works under `jit` and `vmap`: all structures of a call go to the server in one batch, and once more in the backward
-    pass. The server is asked for the shape of its spectra here.
+    It works under `jit` and `vmap`: a call is one batch of predictions, and the backward pass one batch of gradients.
+    This function itself requests the model's description, for the shape of the spectra.
 
     Args:
-        surrogate: what to ask; not an `AsyncSurrogate`.
+        surrogate: the remote model; not an `AsyncSurrogate`.
 
     Returns:
-        A function from density (..., 128, 128), 1 is solid and 0 is void, to spectra (..., channels, wavelengths) of the
-        same dtype. Errors are those of `Surrogate.predict`, wrapped by JAX.
+        A function from density (..., 128, 128), 1 is solid and 0 is void, to spectra (..., channels, wavelengths) with
+        the same dtype. It raises the errors of `Surrogate.predict`, wrapped by JAX.
 
     Raises:
-        MetaSpecError: the server cannot be asked.
+        MetaSpecError: the model's description could not be requested.
     """
     shape = surrogate.metadata().spectra_shape
 

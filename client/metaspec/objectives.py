@@ -1,13 +1,13 @@
-"""Objectives: what an optimiser maximises, as differentiable functions of spectra.
+"""Objectives: differentiable functions of spectra that an optimiser maximises.
 
     objective = MinEfficiency(softness=0.02) - 0.5 * Crosstalk("B")
     surrogate.predict_and_gradient(structures, objective)               # numpy: value, gradient, spectra
     objective.score(spectra, wavelengths_nm, channels)                  # numpy, torch or jax, differentiable
 
-Optimisers maximise. Efficiencies, `TargetSpectra` and `MinEfficiency` are better when larger; `Crosstalk`, `Spread` and
-`ColourMatrixError` have the sign of what they name, so subtract them. Bands and detectors are those of `Spectra`: blue
-400-500, green 500-600, red 600-700 nm, lower edge in and upper edge out, and green is the sum of G1 and G2. Channels are
-found by name; those that an objective does not know do not count.
+Efficiencies, `TargetSpectra` and `MinEfficiency` are better when larger; `Crosstalk`, `Spread` and `ColourMatrixError` are
+better when smaller, so subtract them. Bands and detectors are those of `metaspec_contract.detectors`: blue 400-500, green
+500-600, red 600-700 nm, lower edge included and upper edge excluded, and green is the sum of G1 and G2. Channels are found
+by name; an objective ignores those that it does not use.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from numpy.typing import ArrayLike
 from metaspec._design.array_api import Array, constant_like
 from metaspec._design.objective import Floats, Linear, Objective, weighted_sum
 from metaspec.colour import ColourMatrixError
-from metaspec_contract.detectors import COLOURS, channel_index, check_colour
+from metaspec_contract.detectors import CHANNELS, COLOURS, SPREAD, channel_index, check_colour
 from metaspec_contract.figures_of_merit import crosstalk_weights, efficiency_weights
 
 __all__ = [
@@ -74,25 +74,25 @@ class Crosstalk(Linear):
 
 @dataclass(frozen=True)
 class Spread(Linear):
-    """Mean over the wavelengths of the channel "spread", by which a model tells how unsure it is. Subtract it."""
+    """Mean over the wavelengths of the channel "spread", a model's estimate of its own uncertainty. Subtract it."""
 
     def _weights(self, wavelengths_nm: Floats, channels: tuple[str, ...]) -> Floats:
-        if "spread" not in channels:
-            raise ValueError(f'the model has no channel "spread", only {", ".join(channels)}: leave out Spread()')
+        if SPREAD not in channels:
+            raise ValueError(f'the model has no channel "{SPREAD}", only {", ".join(channels)}: leave out Spread()')
         weights = np.zeros((len(channels), len(wavelengths_nm)))
-        weights[channel_index("spread", channels)] = 1 / weights.shape[1]
+        weights[channel_index(SPREAD, channels)] = 1 / weights.shape[1]
         return weights
 
 
 @dataclass(frozen=True)
 class MinEfficiency(Objective):
-    """The smallest of the three colour efficiencies, or a smooth bound of it that all three have a say in.
+    """The smallest of the three colour efficiencies, or a smooth approximation that depends on all three.
 
-    The hard minimum is invrs-gym's evaluation metric. The soft one is -s log(mean(exp(-efficiency / s))): equal to the
-    efficiencies where all three are equal, and never more than s log 3 above the smallest.
+    The hard minimum is invrs-gym's evaluation metric. The soft one is -s log(mean(exp(-efficiency / s))): exact where all
+    three are equal, and at most s log 3 above the smallest.
 
     Args:
-        softness: s, an efficiency; None for the hard minimum, whose derivative ties share.
+        softness: s, in units of efficiency; None for the hard minimum, where ties share the derivative.
     """
 
     softness: float | None = None
@@ -108,7 +108,7 @@ class MinEfficiency(Objective):
         smallest = xp.min(efficiencies, axis=-1)
         if self.softness is None:
             return smallest
-        above = efficiencies - xp.expand_dims(smallest, axis=-1)  # not below 0: no exponential overflows
+        above = efficiencies - xp.expand_dims(smallest, axis=-1)  # at least 0: no exponential overflows
         return smallest - self.softness * xp.log(xp.mean(xp.exp(-above / self.softness), axis=-1))
 
     def _cotangent(self, values: Floats, wavelengths_nm: Floats, channels: tuple[str, ...]) -> Floats:
@@ -124,17 +124,15 @@ class TargetSpectra(Objective):
     """Closeness to given spectra: the negative mean squared error over channels and wavelengths.
 
     Args:
-        target: efficiencies (len(channels), wavelengths), or (N, len(channels), wavelengths) for each structure its own.
-        channels: that the target has, in its order; others do not count.
-        weight: of the squared errors, at least 0, broadcast to the target; where it is 0, anything goes.
+        target: efficiencies (len(channels), wavelengths), or (N, len(channels), wavelengths) with one target per structure.
+        channels: channels of the target, in its order; others are ignored.
+        weight: weights of the squared errors, at least 0, broadcast to the target.
 
     Raises:
-        ValueError: target or weight are of another shape, or not finite.
+        ValueError: target or weight has another shape or is not finite.
     """
 
-    def __init__(
-        self, target: ArrayLike, channels: Sequence[str] = ("R", "G1", "G2", "B"), weight: ArrayLike = 1.0
-    ) -> None:
+    def __init__(self, target: ArrayLike, channels: Sequence[str] = CHANNELS, weight: ArrayLike = 1.0) -> None:
         self._target, self._channels = np.array(target, np.float64), tuple(channels)
         if self._target.ndim < 2 or self._target.shape[-2] != len(channels) or not np.isfinite(self._target).all():
             raise ValueError(
@@ -148,7 +146,7 @@ class TargetSpectra(Objective):
         self._weights = weights / total
 
     def __repr__(self) -> str:
-        digest = zlib.crc32(self._weights.tobytes(), zlib.crc32(self._target.tobytes()))  # tells targets apart
+        digest = zlib.crc32(self._weights.tobytes(), zlib.crc32(self._target.tobytes()))  # distinguishes targets
         return f"TargetSpectra({'/'.join(self._channels)}, shape {self._target.shape}, crc32 {digest:08x})"
 
     def _score(self, values: Array, wavelengths_nm: Floats, channels: tuple[str, ...]) -> Array:
@@ -164,7 +162,7 @@ class TargetSpectra(Objective):
         return result
 
     def _chosen(self, shape: tuple[int, ...], channels: tuple[str, ...]) -> list[int]:
-        """Where the target's channels are in spectra of a shape that fits it."""
+        """Positions of the target's channels in spectra, whose shape is checked."""
         *own, _, wavelengths = self._target.shape
         if wavelengths != shape[-1] or (own and own != list(shape[:-2])):
             raise ValueError(f"spectra {tuple(shape)} do not fit a target of shape {self._target.shape}")
@@ -172,10 +170,10 @@ class TargetSpectra(Objective):
 
 
 def by_name(name: str) -> Objective:
-    """The objectives that the command line knows.
+    """An objective of the command line, by name.
 
     Args:
-        name: "bayer", a soft minimum of the three colour efficiencies; "min", the hard one; "red", "green", "blue", the
+        name: "bayer", the soft minimum of the three colour efficiencies; "min", the hard one; "red", "green", "blue", the
             efficiency of one colour; "colour-matrix", the negative `ColourMatrixError` under D65.
 
     Raises:

@@ -1,4 +1,4 @@
-"""A remote surrogate as a differentiable function of PyTorch tensors. Needs torch.
+"""A remote surrogate as a differentiable PyTorch function. Needs torch.
 
 from metaspec import Surrogate
 from metaspec.torch import spectra_of
@@ -13,27 +13,31 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
+from metaspec._extras import missing_extra
 from metaspec._surrogate.client import Surrogate
+
+try:
+    import torch
+except ImportError as error:
+    raise missing_extra("metaspec.torch needs", "torch", "torch") from error
 
 
 def spectra_of(density: torch.Tensor, surrogate: Surrogate) -> torch.Tensor:
     """Spectra of structures, differentiable once with respect to their density.
 
-    A call asks the server once for all structures, and once more in the backward pass.
+    A call is one batch of predictions, and the backward pass one batch of gradients.
 
     Args:
-        density: (..., 128, 128), 1 is solid and 0 is void; of any floating-point dtype, on any device.
-        surrogate: what to ask; not an `AsyncSurrogate`.
+        density: (..., 128, 128), 1 is solid and 0 is void; any floating-point dtype, any device.
+        surrogate: the remote model; not an `AsyncSurrogate`.
 
     Returns:
-        (..., channels, wavelengths), of the dtype and on the device of the density.
+        (..., channels, wavelengths), with the dtype and on the device of the density.
 
     Raises:
-        InvalidStructure: before anything is sent.
+        InvalidStructure: raised before anything is sent.
         MetaSpecError: see `Surrogate.predict`.
-        RuntimeError: in the backward pass, if a second derivative is asked for: no server computes those.
+        RuntimeError: a second derivative is requested in the backward pass; no server computes those.
     """
     result: torch.Tensor = _Remote.apply(density, surrogate)  # type: ignore[no-untyped-call]
     return result

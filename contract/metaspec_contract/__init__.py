@@ -1,15 +1,17 @@
-"""What the parts of MetaSpec agree on, each fact once.
+"""Facts that two or more components of MetaSpec must agree on, each defined once.
 
 - `process`: the device: geometry, materials, wavelengths.
-- `detectors`: the channels of spectra, their quadrants, and the bands of the colours.
-- `structures`: shape, check, bit packing and symmetries of a structure.
-- `figures_of_merit`: colour efficiency and crosstalk, in numpy.
-- `provenance`: what a model was trained on, from the data set to the client.
-- `model`: what a model file says of itself, and the check of its tensors against that.
-- `run_folder`: what `metaspec optimise` writes and `metaspec-simulate verify` reads and writes.
-- `files`: files that appear whole or not at all.
+- `detectors`: channels of the spectra, their quadrants, and the bands of the colours.
+- `structures`: shape, validation, bit packing and symmetries of structures.
+- `figures_of_merit`: colour efficiency and crosstalk.
+- `provenance`: what a network was trained on.
+- `model`: a model's metadata, and the check of its tensors and answers against them.
+- `run_folder`: the reports of `metaspec optimise` and `metaspec-simulate verify`.
+- `files`: atomic writes of whole files; reading `.npy` without pickle.
+- `schemas`: JSON Schemas of these documents.
+- `validation`: one-line messages from pydantic errors.
 
-Needs numpy and pydantic only. Nothing here imports another part of MetaSpec.
+Needs only numpy and pydantic, and imports no other part of MetaSpec.
 """
 
 from importlib.metadata import version

@@ -1,6 +1,7 @@
-"""Figures of merit of a colour router: efficiency and crosstalk of red, green and blue, as weights on spectra and as numbers.
+"""Figures of merit of a colour router: efficiency and crosstalk of red, green and blue.
 
-The definitions are those of the `bayer_sorter` challenge of the public package invrs-gym; green is G1 + G2.
+Both are linear in the spectra, so they are also available as weights. Definitions follow the `bayer_sorter` challenge of the
+public package invrs-gym; green is G1 + G2.
 """
 
 from __future__ import annotations
@@ -24,9 +25,10 @@ from metaspec_contract.detectors import (
 def efficiency_weights(
     colour: str, wavelengths_nm: ArrayLike, channels: Sequence[str] = CHANNELS
 ) -> NDArray[np.float64]:
-    """Weights, float64 (channels, wavelengths), that sum spectra up to a colour's efficiency.
+    """Weights of a colour's efficiency, float64 (channels, wavelengths).
 
-    That is the mean, over the wavelengths in the colour's band, of the power in its detectors. Other channels weigh 0.
+    The efficiency is the mean, over the wavelengths in the colour's band, of the power in its detectors. Other channels have
+    weight 0.
 
     Args:
         colour: "R", "G" or "B".
@@ -34,7 +36,7 @@ def efficiency_weights(
         channels: names of the channels of the spectra.
 
     Raises:
-        ValueError: no such colour, one of its detectors is not among the channels, or no wavelength lies in its band.
+        ValueError: unknown colour, a detector that is not among the channels, or no wavelength in the band.
     """
     return _weights(colour, (colour,), wavelengths_nm, channels)
 
@@ -42,9 +44,9 @@ def efficiency_weights(
 def crosstalk_weights(
     colour: str, wavelengths_nm: ArrayLike, channels: Sequence[str] = CHANNELS
 ) -> NDArray[np.float64]:
-    """Weights, float64 (channels, wavelengths), that sum spectra up to a colour's crosstalk.
+    """Weights of a colour's crosstalk, float64 (channels, wavelengths).
 
-    That is the mean, over the wavelengths in the other two colours' bands, of the power in its detectors.
+    The crosstalk is the mean, over the wavelengths in the other two colours' bands, of the power in its detectors.
 
     Args:
         colour: "R", "G" or "B".
@@ -52,7 +54,7 @@ def crosstalk_weights(
         channels: names of the channels of the spectra.
 
     Raises:
-        ValueError: no such colour, one of its detectors is not among the channels, or no wavelength lies in the bands.
+        ValueError: unknown colour, a detector that is not among the channels, or no wavelength in the bands.
     """
     return _weights(colour, tuple(other for other in COLOURS if other != colour), wavelengths_nm, channels)
 
@@ -80,13 +82,19 @@ def crosstalk(
 
 
 def weighted_sums(spectra: NDArray[np.floating], weights: Sequence[NDArray[np.float64]]) -> NDArray[np.float32]:
-    """Sums over channels and wavelengths: (..., channels, wavelengths) to float32 (..., number of weights)."""
+    """Weighted sums over channels and wavelengths: (..., channels, wavelengths) to float32 (..., number of weights).
+
+    Raises:
+        ValueError: the last two axes of the spectra do not have the shape of the weights.
+    """
+    if np.shape(spectra)[-2:] != weights[0].shape:
+        raise ValueError(f"spectra must end in (channels, wavelengths) = {weights[0].shape}, got {np.shape(spectra)}")
     sums: NDArray[np.float32] = np.tensordot(spectra, np.stack(weights), axes=([-2, -1], [1, 2])).astype(np.float32)
     return sums
 
 
 def in_band(colour: str, wavelengths_nm: ArrayLike) -> NDArray[np.bool_]:
-    """Which wavelengths lie in a colour's band, bool (wavelengths,)."""
+    """Mask of the wavelengths in a colour's band, bool (wavelengths,)."""
     check_colour(colour)
     (low, high), wavelengths = BANDS_NM[colour], np.asarray(wavelengths_nm, np.float64)
     inside: NDArray[np.bool_] = (wavelengths >= low) & (wavelengths < high)
@@ -100,11 +108,10 @@ def _weights(
     inside = np.any([in_band(band, wavelengths_nm) for band in bands], axis=0)
     if not inside.any():
         wavelengths = np.asarray(wavelengths_nm, np.float64)
+        got = f"{wavelengths.min():g} to {wavelengths.max():g} nm" if wavelengths.size else "none"
         names = " or ".join(COLOUR_NAMES[band] for band in bands)
         edges = " or ".join(f"{BANDS_NM[band][0]:g} to {BANDS_NM[band][1]:g} nm" for band in bands)
-        raise ValueError(
-            f"no wavelength lies in the band of {names} ({edges}), got {wavelengths.min():g} to {wavelengths.max():g} nm"
-        )
+        raise ValueError(f"no wavelength lies in the band of {names} ({edges}), got {got}")
     weights = np.zeros((len(channels), len(inside)))
     for detector in DETECTORS[colour]:
         weights[channel_index(detector, channels)] = inside / inside.sum()

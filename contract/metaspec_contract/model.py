@@ -1,31 +1,32 @@
-"""A served model: its names, its metadata, and the check of its tensors and answers against them.
+"""A served model: names, metadata, and the check of its tensors and answers against the metadata.
 
 A model file is an ONNX graph from a structure to spectra, or, for a gradient model, from a structure and a cotangent to spectra
-and the vector-Jacobian product. Its metadata are JSON in the file's `metadata_props`, under `METADATA_KEY`. What does not
-fit is refused, naming both sides: a model that is served with wrong labels is worse than none.
+and the vector-Jacobian product. Its metadata are JSON in the file's `metadata_props`, under `METADATA_KEY`. Contradictions
+are refused, naming both sides: a model that is served with wrong labels is worse than none.
 """
 
 from __future__ import annotations
 
-import re
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 
 from metaspec_contract.detectors import CHANNELS, SPREAD
-from metaspec_contract.process import Process, complete_process
+from metaspec_contract.process import CompleteProcess
 from metaspec_contract.provenance import DataSource
 from metaspec_contract.structures import PIXELS
+from metaspec_contract.validation import first_error
 
 METADATA_KEY = "metaspec"
 """Key of the metadata in an ONNX file's `metadata_props`, and of the parameter in Triton's `config.pbtxt`."""
 
 SCHEMA_VERSION = 2
-"""Version of the metadata that this release writes; it reads version 1, too."""
+"""Version of the metadata that this release writes; it also reads version 1."""
 
 STRUCTURE, COTANGENT, SPECTRA, GRADIENT = "structure", "cotangent", "spectra", "gradient"
 """Names of a model's tensors."""
@@ -34,9 +35,11 @@ PACKED_STRUCTURES = "metaspec_packed_structures"
 """Protocol extension of servers that take binary structures as packed bits, UINT8 [N, 2048]."""
 
 DEFAULT_MODEL = "diffractionnet"
-"""Model that is asked where no name is given."""
+"""Name of the model that is used when none is given."""
 
 _GRADIENT_SUFFIX = "_vjp"
+
+_WAVELENGTH_ROUNDING = 1e-6  # nm by which a wavelength may differ from the process's
 
 
 def gradient_model(name: str) -> str:
@@ -50,7 +53,7 @@ def is_gradient_model(name: str) -> bool:
 
 
 class ModelMismatch(ValueError):
-    """A model's file, metadata and answers contradict each other. The message names the field and both sides."""
+    """A model's graph or answers contradict its metadata. The message names the field and both sides."""
 
 
 @dataclass(frozen=True)
@@ -69,17 +72,17 @@ class TensorSpec:
 
     @property
     def size(self) -> int:
-        """Elements of one row."""
-        return int(np.prod(self.shape))
+        """Number of elements in one row."""
+        return math.prod(self.shape)
 
     @property
     def packed_bytes(self) -> int:
-        """Bytes of one row whose elements are bits."""
+        """Bytes of one bit-packed row."""
         return -(-self.size // 8)
 
 
 class InputMeaning(BaseModel):
-    """Which input is the structure, and what its values mean: 1 is solid and 0 is void, in every model.
+    """Name of the structure input and meaning of its values: 1 is solid and 0 is void, in every model.
 
     Attributes:
         name: name of the tensor.
@@ -87,7 +90,7 @@ class InputMeaning(BaseModel):
         void: value of a void pixel.
     """
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, extra="allow")
 
     name: str
     solid: float
@@ -103,13 +106,13 @@ class InputMeaning(BaseModel):
 
 
 class Training(BaseModel):
-    """How a model was trained, for people. More than these fields may be present.
+    """How a model was trained, for information. Further fields are allowed.
 
     Attributes:
         network: class of the network.
-        parameters: number of its weights.
-        preset: preset that was trained, "" if there was none or it is not known.
-        data: data sets it was trained on, the one that errors are measured on first.
+        parameters: number of weights.
+        preset: name of the training preset, "" if there was none or it is unknown.
+        data: training data sets; errors are measured on the first.
     """
 
     model_config = ConfigDict(frozen=True, extra="allow")
@@ -121,20 +124,20 @@ class Training(BaseModel):
 
 
 class ModelMetadata(BaseModel):
-    """What a model says of itself. More than these fields may be present, and is passed on.
+    """Metadata of a model. Further fields are allowed and passed on.
 
     Attributes:
         schema_version: version of this schema.
-        name: name of the model, that of its folder in the repository.
+        name: name of the model and of its folder in the repository.
         kind: "forward" for spectra, "vjp" for spectra and gradient.
-        process: device, every field of it stated.
+        process: device that the model predicts, with every field stated.
         wavelengths_nm: wavelengths of the spectra in nm, ascending; those of the process.
-        channels: channels of the spectra: the detectors, and `SPREAD` after them in models over symmetric images.
-        merged_greens: whether G1 and G2 both hold the mean of the two, because nothing else was ever taught.
+        channels: channels of the spectra: the detectors, followed by `SPREAD` in models over symmetric images.
+        merged_greens: whether G1 and G2 both hold the mean of the two, because only that was taught.
         units: unit of the spectra, the wavelengths and the spread.
         input: meaning of the structure's values.
-        forward_passes: passes through the network that one structure takes.
-        training: how it was trained.
+        forward_passes: passes through the network for each structure.
+        training: how the model was trained.
     """
 
     model_config = ConfigDict(frozen=True, extra="allow")
@@ -142,8 +145,8 @@ class ModelMetadata(BaseModel):
     schema_version: Literal[1, 2]
     name: str
     kind: Literal["forward", "vjp"]
-    process: Annotated[Process, BeforeValidator(lambda v: complete_process(v) if isinstance(v, Mapping) else v)]
-    wavelengths_nm: list[float] = Field(min_length=2)
+    process: CompleteProcess
+    wavelengths_nm: list[FiniteFloat] = Field(min_length=2)
     channels: list[str] = Field(min_length=1)
     merged_greens: bool = False
     units: dict[str, str]
@@ -154,28 +157,32 @@ class ModelMetadata(BaseModel):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if (self.kind == "vjp") != is_gradient_model(self.name):
-            raise ValueError(f"kind is {self.kind!r} but name is {self.name!r}: names of gradient models end with _vjp")
+            raise ValueError(
+                f"kind is {self.kind!r} but name is {self.name!r}: names of gradient models end in {_GRADIENT_SUFFIX}"
+            )
         if tuple(self.channels) not in (CHANNELS, (*CHANNELS, SPREAD)):
             raise ValueError(
                 f"channels must be {', '.join(CHANNELS)}, or these and {SPREAD}, got {', '.join(self.channels)}"
             )
         wavelengths, expected = np.array(self.wavelengths_nm), self.process.wavelengths_nm
-        if not (np.isfinite(wavelengths).all() and (np.diff(wavelengths) > 0).all()):
-            raise ValueError("wavelengths_nm must ascend")
-        if wavelengths.shape != expected.shape or np.abs(wavelengths - expected).max() > 1e-6:
+        if len(falling := np.flatnonzero(np.diff(wavelengths) <= 0)):
+            before, after = wavelengths[falling[0] : falling[0] + 2]
+            raise ValueError(f"wavelengths_nm must ascend, got {after:g} after {before:g}")
+        if wavelengths.shape != expected.shape or np.abs(wavelengths - expected).max() > _WAVELENGTH_ROUNDING:
+            apart = f": {_first_apart(wavelengths, expected)}" if wavelengths.shape == expected.shape else ""
             raise ValueError(
-                f"wavelengths_nm are {_range(wavelengths)}, but those of the process are {_range(expected)}"
+                f"wavelengths_nm are {_range(wavelengths)}, but those of the process are {_range(expected)}{apart}"
             )
         return self
 
     @property
     def spectra_shape(self) -> tuple[int, int]:
-        """Channels and wavelengths."""
+        """Numbers of channels and wavelengths."""
         return len(self.channels), len(self.wavelengths_nm)
 
     @property
     def tensors(self) -> tuple[dict[str, tuple[int, ...]], dict[str, tuple[int, ...]]]:
-        """Inputs and outputs that the graph must have: shapes of one row, by name."""
+        """Inputs and outputs that the graph must have: shape of one row, by name."""
         structure, spectra = (1, PIXELS, PIXELS), self.spectra_shape
         if self.kind == "vjp":
             return {STRUCTURE: structure, COTANGENT: spectra}, {SPECTRA: spectra, GRADIENT: structure}
@@ -183,49 +190,50 @@ class ModelMetadata(BaseModel):
 
 
 def parse_metadata(properties: Mapping[str, str]) -> ModelMetadata:
-    """A model's metadata from the `metadata_props` of its file.
+    """Read a model's metadata from the `metadata_props` of its file.
 
     Raises:
-        ModelMismatch: there are none, they are not complete, or they contradict themselves. The field is named.
+        ModelMismatch: the metadata are missing, incomplete or inconsistent; the field is named.
     """
     if METADATA_KEY not in properties:
         raise ModelMismatch(f'no "{METADATA_KEY}" entry in its metadata_props: export it with metaspec-export')
     try:
         return ModelMetadata.model_validate_json(properties[METADATA_KEY])
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "fields"
-        reason = re.sub("^(Value|Assertion) error, ", "", first["msg"])
-        raise ModelMismatch(f"metadata {where}: {reason}") from None
+        raise ModelMismatch(f"metadata: {first_error(error)}") from None
 
 
 def check_tensors(metadata: ModelMetadata, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> None:
-    """Hold the tensors of a graph against its metadata.
+    """Check the tensors of a graph against its metadata.
 
     Raises:
-        ModelMismatch: a tensor is missing, unknown or of another shape; it is named, with what the metadata ask for.
+        ModelMismatch: a tensor is missing, unknown, not of floats, or of another shape; it is named, with what the metadata
+            require.
     """
     for kind, specs, expected in zip(("input", "output"), (inputs, outputs), metadata.tensors, strict=True):
-        found = {spec.name: spec.shape for spec in specs}
+        found = {spec.name: spec for spec in specs}
         if found.keys() != expected.keys():
+            names = ", ".join(found) or "none"
             raise ModelMismatch(
-                f"{kind}s must be {', '.join(expected)} in a model of kind {metadata.kind!r}, got {', '.join(found)}"
+                f"{kind}s must be {', '.join(expected)} in a model of kind {metadata.kind!r}, got {names}"
             )
         for name, shape in expected.items():
-            if found[name] != shape:
-                raise ModelMismatch(f"{kind} {name} has shape {_shape(found[name])}{_why(metadata, name, shape)}")
+            if found[name].shape != shape:
+                raise ModelMismatch(f"{kind} {name} has shape {_shape(found[name].shape)}{_why(metadata, name, shape)}")
+            if found[name].dtype.kind != "f":
+                raise ModelMismatch(f"{kind} {name} has dtype {found[name].dtype}, expected float32 or another float")
 
 
 def check_answers(metadata: ModelMetadata, answers: Mapping[str, NDArray[Any]], rows: int) -> None:
-    """Hold what a model has computed against its metadata.
+    """Check a model's answers to `probes` against its metadata.
 
     Args:
         metadata: metadata of the model.
-        answers: its outputs by name, each with the batch axis.
-        rows: structures that were asked for.
+        answers: outputs by name, each with the batch axis.
+        rows: number of structures in the probes.
 
     Raises:
-        ModelMismatch: an output is missing, of another shape, or not finite.
+        ModelMismatch: an output is missing, not of floats, of another shape, or not finite.
     """
     for name, shape in metadata.tensors[1].items():
         if name not in answers:
@@ -235,17 +243,19 @@ def check_answers(metadata: ModelMetadata, answers: Mapping[str, NDArray[Any]], 
             raise ModelMismatch(
                 f"output {name} has shape {array.shape} for {rows} structures, expected {(rows, *shape)}"
             )
-        finite = np.isfinite(array).reshape(rows, -1).all(axis=1)
+        if array.dtype.kind != "f":
+            raise ModelMismatch(f"output {name} has dtype {array.dtype}, expected float32 or another float")
+        finite = np.isfinite(array).all(axis=tuple(range(1, array.ndim)))
         if not finite.all():
             kind = _PROBES[int(np.flatnonzero(~finite)[0]) % len(_PROBES)]
             raise ModelMismatch(f"output {name} is not finite for a structure that is {kind}")
 
 
-_PROBES = ("empty", "full", "random")
+_PROBES = ("empty", "full", "random")  # in turn
 
 
 def probes(metadata: ModelMetadata, rows: int, dtype: np.dtype[Any] | None = None) -> dict[str, NDArray[Any]]:
-    """Inputs to try a model with: structures that are empty, full and random by turns, and random cotangents.
+    """Inputs to try a model with: empty, full and random structures in turn, and random cotangents.
 
     Args:
         metadata: metadata of the model.
@@ -256,8 +266,9 @@ def probes(metadata: ModelMetadata, rows: int, dtype: np.dtype[Any] | None = Non
     inputs: dict[str, NDArray[Any]] = {}
     for name, shape in metadata.tensors[0].items():
         if name == STRUCTURE:
-            array = generator.integers(0, 2, (rows, *shape)).astype(np.float32)
-            array[0::3], array[1::3] = 0, 1
+            array = generator.integers(0, 2, (rows, *shape), np.uint8).astype(np.float32)
+            array[_PROBES.index("empty") :: len(_PROBES)] = 0
+            array[_PROBES.index("full") :: len(_PROBES)] = 1
         else:
             array = generator.standard_normal((rows, *shape), np.float32)
         inputs[name] = array.astype(dtype or np.float32)
@@ -274,7 +285,12 @@ def _why(metadata: ModelMetadata, name: str, shape: tuple[int, ...]) -> str:
 
 
 def _shape(shape: tuple[int, ...]) -> str:
-    return f"[N, {', '.join(map(str, shape))}]"
+    return f"[{', '.join(map(str, ('N', *shape)))}]"
+
+
+def _first_apart(wavelengths: NDArray[np.float64], expected: NDArray[np.float64]) -> str:
+    first = int(np.flatnonzero(np.abs(wavelengths - expected) > _WAVELENGTH_ROUNDING)[0])
+    return f"number {first + 1} is {wavelengths[first]:.9g} against {expected[first]:.9g}"
 
 
 def _range(wavelengths: NDArray[np.float64]) -> str:

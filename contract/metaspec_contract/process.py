@@ -1,4 +1,4 @@
-"""The process: geometry, materials and wavelengths of a device, as one value.
+"""Process: geometry, materials and wavelengths of a device, as one value.
 
 The default is the Bayer colour router of Zou et al., "Pixel-level Bayer-type colour router based on metasurfaces",
 Nature Communications 13, 3288 (2022), as posed by the `bayer_sorter` challenge of the public package invrs-gym, with
@@ -8,21 +8,24 @@ thickness and detector distance fixed. Lengths are in micrometres and wavelength
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 
 from metaspec_contract.structures import PIXELS
+from metaspec_contract.validation import first_error
+
+_MOST_WAVELENGTHS = 100_000  # more come from a mistyped step, or are meant to exhaust the reader's memory
 
 
 class Sellmeier(BaseModel):
     """A material's refractive index, n^2 = 1 + sum_i B_i L^2 / (L^2 - C_i^2), with L the wavelength in um.
 
     Attributes:
-        name: what the material is.
-        source: the publication of the coefficients.
+        name: name of the material.
+        source: publication of the coefficients.
         strength: B_i, dimensionless.
         resonance_um: C_i in um.
     """
@@ -31,11 +34,11 @@ class Sellmeier(BaseModel):
 
     name: str
     source: str
-    strength: tuple[float, ...]
-    resonance_um: tuple[float, ...]
+    strength: tuple[FiniteFloat, ...]
+    resonance_um: tuple[FiniteFloat, ...]
 
     @model_validator(mode="after")
-    def _as_many_of_each(self) -> Sellmeier:
+    def _as_many_of_each(self) -> Self:
         if len(self.strength) != len(self.resonance_um):
             raise ValueError(f"strength has {len(self.strength)} terms but resonance_um has {len(self.resonance_um)}")
         return self
@@ -66,17 +69,17 @@ SILICA = Sellmeier(
 
 
 class Process(BaseModel):
-    """What every structure of a data set, and every model trained on it, has in common.
+    """Device that all structures of a data set, and all models trained on it, share.
 
-    Light falls at normal incidence from vacuum on a patterned layer (solid in vacuum) on a semi-infinite substrate.
-    Under the layer, inside the substrate, four quadrants of the unit cell collect the light.
+    Light is incident from vacuum, normally, on a patterned layer (solid in vacuum) on a semi-infinite substrate. Below the
+    layer, inside the substrate, four quadrants of the unit cell collect the light.
 
     Attributes:
         period_um: side of the square unit cell in um.
         thickness_um: height of the patterned layer in um.
-        distance_um: distance of the detector plane from the bottom of the patterned layer in um.
+        distance_um: distance from the bottom of the patterned layer to the detector plane in um.
         solid: material of the pixels with value 1; void is vacuum.
-        substrate: material under the pattern.
+        substrate: material below the pattern.
         wavelength_min_nm: first wavelength of the spectra in nm.
         wavelength_max_nm: last wavelength of the spectra in nm.
         wavelength_step_nm: spacing of the wavelengths in nm.
@@ -84,18 +87,23 @@ class Process(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    period_um: float = Field(default=2.0, gt=0)
-    thickness_um: float = Field(default=0.6, gt=0)
-    distance_um: float = Field(default=2.5, gt=0)
+    period_um: FiniteFloat = Field(default=2.0, gt=0)
+    thickness_um: FiniteFloat = Field(default=0.6, gt=0)
+    distance_um: FiniteFloat = Field(default=2.5, gt=0)
     solid: Sellmeier = SILICON_NITRIDE
     substrate: Sellmeier = SILICA
-    wavelength_min_nm: float = Field(default=400.0, gt=0)
-    wavelength_max_nm: float = Field(default=700.0, gt=0)
-    wavelength_step_nm: float = Field(default=1.0, gt=0)
+    wavelength_min_nm: FiniteFloat = Field(default=400.0, gt=0)
+    wavelength_max_nm: FiniteFloat = Field(default=700.0, gt=0)
+    wavelength_step_nm: FiniteFloat = Field(default=1.0, gt=0)
 
     @model_validator(mode="after")
-    def _whole_number_of_steps(self) -> Process:
+    def _whole_number_of_steps(self) -> Self:
         steps = (self.wavelength_max_nm - self.wavelength_min_nm) / self.wavelength_step_nm
+        if steps >= _MOST_WAVELENGTHS:
+            raise ValueError(
+                f"wavelength_step_nm must give at most {_MOST_WAVELENGTHS} wavelengths, got {self.wavelength_step_nm} "
+                f"between {self.wavelength_min_nm} and {self.wavelength_max_nm}"
+            )
         if steps < 1 or abs(steps - round(steps)) > 1e-6:
             raise ValueError(
                 "wavelength_max_nm must be a whole number of wavelength_step_nm above wavelength_min_nm, "
@@ -115,27 +123,44 @@ class Process(BaseModel):
         return 1000 * self.period_um / PIXELS
 
     def difference(self, other: Process) -> str:
-        """What tells this process from another one, field by field: "period_um 2.0 against 1.6"; empty if nothing does."""
-        ours, theirs = self.model_dump(), other.model_dump()
-        differing = [name for name in ours if ours[name] != theirs[name]]
-        return ", ".join(f"{name} {_short(ours[name])} against {_short(theirs[name])}" for name in differing)
+        """Physical differences from another process, field by field: "period_um 2.0 against 1.6"; "" if there are none.
+
+        Materials are compared by their coefficients; names and sources do not count.
+        """
+        pairs = [(name, getattr(self, name), getattr(other, name)) for name in Process.model_fields]
+        return ", ".join(
+            f"{name} {_short(ours)} against {_short(theirs)}"
+            for name, ours, theirs in pairs
+            if _physical(ours) != _physical(theirs)
+        )
 
 
-def _short(value: object) -> object:
-    """A material by its name and coefficients, any other value as it is."""
-    return f"{value['name']} {value['strength']} {value['resonance_um']}" if isinstance(value, dict) else value
+def _physical(value: float | Sellmeier) -> object:
+    return (value.strength, value.resonance_um) if isinstance(value, Sellmeier) else value
+
+
+def _short(value: float | Sellmeier) -> object:
+    return f"{value.name} {value.strength} {value.resonance_um}" if isinstance(value, Sellmeier) else value
 
 
 def complete_process(document: Mapping[str, Any]) -> Process:
-    """A process of which a document states every field: what a file does not say is not filled in with a default.
+    """Read a process from a document that must state every field: no default stands in for a missing one.
 
     Raises:
-        ValueError: a field is missing, unknown or out of range; it is named.
+        ValueError: a field is missing, unknown or out of range; the field is named.
     """
+    if not isinstance(document, Mapping):
+        raise ValueError(f"process must be an object with fields, got a value of type {type(document).__name__}")
     if missing := [name for name in Process.model_fields if name not in document]:
         raise ValueError(f"process must state {', '.join(missing)}")
     try:
         return Process.model_validate(document)
     except ValidationError as error:
-        first = error.errors()[0]
-        raise ValueError(f"{'.'.join(map(str, ('process', *first['loc'])))}: {first['msg']}") from None
+        reason = first_error(error)
+        raise ValueError(f"process.{reason}" if error.errors()[0]["loc"] else f"process: {reason}") from None
+
+
+CompleteProcess = Annotated[
+    Process, BeforeValidator(lambda value: complete_process(value) if isinstance(value, Mapping) else value)
+]
+"""Type of a pydantic field that holds a process: documents must state all of it, as for `complete_process`."""

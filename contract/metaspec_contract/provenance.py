@@ -1,4 +1,4 @@
-"""Provenance: what a model was trained on, as it travels from the data set to the checkpoint, the model and the client."""
+"""Provenance: what a network was trained on, passed from the data set to the checkpoint, the model and the client."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from metaspec_contract.detectors import CHANNELS
-from metaspec_contract.process import Process
+from metaspec_contract.process import CompleteProcess
 
 
 class DataSource(BaseModel):
@@ -16,8 +16,8 @@ class DataSource(BaseModel):
     Attributes:
         name: name of the data set's folder.
         schema_version: version of the data set's layout on disk.
-        structures: number of its structures that were trained on.
-        solver: what made the labels: name, cells per period, recording time.
+        structures: number of training structures.
+        solver: solver of the labels: name, cells per period, recording time.
         made_with: program and version that wrote the data set.
     """
 
@@ -35,15 +35,15 @@ class Provenance(BaseModel):
 
     Attributes:
         process: device of all data sets; its wavelengths are those of the spectra.
-        channels: channels of the labels, in their order.
-        merged_greens: whether only the mean of G1 and G2 was ever taught, so that the two channels hold that mean.
-        preset: name of the preset that was trained, "" if there was none.
-        data: data sets, the one that is validated on first.
+        channels: channels of the labels, in order.
+        merged_greens: whether only the mean of G1 and G2 was taught, so that both channels hold it.
+        preset: name of the training preset, "" if there was none.
+        data: data sets; validation uses the first.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    process: Process
+    process: CompleteProcess
     channels: tuple[str, ...] = CHANNELS
     merged_greens: bool = False
     preset: str = ""
@@ -56,22 +56,18 @@ class Provenance(BaseModel):
         return self
 
     def require_same_device(self, other: Provenance, ours: str, theirs: str) -> None:
-        """Refuse another process, other channels, or greens that are merged on one side only.
+        """Refuse another process, or greens that are merged on one side only.
 
         Args:
             other: provenance to compare with.
-            ours: what this one is called in the message.
-            theirs: what the other one is called in the message.
+            ours: name of this one, for the message.
+            theirs: name of the other one, for the message.
 
         Raises:
             ValueError: they differ; the message names both sides.
         """
         if difference := self.process.difference(other.process):
             raise ValueError(f"{ours} and {theirs} are of different processes: {difference}")
-        if self.channels != other.channels:
-            raise ValueError(
-                f"{ours} has the channels {', '.join(self.channels)}, {theirs} has {', '.join(other.channels)}"
-            )
         if self.merged_greens != other.merged_greens:
             merged, apart = (ours, theirs) if self.merged_greens else (theirs, ours)
             raise ValueError(f"{merged} knows only the mean of G1 and G2, {apart} knows each of them")

@@ -1,34 +1,30 @@
-"""The run folder: what `metaspec optimise` writes, `metaspec-simulate verify` reads and adds to.
+"""Run folder: written by `metaspec optimise`, read and added to by `metaspec-simulate verify`.
 
 designs.npy       uint8 (N, 128, 128), best first           design_000.npy, .gds, .png, spectra_000.png, ...
 spectra.npy       float32 (N, channels, wavelengths)        history.csv, history.png, report.html
-trajectory.npy    uint8 (M, 128, 128), visited on the way   settings.json
+trajectory.npy    uint8 (M, 128, 128), as optimised         settings.json
 report.json       `RunReport`; written last                 verify.json, verify.png, simulated/ (`VerifyReport`)
 """
 
 from __future__ import annotations
 
+import itertools
 import json
-import re
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat, JsonValue, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, JsonValue, ValidationError, model_validator
 
 from metaspec_contract.detectors import CHANNELS
-from metaspec_contract.process import Process, complete_process
+from metaspec_contract.process import CompleteProcess, Process
+from metaspec_contract.validation import first_error
 
 REPORT, SETTINGS, VERIFY = "report.json", "settings.json", "verify.json"
 DESIGNS, SPECTRA, TRAJECTORY = "designs.npy", "spectra.npy", "trajectory.npy"
 
-_CompleteProcess = Annotated[
-    Process, BeforeValidator(lambda value: complete_process(value) if isinstance(value, Mapping) else value)
-]
-
 
 class ByColour(BaseModel):
-    """A number for each colour; green counts G1 + G2."""
+    """A number for each colour; green is G1 + G2."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -74,14 +70,14 @@ class Design(BaseModel):
     """One design of a run.
 
     Attributes:
-        rank: its row in `designs.npy`, 0 for the best.
-        start: number of the start that it comes from.
-        step: step in which it was found.
+        rank: row in `designs.npy`, 0 for the best.
+        start: number of the start that led to it.
+        step: step at which it was found.
         objective: value of the objective.
-        predicted: figures of merit of its predicted spectra.
-        solid_nm: narrowest solid feature in nm.
-        void_nm: narrowest void feature in nm.
-        files: its files.
+        predicted: figures of merit of the predicted spectra.
+        solid_nm: width of the narrowest solid feature in nm.
+        void_nm: width of the narrowest void feature in nm.
+        files: files of the design.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -89,10 +85,10 @@ class Design(BaseModel):
     rank: int = Field(ge=0)
     start: int = Field(ge=0)
     step: int = Field(ge=0)
-    objective: float
+    objective: FiniteFloat
     predicted: Merit
-    solid_nm: float
-    void_nm: float
+    solid_nm: FiniteFloat
+    void_nm: FiniteFloat
     files: DesignFiles
 
 
@@ -101,22 +97,22 @@ class RunReport(BaseModel):
 
     Attributes:
         schema_version: version of this schema.
-        url: server that was asked.
+        url: URL of the server.
         model: model whose predictions were optimised.
         model_version: version of that model.
         objective: name of the objective.
         settings: settings of the run.
-        process: device that the model predicts, every field of it stated.
-        period_um: side of the unit cell in um; that of the process.
+        process: device that the model predicts, with every field stated.
+        period_um: side of the unit cell in um, the same as the process's.
         pixel_nm: width of a pixel in nm.
         wavelengths_nm: wavelengths of `spectra.npy` in nm.
         channels: channels of `spectra.npy`.
         merged_greens: whether G1 and G2 both hold the mean of the two.
         seed: seed of the random starts, if there was one.
-        wall_s: seconds spent, interruptions not counted.
-        server_calls: calls of the server.
-        structures_evaluated: structures that were predicted.
-        designs: the designs, one for each row of `designs.npy`.
+        wall_s: duration in seconds, without interruptions.
+        server_calls: number of calls to the server.
+        structures_evaluated: number of structures that were predicted.
+        designs: designs, one for each row of `designs.npy`.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -127,26 +123,37 @@ class RunReport(BaseModel):
     model_version: str
     objective: str
     settings: dict[str, JsonValue]
-    process: _CompleteProcess
+    process: CompleteProcess
     period_um: FiniteFloat
     pixel_nm: FiniteFloat
     wavelengths_nm: list[FiniteFloat] = Field(min_length=2)
     channels: list[str]
     merged_greens: bool = False
     seed: int | None
-    wall_s: float
+    wall_s: FiniteFloat
     server_calls: int
     structures_evaluated: int
     designs: list[Design] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if missing := [name for name in CHANNELS if self.channels.count(name) != 1]:
+            raise ValueError(f"channels must name each of {', '.join(missing)} once, got {self.channels}")
+        if abs(self.process.period_um - self.period_um) > 1e-6:
+            raise ValueError(f"period_um is {self.period_um}, but that of the process is {self.process.period_um}")
+        for before, after in itertools.pairwise(self.wavelengths_nm):
+            if after <= before:
+                raise ValueError(f"wavelengths_nm must ascend, got {after:g} after {before:g}")
+        return self
 
 
 class VerifiedDesign(BaseModel):
     """One design, predicted and simulated.
 
     Attributes:
-        rank: its rank in `report.json`.
-        predicted: figures of merit of its predicted spectra.
-        simulated: those of its simulated spectra, by the solver's grid cells per period.
+        rank: rank in `report.json`.
+        predicted: figures of merit of the predicted spectra.
+        simulated: figures of merit of the simulated spectra, by the solver's grid cells per period.
         mae: mean absolute error of the predicted spectra.
         rms: root mean square error of the predicted spectra.
         grid_difference_rms: rms difference of the spectra on the two finest grids, where there are two.
@@ -172,8 +179,8 @@ class VerifyReport(BaseModel):
         objective: name of the objective.
         solver: name and version of the solver, and its grids in cells per period.
         process: device that was simulated.
-        summary: means over the designs, and which is the best one when simulated.
-        designs: the designs that were simulated, best predicted first.
+        summary: means over the designs, and the best design as simulated.
+        designs: designs that were simulated, best predicted first.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -183,7 +190,7 @@ class VerifyReport(BaseModel):
     model_version: str
     objective: str
     solver: dict[str, JsonValue]
-    process: _CompleteProcess
+    process: CompleteProcess
     summary: dict[str, Any]
     designs: list[VerifiedDesign]
 
@@ -193,37 +200,24 @@ def read_report(folder: Path, process: Process | None = None) -> RunReport:
 
     Args:
         folder: run folder.
-        process: device to take instead of the one that the report names, whatever it names.
+        process: device to use instead of the one in the report.
 
     Raises:
-        ValueError: it is missing, damaged, or contradicts itself. The file and the field are named.
+        ValueError: the report is missing, damaged or inconsistent; file and field are named.
     """
     path = folder / REPORT
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
         if process is not None and isinstance(document, dict):
             document |= {"process": process.model_dump(), "period_um": process.period_um}
-        report = RunReport.model_validate(document)
+        return RunReport.model_validate(document)
     except FileNotFoundError:
         raise ValueError(f"{path} is missing: give a folder that `metaspec optimise` has finished") from None
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not a text file: {error}") from None
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from None
     except ValidationError as error:
-        raise ValueError(f"{path}: {_first(error)}") from None
-    if missing := [name for name in CHANNELS if report.channels.count(name) != 1]:
-        raise ValueError(f"{path}: channels must name each of {', '.join(missing)} once, got {report.channels}")
-    if abs(report.process.period_um - report.period_um) > 1e-6:
-        raise ValueError(
-            f"{path}: period_um is {report.period_um}, but that of the process is {report.process.period_um}"
-        )
-    return report
-
-
-def _first(error: ValidationError) -> str:
-    """The first of what pydantic has to say, in one line."""
-    found = error.errors()[0]
-    reason = re.sub("^(Value|Assertion) error, ", "", found["msg"])
-    field = ".".join(str(part) for part in found["loc"])
-    return f"{field}: {reason}" if field else reason
+        raise ValueError(f"{path}: {first_error(error)}") from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not JSON: {error}") from None

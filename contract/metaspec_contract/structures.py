@@ -1,12 +1,13 @@
-"""A structure: its shape and values, how it is checked and packed, and the symmetries that permute its spectra.
+"""Structures: shape and values, validation, bit packing, and the symmetries that permute their spectra.
 
 A structure is an array (128, 128), row = y, column = x, periodic in both: 1 is solid, 0 is void. It is binary, or a float
-density in [0, 1]. On disk and on the wire binary structures are packed bits, 2048 bytes each, rows first, the first pixel in
+density in [0, 1]. On disk and on the wire, binary structures are bit-packed: 2048 bytes each, row by row, the first pixel in
 the highest bit.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -18,27 +19,27 @@ PIXELS = 128
 """Pixels along each side of a structure."""
 
 ROUNDING = 1e-6
-"""How far a density may leave [0, 1] by rounding; it is clipped where it becomes a float."""
+"""Largest excursion from [0, 1] that counts as rounding: accepted when checked, clipped by `as_density`."""
 
 Structure: TypeAlias = NDArray[np.uint8]
 """Binary structures (..., 128, 128)."""
 
-_CHUNK = 256  # structures that are checked at a time: what is made for the check stays small
+_CHUNK = 256  # structures checked at a time, which bounds the size of intermediate arrays
 
 
 class InvalidStructure(ValueError):
-    """An array that cannot be a structure. The message says what was expected and what came."""
+    """An array that is not a structure. The message states what was expected and what came."""
 
 
 def check_structures(
     structures: ArrayLike, pixels: tuple[int, int] = (PIXELS, PIXELS), name: str = "structures"
 ) -> NDArray[Any]:
-    """Structures as (N, 1, y, x), of the dtype that they have, without a copy.
+    """Check structures and return them as (N, 1, y, x), with their dtype and without a copy.
 
     Args:
-        structures: (y, x), (N, y, x) or (N, 1, y, x), bool, integer or float.
+        structures: array (y, x), (N, y, x) or (N, 1, y, x), bool, integer or float.
         pixels: rows and columns of a structure.
-        name: what the caller calls the array, for messages.
+        name: name of the array in messages.
 
     Raises:
         InvalidStructure: another shape or dtype, or values outside [0, 1] by more than `ROUNDING`.
@@ -61,7 +62,7 @@ def check_structures(
             hint = "; divide 8-bit images by 255" if chunk.max() == 255 else ""
             raise InvalidStructure(
                 f"{name} must lie between 0 (void) and 1 (solid), "
-                f"got {chunk[n, 0, row, column]:g} at structure {start + n}, row {row}, column {column}{hint}"
+                f"got {_number(chunk[n, 0, row, column])} at structure {start + n}, row {row}, column {column}{hint}"
             )
     return array
 
@@ -69,30 +70,35 @@ def check_structures(
 def check_binary(
     structures: ArrayLike, pixels: tuple[int, int] = (PIXELS, PIXELS), name: str = "structures"
 ) -> Structure:
-    """Binary structures as uint8 (N, y, x).
+    """Check binary structures and return them as uint8 (N, y, x); values outside [0, 1] by rounding are clipped.
 
     Args:
-        structures: as for `check_structures`.
+        structures: array as for `check_structures`.
         pixels: rows and columns of a structure.
-        name: what the caller calls the array, for messages.
+        name: name of the array in messages.
 
     Raises:
-        InvalidStructure: as `check_structures`, or a value that is neither 0 nor 1.
+        InvalidStructure: as `check_structures`, or a value between 0 and 1.
     """
     array = check_structures(structures, pixels, name)[:, 0]
-    solid = array != 0
-    if array.dtype != np.bool_ and not np.array_equal(solid, array):
-        n, row, column = (int(i) for i in np.argwhere(solid != array)[0])
+    solid = array > 0
+    if array.dtype.kind == "f" and (between := solid & (array < 1)).any():
+        n, row, column = (int(i) for i in np.argwhere(between)[0])
         raise InvalidStructure(
-            f"{name} must be binary, 0 (void) or 1 (solid), got {array[n, row, column]:g} at structure {n}, row {row}, "
-            f"column {column}; threshold densities first"
+            f"{name} must be binary, 0 (void) or 1 (solid), got {_number(array[n, row, column])} at structure {n}, "
+            f"row {row}, column {column}; threshold densities first"
         )
-    binary: Structure = solid.astype(np.uint8)
-    return binary
+    return solid.view(np.uint8)
+
+
+def _number(value: np.generic) -> str:
+    """A value in six digits, or in as many as distinguish it from 0 and 1."""
+    short = f"{value:g}"
+    return str(value) if float(short) in (0, 1) else short
 
 
 def as_density(structures: NDArray[Any], dtype: DTypeLike = np.float32) -> NDArray[Any]:
-    """Checked structures as contiguous densities of a floating dtype, what rounding left outside [0, 1] clipped."""
+    """Convert checked structures to contiguous densities of a floating dtype, clipped to [0, 1]."""
     density = np.ascontiguousarray(structures, dtype)
     if structures.dtype.kind == "f" and density.size and (density.min() < 0 or density.max() > 1):
         density = density.clip(0, 1)
@@ -105,14 +111,14 @@ def packed_bytes(pixels: tuple[int, int] = (PIXELS, PIXELS)) -> int:
 
 
 def pack(structures: NDArray[Any]) -> NDArray[np.uint8]:
-    """Binary structures (..., y, x), zeros and ones, as bits (..., bytes)."""
-    packed: NDArray[np.uint8] = np.packbits(structures.reshape(*structures.shape[:-2], -1) != 0, axis=-1)
-    return packed
+    """Pack binary structures (..., y, x) into bits, uint8 (..., bytes)."""
+    *lead, y, x = structures.shape
+    return np.packbits(structures.reshape(*lead, y * x) != 0, axis=-1)
 
 
 def pack_binary(structures: NDArray[Any]) -> NDArray[np.uint8] | None:
-    """Rows (N, ...) as bits, uint8 (N, bytes), if all their values are 0 or 1; else None."""
-    flat = structures.reshape(len(structures), -1)
+    """Pack rows (N, ...) into bits, uint8 (N, bytes), if all values are 0 or 1; otherwise return None."""
+    flat = structures.reshape(len(structures), math.prod(structures.shape[1:]))
     solid = flat != 0
     if flat.dtype != np.bool_ and not np.array_equal(solid, flat):
         return None
@@ -120,7 +126,13 @@ def pack_binary(structures: NDArray[Any]) -> NDArray[np.uint8] | None:
 
 
 def unpack(packed: NDArray[np.uint8], pixels: tuple[int, int] = (PIXELS, PIXELS)) -> Structure:
-    """The inverse of `pack`: (..., bytes) to uint8 (..., y, x)."""
+    """Unpack bits (..., bytes) into uint8 structures (..., y, x): the inverse of `pack`.
+
+    Raises:
+        InvalidStructure: wrong number of bytes.
+    """
+    if packed.shape[-1:] != (packed_bytes(pixels),):
+        raise InvalidStructure(f"packed structures must be (..., {packed_bytes(pixels)}), got {packed.shape}")
     structures: Structure = np.unpackbits(packed, axis=-1, count=pixels[0] * pixels[1])
     return structures.reshape(*packed.shape[:-1], *pixels)
 
@@ -129,8 +141,8 @@ def unpack(packed: NDArray[np.uint8], pixels: tuple[int, int] = (PIXELS, PIXELS)
 class Symmetry:
     """One of the 32 exact symmetries of the spectra: D4 times the half-period shifts.
 
-    At normal incidence and averaged over polarisation, every symmetry of the square lattice that maps quadrants onto
-    quadrants permutes the four spectra and changes nothing else.
+    At normal incidence and averaged over polarisation, a symmetry of the square lattice that maps quadrants onto quadrants
+    only permutes the four spectra.
 
     Attributes:
         transpose: swap rows and columns, first.
@@ -159,11 +171,11 @@ class Symmetry:
 
     @property
     def channels(self) -> tuple[int, ...]:
-        """Which old channel each new one holds: the spectra of `apply(structure)` are `spectra[..., channels, :]`."""
+        """Permutation of the channels: the spectra of `apply(structure)` are `spectra[..., channels, :]`."""
         return tuple(int(channel) for channel in self.apply(np.arange(4).reshape(2, 2)).ravel())
 
 
 def symmetries() -> Iterator[Symmetry]:
-    """All 32, the identity first; the first 8 are D4."""
+    """All 32 symmetries: the identity first, D4 in the first 8."""
     for bits in range(32):
         yield Symmetry(*(bool(bits >> k & 1) for k in range(5)))

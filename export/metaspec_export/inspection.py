@@ -1,4 +1,4 @@
-"""What lies in a model repository: each version's own description, whether its weights are intact, and where it runs."""
+"""Inspection of a model repository: each version is held against its metadata, as the server does before it serves one."""
 
 from __future__ import annotations
 
@@ -9,11 +9,15 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime as ort
-from rich import box
 from rich.table import Table
 
-from metaspec_export import metadata
-from metaspec_export.graph.forward import weights_sha256
+from metaspec_contract.model import ModelMetadata, ModelMismatch, check_answers, check_tensors, parse_metadata, probes
+from metaspec_contract.provenance import DataSource
+from metaspec_export.card import MERGED_GREENS
+from metaspec_export.metadata import properties, tensors, weights_sha256
+
+_ROWS = (1, 8)
+"""Batch sizes that a model is tried with: one empty structure; empty, full and random ones."""
 
 
 @dataclass(frozen=True)
@@ -21,30 +25,47 @@ class Inspected:
     """One version of one model.
 
     Attributes:
-        name: of the model.
-        version: its number.
-        metadata: what the file says of itself; empty if it cannot be read.
-        problem: what is wrong with it, or None.
+        path: the file.
+        metadata: its metadata; None if they cannot be read.
+        hashed: whether its metadata hold the hash of the exported weights, so that a change would show.
+        problem: why the server would not serve it, or what is damaged; None if it is sound.
         providers: execution providers of this machine's ONNX Runtime that run it.
-        megabytes: size of the file.
+        megabytes: size of the file in MiB.
     """
 
-    name: str
-    version: int
-    metadata: dict[str, Any]
+    path: Path
+    metadata: ModelMetadata | None
+    hashed: bool
     problem: str | None
     providers: tuple[str, ...]
     megabytes: float
 
+    @property
+    def name(self) -> str:
+        """Folder of the model."""
+        return self.path.parts[-3]
+
+    @property
+    def version(self) -> str:
+        """Folder of the version."""
+        return self.path.parts[-2]
+
+    def measured(self, *keys: str) -> float | None:
+        """A number that the export measured, by its keys in the metadata; None if it is not there."""
+        value: Any = self.metadata and self.metadata.model_extra
+        for key in keys:
+            value = value.get(key) if isinstance(value, dict) else None
+        return float(value) if isinstance(value, int | float) else None
+
 
 def inspect(repository: Path) -> list[Inspected]:
-    """Read, verify and try every version of every model.
+    """Read, check and run every version of every model.
 
     Raises:
         ValueError: there is no model.
     """
     files = sorted(
-        (path for path in repository.glob("*/*/model.onnx") if path.parent.name.isdigit()),
+        (path for path in repository.glob("*/*/model.onnx") if path.parent.name.isdecimal()),
         key=lambda path: (path.parts[-3], int(path.parts[-2])),
     )
     if not files:
@@ -53,80 +74,138 @@ def inspect(repository: Path) -> list[Inspected]:
 
 
 def _inspect(path: Path) -> Inspected:
-    described: dict[str, Any] = {}
-    problem: str | None = None
+    metadata: ModelMetadata | None = None
+    hashed, problem = False, None
     providers: tuple[str, ...] = ()
     try:
-        model = onnx.load(path)
-        described = metadata.read(model)
-        if described["weights_sha256"] != weights_sha256(model):
-            problem = "the weights are not those that were exported: SHA-256 differs"
+        model = _load(path)
+        metadata = parse_metadata(properties(model))
+        exported = (metadata.model_extra or {}).get("weights_sha256")
+        hashed = exported is not None
         providers = _providers(path)
+        _check(path, model, metadata)
+        if hashed and exported != weights_sha256(model):
+            problem = "the weights are not those that were exported: SHA-256 differs"
+    except ModelMismatch as error:
+        problem = str(error)
+    return Inspected(path, metadata, hashed, problem, providers, path.stat().st_size / 2**20)
+
+
+def _load(path: Path) -> onnx.ModelProto:
+    try:
+        return onnx.load(path)
     except Exception as error:  # a damaged file may raise anything
-        problem = f"cannot be read: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
-    size = path.stat().st_size / 2**20
-    return Inspected(path.parts[-3], int(path.parts[-2]), described, problem, providers, size)
+        raise ModelMismatch(f"cannot be read: {_first_line(error)}") from error
+
+
+def _check(path: Path, model: onnx.ModelProto, metadata: ModelMetadata) -> None:
+    """Hold a model against its metadata: its folder, its tensors, and its answers to probes on the CPU.
+
+    Raises:
+        ModelMismatch: they contradict each other.
+    """
+    if metadata.name != path.parts[-3]:
+        raise ModelMismatch(f"metadata name: {metadata.name!r}, but the file lies in folder {path.parts[-3]!r}")
+    inputs, outputs = tensors(model)
+    check_tensors(metadata, inputs, outputs)
+    try:
+        session = _session(path, "CPUExecutionProvider")
+    except Exception as error:  # ONNX Runtime has no base class for what a damaged graph raises
+        raise ModelMismatch(f"ONNX Runtime cannot load it: {_first_line(error)}") from error
+    dtypes = {spec.name: spec.dtype for spec in inputs}
+    names = [spec.name for spec in outputs]
+    for rows in _ROWS:
+        feed = {name: array.astype(dtypes[name]) for name, array in probes(metadata, rows).items()}
+        try:
+            answers = session.run(names, feed)
+        except Exception as error:
+            raise ModelMismatch(f"it fails on {rows} structures: {_first_line(error)}") from error
+        check_answers(metadata, dict(zip(names, answers, strict=True)), rows)
+
+
+def _session(path: Path, provider: str) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    if provider != "CPUExecutionProvider":  # what a provider leaves to the CPU, it does not run
+        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    return ort.InferenceSession(path, options, providers=[provider])
 
 
 def _providers(path: Path) -> tuple[str, ...]:
     """Providers of this machine that load the file and compute one row."""
     running = []
     for provider in ort.get_available_providers():
-        options = ort.SessionOptions()
-        options.log_severity_level = 4
-        if provider != "CPUExecutionProvider":  # what a provider leaves to the CPU, it does not run
-            options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
         try:
-            session = ort.InferenceSession(path, options, providers=[provider])
+            session = _session(path, provider)
             if session.get_providers()[0] != provider:
                 continue  # ONNX Runtime fell back to another one
             session.run(
                 None, {value.name: np.zeros((1, *value.shape[1:]), np.float32) for value in session.get_inputs()}
             )
-        except Exception:  # a provider that cannot run it is what is asked for
+        except Exception:  # that a provider cannot run it is an answer here
             continue
         running.append(provider.removesuffix("ExecutionProvider"))
     return tuple(running)
 
 
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0] or type(error).__name__
+
+
 def table(models: list[Inspected]) -> Table:
-    """The result for people, one row a model."""
-    view = Table(box=box.SIMPLE, pad_edge=False, padding=(0, 1, 0, 0))
-    for column in ("model", "v", "MiB", "MAE", "differs", "gradient", "weights", "runs on"):
+    """The result as a table, one row for each version."""
+    view = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    for column in ("model", "v", "MiB", "MAE", "differs", "gradient", "state", "runs on"):
         view.add_column(column, no_wrap=True)
     for model in models:
-        told = model.metadata
-        tolerance = told.get("tolerance", {})
         view.add_row(
             model.name,
-            str(model.version),
+            model.version,
             f"{model.megabytes:.1f}",
-            f"{told['metrics']['test']['mae']:.4f}" if "metrics" in told else "",
-            f"{tolerance['measured']:.0e}" if "measured" in tolerance else "",
-            f"{tolerance['gradient']['measured']:.0e}" if "gradient" in tolerance else "",
-            "BROKEN" if model.problem else "intact",
+            _number(model.measured("metrics", "test", "mae"), ".4f"),
+            _number(model.measured("tolerance", "measured"), ".0e"),
+            _number(model.measured("tolerance", "gradient", "measured"), ".0e"),
+            "BROKEN" if model.problem else "intact" if model.hashed else "no hash",
             ", ".join(model.providers) or "nothing",
         )
     return view
 
 
+def _number(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
+
+
 def remarks(models: list[Inspected]) -> list[str]:
-    """What the table has no room for: what is wrong, and where each model comes from."""
-    lines = [f"{model.name} version {model.version}: {model.problem}" for model in models if model.problem]
+    """Lines below the table: what is wrong, what each model knows, and where it comes from."""
+    lines = [f"{model.path}: {model.problem}" for model in models if model.problem]
     origins: dict[str, list[str]] = {}
+    merged = []
     for model in models:
-        if "training" in model.metadata:
-            training = model.metadata["training"]
-            data = " and ".join(f"{part['structures']} structures of {part['name']}" for part in training["data"])
-            origin = (
-                f"{training['network']}, {training['parameters'] / 1e6:.1f} million parameters, trained on {data}, "
-                f"source {model.metadata['source_revision']}"
-            )
-            origins.setdefault(origin, []).append(f"{model.name} {model.version}")
+        if model.metadata is None:
+            continue
+        if model.metadata.merged_greens:
+            merged.append(f"{model.name} {model.version}")
+        if model.metadata.training is not None:
+            origins.setdefault(_origin(model.metadata), []).append(f"{model.name} {model.version}")
     lines += [f"{', '.join(names)}: {origin}." for origin, names in origins.items()]
+    if merged:
+        lines.append(f"{', '.join(merged)}: {MERGED_GREENS[0].lower()}{MERGED_GREENS[1:]}")
     lines.append(
         '"MAE": on the test split, measured on the file itself. "differs": largest difference of an efficiency, from PyTorch '
-        'for float32 and from float32 for other precisions; "gradient": the same of the gradient, relative. "weights": '
-        "whether their SHA-256 is that of the export."
+        'for float32 and from float32 for other precisions; "gradient": the same for the gradient, relative. "state": '
+        "intact if a server would serve it and its weights have the SHA-256 of the export."
     )
     return lines
+
+
+def _origin(metadata: ModelMetadata) -> str:
+    """Network, data, device and source revision of a model in words."""
+    training, process, wavelengths = metadata.training, metadata.process, metadata.wavelengths_nm
+    assert training is not None
+    sources = [part.model_dump() if isinstance(part, DataSource) else part for part in training.data]
+    data = " and ".join(f"{part.get('structures', '?')} structures of {part.get('name', '?')}" for part in sources)
+    return (
+        f"{training.network}, {training.parameters / 1e6:.1f} million parameters, trained on {data}; period "
+        f"{process.period_um:g} um, {wavelengths[0]:g} to {wavelengths[-1]:g} nm; source "
+        f"{(metadata.model_extra or {}).get('source_revision', 'unknown')}"
+    )

@@ -1,71 +1,105 @@
-"""What a model says of itself: JSON in the ONNX file's `metadata_props`, under the key "metaspec"."""
+"""Metadata of a model: facts of the checkpoint, measured errors, and their way into the ONNX file's `metadata_props`."""
 
 from __future__ import annotations
 
-import json
-import subprocess
+import hashlib
+from collections.abc import Iterable
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime as ort
 import torch
+from onnx import numpy_helper
+from pydantic import ConfigDict, Field
 from scipy.stats import spearmanr
-from torch import nn
 
 from metaspec_contract.detectors import CHANNELS, SPREAD
-from metaspec_export.graph.forward import weights_sha256
+from metaspec_contract.model import (
+    METADATA_KEY,
+    SCHEMA_VERSION,
+    STRUCTURE,
+    ModelMetadata,
+    ModelMismatch,
+    TensorSpec,
+    Training,
+    check_tensors,
+    parse_metadata,
+)
 from metaspec_export.parity import run
+from metaspec_export.precision import Precision
+from metaspec_export.source import Source
 from metaspec_simulation.dataset import Samples
 from metaspec_training.networks.symmetric import SymmetricNetwork
 from metaspec_training.report.evaluation import errors
 
-KEY = "metaspec"
-
 _EFFICIENCY = "efficiency: power through the detector / power incident on the cell"
 _SPREAD = (
     "efficiency: root mean square, over {images} symmetric images of the structure and all detectors, of the deviation of the "
-    "prediction by way of an image, mapped back, from the mean, which the other channels hold; the larger, the less to trust"
+    "prediction for an image, mapped back, from the mean that the other channels hold; the larger, the less reliable"
 )
 
 
-def describe_training(network: nn.Module, sets: dict[str, Samples]) -> dict[str, Any]:
-    """Everything that all models made from one checkpoint have in common.
+class ExportedMetadata(ModelMetadata):
+    """Metadata that the export writes: those of the contract, and what it measured.
+
+    Attributes:
+        training: how the network was trained.
+        precision: precision of the graph.
+        tolerance: allowed and measured difference from PyTorch for fp32, from fp32 for other precisions; gradients likewise.
+        deviation: `Deviation` from fp32; empty for fp32.
+        metrics: errors by split.
+        evaluated_on: name of the data set that errors were measured on.
+        source_revision: revision of the code.
+        made_with: versions of the packages.
+        weights_sha256: SHA-256 of the weights, see `weights_sha256`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    training: Training
+    precision: Precision
+    tolerance: dict[str, Any]
+    deviation: dict[str, Any] = Field(default_factory=dict)
+    metrics: dict[str, Any]
+    evaluated_on: str = ""
+    source_revision: str
+    made_with: dict[str, str]
+    weights_sha256: str
+
+
+def common_facts(source: Source, images: int, revision: str) -> dict[str, Any]:
+    """Metadata that all models made from one checkpoint have in common.
 
     Args:
-        network: that was trained, or a `SymmetricNetwork` of it.
-        sets: the data sets, by name; the first is the one that errors are measured on.
+        source: network and provenance.
+        images: symmetric images that predictions are averaged over; 1 for the plain network.
+        revision: revision of the code.
     """
-    samples = next(iter(sets.values()))
-    images = len(network.images) if isinstance(network, SymmetricNetwork) else 1
-    trained = network.network if isinstance(network, SymmetricNetwork) else network
-    channels, units = list(CHANNELS), {"spectra": _EFFICIENCY, "wavelengths": "nm"}
+    network, provenance = source.network, source.provenance
+    channels, units = list(provenance.channels), {"spectra": _EFFICIENCY, "wavelengths": "nm"}
     if images > 1:
         channels.append(SPREAD)
         units[SPREAD] = _SPREAD.format(images=images)
+    training = Training(
+        network=type(network).__name__,
+        parameters=sum(weight.numel() for weight in network.parameters()),
+        preset=provenance.preset,
+        data=list(provenance.data),
+    )
     return {
-        "schema_version": 1,
-        "process": samples.process.model_dump(mode="json"),
-        "wavelengths_nm": samples.process.wavelengths_nm.tolist(),
+        "schema_version": SCHEMA_VERSION,
+        "process": provenance.process.model_dump(mode="json"),
+        "wavelengths_nm": provenance.process.wavelengths_nm.tolist(),
         "channels": channels,
+        "merged_greens": provenance.merged_greens,
         "units": units,
-        "input": {"name": "structure", "solid": 1.0, "void": 0.0},
+        "input": {"name": STRUCTURE, "solid": 1.0, "void": 0.0},
         "forward_passes": images,
-        "training": {
-            "network": type(trained).__name__,
-            "parameters": sum(weight.numel() for weight in trained.parameters()),
-            "data": [
-                {
-                    "name": name,
-                    "structures": len(part.of("train")),
-                    **{key: part.attributes[key] for key in ("solver", "made_with")},
-                }
-                for name, part in sets.items()
-            ],
-        },
-        "source_revision": _revision(),
+        "training": training.model_dump(mode="json"),
+        "evaluated_on": source.evaluated_on,
+        "source_revision": revision,
         "made_with": {"torch": torch.__version__, "onnx": onnx.__version__, "onnxruntime": ort.__version__},
     }
 
@@ -73,8 +107,8 @@ def describe_training(network: nn.Module, sets: dict[str, Samples]) -> dict[str,
 def measure(session: ort.InferenceSession, samples: Samples) -> dict[str, Any]:
     """Errors of the graph itself on the validation and test splits, as ONNX Runtime computes it.
 
-    Of a graph with a spread, also how large it is (the mean over wavelengths: 10, 50, 90 and 99 of 100 structures stay below
-    the quantiles), and Spearman's rank correlation with the mean absolute error.
+    For a graph with a spread, also quantiles of its mean over wavelengths, and Spearman's rank correlation of that mean
+    with the mean absolute error.
     """
     measured: dict[str, Any] = {}
     gradient = len(session.get_inputs()) > 1
@@ -93,30 +127,76 @@ def measure(session: ort.InferenceSession, samples: Samples) -> dict[str, Any]:
     return measured
 
 
-def attach(model: onnx.ModelProto, metadata: dict[str, Any]) -> None:
-    """Write metadata and the SHA-256 of the weights into a model, in place of what it had."""
-    metadata["weights_sha256"] = weights_sha256(model)
-    del model.metadata_props[:]
-    onnx.helper.set_model_props(model, {KEY: json.dumps(metadata)})
+def attach(model: onnx.ModelProto, facts: dict[str, Any]) -> ExportedMetadata:
+    """Write metadata into a model, in place of what it had, once they are complete and agree with its tensors.
 
-
-def read(model: onnx.ModelProto) -> dict[str, Any]:
-    """The metadata of a model.
+    Args:
+        model: graph, changed in place.
+        facts: fields of `ExportedMetadata`, except for the hash of the weights.
 
     Raises:
-        ValueError: it has none.
+        ValueError: they are incomplete, or contradict themselves or the graph.
     """
-    properties = {entry.key: entry.value for entry in model.metadata_props}
-    if KEY not in properties:
-        raise ValueError(f'no "{KEY}" entry in metadata_props: not a file of metaspec-export')
-    metadata: dict[str, Any] = json.loads(properties[KEY])
+    metadata = ExportedMetadata.model_validate(facts | {"weights_sha256": weights_sha256(model)})
+    check_tensors(metadata, *tensors(model))
+    del model.metadata_props[:]
+    onnx.helper.set_model_props(model, {METADATA_KEY: metadata.model_dump_json()})
     return metadata
 
 
-def _revision() -> str:
-    """Commit of the source tree, if this is one."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+def read(model: onnx.ModelProto) -> ExportedMetadata:
+    """The metadata of an exported model.
+
+    Raises:
+        ModelMismatch: there are none, or they are incomplete or contradict themselves.
+    """
+    found = properties(model)
+    parse_metadata(found)
+    return ExportedMetadata.model_validate_json(found[METADATA_KEY])
+
+
+def properties(model: onnx.ModelProto) -> dict[str, str]:
+    """The `metadata_props` of a model."""
+    return {entry.key: entry.value for entry in model.metadata_props}
+
+
+def tensors(model: onnx.ModelProto) -> tuple[list[TensorSpec], list[TensorSpec]]:
+    """Inputs and outputs of a graph, without the batch axis.
+
+    Raises:
+        ModelMismatch: a tensor is not a float tensor with a free batch axis first and fixed axes after it.
+    """
+    weights = {tensor.name for tensor in model.graph.initializer}
+    inputs = _specs("input", (value for value in model.graph.input if value.name not in weights))
+    return inputs, _specs("output", model.graph.output)
+
+
+def _specs(kind: str, values: Iterable[onnx.ValueInfoProto]) -> list[TensorSpec]:
+    specs = []
+    for value in values:
+        described = value.type.tensor_type
+        if described.elem_type not in (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE):
+            name = onnx.TensorProto.DataType.Name(described.elem_type)
+            raise ModelMismatch(f"{kind} {value.name} has type {name}, expected a float tensor")
+        sizes = [dim.dim_value if dim.HasField("dim_value") else None for dim in described.shape.dim]
+        fixed = [size for size in sizes[1:] if size is not None]
+        if not sizes or sizes[0] is not None or len(fixed) != len(sizes) - 1:
+            shape = ["N" if size is None else size for size in sizes]
+            raise ModelMismatch(f"{kind} {value.name} has shape {shape}, expected a free batch axis, then fixed axes")
+        specs.append(TensorSpec(value.name, onnx.helper.tensor_dtype_to_np_dtype(described.elem_type), tuple(fixed)))
+    return specs
+
+
+def weights_sha256(model: onnx.ModelProto) -> str:
+    """SHA-256 over the initializers: each one's name, then its raw little-endian bytes, in order of name."""
+    digest = hashlib.sha256()
+    for tensor in sorted(model.graph.initializer, key=lambda tensor: tensor.name):
+        array = numpy_helper.to_array(tensor)
+        digest.update(tensor.name.encode())
+        digest.update(array.astype(array.dtype.newbyteorder("<")).tobytes())
+    return digest.hexdigest()
+
+
+def images_of(network: torch.nn.Module) -> int:
+    """Symmetric images that a network's predictions are averaged over."""
+    return len(network.images) if isinstance(network, SymmetricNetwork) else 1

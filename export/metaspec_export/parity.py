@@ -1,4 +1,4 @@
-"""Proof that the exported graphs compute what the trained network does."""
+"""Comparison of exported graphs with the trained network: spectra with PyTorch, gradients also with finite differences."""
 
 from __future__ import annotations
 
@@ -12,29 +12,31 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from metaspec_contract.model import COTANGENT, STRUCTURE
+from metaspec_contract.structures import PIXELS
 from metaspec_training.report.evaluation import predict
 
 TOLERANCE = 1e-5
-"""Largest absolute difference between PyTorch and ONNX Runtime that an export may have, in efficiency."""
+"""Largest absolute difference of an efficiency between PyTorch and ONNX Runtime that is allowed."""
 
 GRADIENT_TOLERANCE = 1e-4
-"""Largest difference of the gradient, from autograd and from finite differences, as a share of its largest element."""
+"""Largest allowed difference of the gradient from autograd and finite differences, relative to its largest element."""
 
 Array = NDArray[np.float32]
 
 
 class ParityError(Exception):
-    """The exported graph deviates from the network."""
+    """An exported graph deviates from the network."""
 
 
 @dataclass(frozen=True)
 class GradientParity:
-    """How far the gradient graph is from the network.
+    """Differences between the gradient graph and the network.
 
     Attributes:
-        spectra: largest absolute difference of its spectra.
-        autograd: largest difference from `torch.autograd`, as a share of the gradient's largest element.
-        finite_differences: the same from central differences in float64, on a few pixels.
+        spectra: largest absolute difference of the spectra.
+        autograd: largest difference from `torch.autograd`, relative to the gradient's largest element.
+        finite_differences: largest difference from central differences in float64 on a few pixels, relative likewise.
     """
 
     spectra: float
@@ -43,31 +45,38 @@ class GradientParity:
 
 
 def session(graph: bytes) -> ort.InferenceSession:
-    """The graph in ONNX Runtime on the CPU."""
+    """Load a serialised graph into ONNX Runtime on the CPU."""
     return ort.InferenceSession(graph, providers=["CPUExecutionProvider"])
 
 
 def run(
     graph: ort.InferenceSession, structures: NDArray[Any], cotangent: Array | None = None, batch: int = 16
 ) -> list[Array]:
-    """All outputs of a graph for structures (N, 128, 128) and, for a gradient graph, cotangents (N, C, W)."""
+    """All outputs of a graph.
+
+    Args:
+        graph: loaded graph.
+        structures: structures, (N, 128, 128).
+        cotangent: cotangents (N, channels, wavelengths), for a gradient graph.
+        batch: structures in a batch.
+    """
     parts = []
     for start in range(0, len(structures), batch):
         rows = slice(start, start + batch)
-        feed = {"structure": np.ascontiguousarray(structures[rows, None], np.float32)}
+        feed = {STRUCTURE: np.ascontiguousarray(structures[rows, None], np.float32)}
         if cotangent is not None:
-            feed["cotangent"] = cotangent[rows]
+            feed[COTANGENT] = cotangent[rows]
         parts.append(graph.run(None, feed))
     return [np.concatenate(part) for part in zip(*parts, strict=True)]
 
 
 def check_parity(network: nn.Module, graph: bytes, structures: NDArray[np.uint8]) -> float:
-    """Largest absolute difference of spectra between PyTorch and ONNX Runtime, both float32 on CPU.
+    """Largest absolute difference of spectra between PyTorch and ONNX Runtime, both float32 on the CPU.
 
     Args:
-        network: in PyTorch.
-        graph: the forward graph, serialised.
-        structures: to compare on, (N, 128, 128); in batches, and the first one alone, too.
+        network: network in PyTorch.
+        graph: serialised forward graph.
+        structures: structures to compare on, (N, 128, 128): in batches, and the first one alone, too.
 
     Raises:
         ParityError: the difference exceeds `TOLERANCE`, or a value is not finite.
@@ -84,9 +93,9 @@ def check_gradient_parity(network: nn.Module, graph: bytes, structures: NDArray[
     """Compare the gradient graph with `torch.autograd`, and with central finite differences in float64.
 
     Args:
-        network: in PyTorch.
-        graph: the gradient graph, serialised.
-        structures: to compare on, (N, 128, 128); in a batch, and the first one alone, too.
+        network: network in PyTorch.
+        graph: serialised gradient graph.
+        structures: structures to compare on, (N, 128, 128): in a batch, and the first one alone, too.
 
     Raises:
         ParityError: a difference exceeds `TOLERANCE` or `GRADIENT_TOLERANCE`, or a value is not finite.
@@ -121,13 +130,13 @@ def _spectra_difference(got: Array, expected: Array) -> float:
 def _finite_differences(
     network: nn.Module, structure: NDArray[np.uint8], cotangent: Array, gradient: Array, step: float = 1e-4
 ) -> float:
-    """Largest difference of a gradient (128, 128) from central differences at the pixel where it is largest and at others."""
+    """Largest difference of a gradient (128, 128) from central differences, at its largest pixel and three fixed ones."""
     exact = copy.deepcopy(network).double().eval()
     density = torch.from_numpy(structure[:, None].astype(np.float64))
     weights = torch.from_numpy(cotangent.astype(np.float64))
     largest = np.abs(gradient).argmax()
     worst = 0.0
-    for pixel in (largest, 0, 5000, 128 * 128 - 1):
+    for pixel in (largest, 0, 5000, PIXELS * PIXELS - 1):
         row, column = divmod(int(pixel), gradient.shape[1])
         values = []
         for sign in (1, -1):

@@ -3,8 +3,8 @@
 - fp16: weights and arithmetic in float16, for GPUs; normalisations and softmax stay float32. TensorRT takes the precision
   from the graph, too.
 - int8: 3 x 3 convolutions in 8-bit integers, one scale per output channel, ranges of the activations measured on
-  training structures (static quantisation; Jacob et al., CVPR 2018), for CPUs. Of a gradient graph only the forward pass:
-  a cotangent has no range that could be known beforehand.
+  training structures (static quantisation; Jacob et al., CVPR 2018), for CPUs. In a gradient graph only the forward pass is
+  quantised: the range of a cotangent cannot be known beforehand.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ from onnx import helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from onnxruntime.transformers.float16 import convert_float_to_float16
 
-from metaspec_contract.detectors import COLOURS
-from metaspec_contract.figures_of_merit import colour_efficiency
+from metaspec_contract.detectors import CHANNELS, COLOURS
+from metaspec_contract.figures_of_merit import efficiency_weights, in_band, weighted_sums
+from metaspec_contract.model import COTANGENT, GRADIENT, STRUCTURE
 from metaspec_contract.process import Process
 from metaspec_contract.structures import PIXELS
 from metaspec_export.graph.forward import quiet
@@ -40,13 +41,13 @@ class DeviationError(Exception):
 
 @dataclass(frozen=True)
 class Deviation:
-    """How far the spectra, or the gradient, of a graph are from those in float32.
+    """Deviation of a graph's spectra and gradient from those in float32.
 
     Attributes:
         max_abs: largest difference of an efficiency.
-        mean_abs: mean difference.
-        colour: largest change of the blue, green and red efficiency of a structure.
-        gradient: root mean square difference of the gradient over the gradient's own; None for a forward graph.
+        mean_abs: mean difference of the efficiencies.
+        colour: largest change of a structure's efficiency in each colour that has wavelengths in its band.
+        gradient: rms difference of the gradient over the rms of the gradient; None for a forward graph.
     """
 
     max_abs: float
@@ -57,7 +58,7 @@ class Deviation:
 
 @dataclass(frozen=True)
 class Tolerance:
-    """What is allowed of a `Deviation`; `colour` is of the worst colour."""
+    """Largest `Deviation` allowed; `colour` is for the worst colour."""
 
     max_abs: float
     mean_abs: float
@@ -69,11 +70,11 @@ TOLERANCES = {
     "fp16": Tolerance(max_abs=5e-3, mean_abs=5e-4, colour=2e-3, gradient=0.02),
     "int8": Tolerance(max_abs=2e-2, mean_abs=1e-3, colour=5e-3, gradient=0.10),
 }
-"""Well below the error of the network itself, which is some 0.007 in the mean."""
+"""Well below the error of the bundled networks, about 0.007 in the mean."""
 
 
 def parse_precisions(text: str) -> list[Precision]:
-    """The precisions named in a list like "fp32,int8".
+    """Parse a list of precisions such as "fp32,int8".
 
     Raises:
         ValueError: one of them is unknown, or none is named.
@@ -96,9 +97,9 @@ def reduce(model: onnx.ModelProto, precision: Precision, structures: NDArray[np.
     """The graph in another precision; inputs and outputs stay float32.
 
     Args:
-        model: in float32.
-        precision: one of `PRECISIONS`; fp32 returns a copy.
-        structures: to measure the range of activations on, (N, 128, 128).
+        model: graph in float32.
+        precision: wanted precision; fp32 returns a copy.
+        structures: structures that the range of activations is measured on, (N, 128, 128).
     """
     copy = onnx.ModelProto()  # both converters work in place
     copy.CopyFrom(model)
@@ -106,7 +107,7 @@ def reduce(model: onnx.ModelProto, precision: Precision, structures: NDArray[np.
         return copy
     if precision == "fp16":
         half: onnx.ModelProto = convert_float_to_float16(copy, keep_io_types=True, op_block_list=_KEPT_FLOAT32)
-        if any(value.name == "cotangent" for value in half.graph.input):
+        if any(value.name == COTANGENT for value in half.graph.input):
             _scale_cotangent(half)
         return half
     with tempfile.TemporaryDirectory() as folder, quiet():
@@ -126,15 +127,15 @@ def reduce(model: onnx.ModelProto, precision: Precision, structures: NDArray[np.
 
 
 def _scale_cotangent(model: onnx.ModelProto) -> None:
-    """Bring every cotangent to a largest value of 64, and the gradient back: what is small would be lost in float16.
+    """Scale every cotangent to a largest value of 64, and the gradient back: small values would be lost in float16.
 
-    The gradient is linear in the cotangent, so this changes nothing else (the loss scaling of Micikevicius et al., ICLR 2018).
+    The gradient is linear in the cotangent, so nothing else changes (the loss scaling of Micikevicius et al., ICLR 2018).
     """
     graph = model.graph
     for node in graph.node:
         for names, old, new in (
-            (node.input, "cotangent", "cotangent_scaled"),
-            (node.output, "gradient", "gradient_scaled"),
+            (node.input, COTANGENT, "cotangent_scaled"),
+            (node.output, GRADIENT, "gradient_scaled"),
         ):
             for i, name in enumerate(names):
                 if name == old:
@@ -147,15 +148,15 @@ def _scale_cotangent(model: onnx.ModelProto) -> None:
     ):
         graph.initializer.append(numpy_helper.from_array(np.asarray(value), name))
     before = [
-        helper.make_node("Abs", ["cotangent"], ["cotangent_abs"]),
+        helper.make_node("Abs", [COTANGENT], ["cotangent_abs"]),
         helper.make_node("ReduceMax", ["cotangent_abs", "cotangent_axes"], ["cotangent_max"]),
         helper.make_node("Max", ["cotangent_max", "cotangent_least"], ["cotangent_size"]),
         helper.make_node("Div", ["cotangent_size", "cotangent_target"], ["cotangent_unit"]),
-        helper.make_node("Div", ["cotangent", "cotangent_unit"], ["cotangent_scaled"]),
+        helper.make_node("Div", [COTANGENT, "cotangent_unit"], ["cotangent_scaled"]),
     ]
     after = [
         helper.make_node("Unsqueeze", ["cotangent_unit", "gradient_axes"], ["gradient_unit"]),
-        helper.make_node("Mul", ["gradient_scaled", "gradient_unit"], ["gradient"]),
+        helper.make_node("Mul", ["gradient_scaled", "gradient_unit"], [GRADIENT]),
     ]
     nodes = [*before, *graph.node, *after]
     del graph.node[:]
@@ -165,7 +166,7 @@ def _scale_cotangent(model: onnx.ModelProto) -> None:
 def _forward_convolutions(model: onnx.ModelProto) -> list[str]:
     """Names of the 3 x 3 convolutions of several channels that do not depend on the cotangent."""
     weights = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
-    backward, names = {"cotangent"}, []
+    backward, names = {COTANGENT}, []
     for node in model.graph.node:
         if backward.intersection(node.input) and node.op_type != "Shape":
             backward.update(node.output)
@@ -177,17 +178,17 @@ def _forward_convolutions(model: onnx.ModelProto) -> list[str]:
 
 
 class _Calibration(CalibrationDataReader):
-    """Batches of structures, as the quantiser wants them; the cotangent does not enter what is quantised."""
+    """Batches of structures for the quantiser; cotangents are zero, since they do not enter what is quantised."""
 
     def __init__(self, model: onnx.ModelProto, structures: NDArray[np.uint8], batch: int = 16) -> None:
         self._batches = self._iterate(model, structures, batch)
 
     @staticmethod
     def _iterate(model: onnx.ModelProto, structures: NDArray[np.uint8], batch: int) -> Iterator[dict[str, Any]]:
-        others = [value for value in model.graph.input if value.name != "structure"]
+        others = [value for value in model.graph.input if value.name != STRUCTURE]
         for start in range(0, len(structures), batch):
             density = structures[start : start + batch].reshape(-1, 1, PIXELS, PIXELS).astype(np.float32)
-            feed = {"structure": density}
+            feed = {STRUCTURE: density}
             for value in others:
                 shape = [dim.dim_value for dim in value.type.tensor_type.shape.dim[1:]]
                 feed[value.name] = np.zeros((len(density), *shape), np.float32)
@@ -201,33 +202,45 @@ class _Calibration(CalibrationDataReader):
 def deviation(
     got: tuple[NDArray[np.float32], ...], expected: tuple[NDArray[np.float32], ...], process: Process
 ) -> Deviation:
-    """Measure outputs (spectra,) or (spectra, gradient) of a graph against those of the graph in float32."""
+    """Compare outputs (spectra,) or (spectra, gradient) of a graph with those of the graph in float32.
+
+    Args:
+        got: outputs of the graph.
+        expected: outputs of the graph in float32.
+        process: process of the spectra.
+    """
+    wavelengths = process.wavelengths_nm
     change = np.abs(got[0] - expected[0])
-    colours = np.abs(
-        colour_efficiency(got[0], process.wavelengths_nm) - colour_efficiency(expected[0], process.wavelengths_nm)
-    )
+    colours = [colour for colour in COLOURS if in_band(colour, wavelengths).any()]
+    weights = [efficiency_weights(colour, wavelengths) for colour in colours]
+    changes = np.abs(_colours(got[0], weights) - _colours(expected[0], weights)) if weights else np.zeros((1, 0))
     gradient = None
     if len(got) > 1:
         gradient = float(np.sqrt(((got[1] - expected[1]) ** 2).mean() / (expected[1] ** 2).mean()))
     return Deviation(
         max_abs=float(change.max()),
         mean_abs=float(change.mean()),
-        colour=dict(zip(COLOURS, colours.max(axis=0).tolist(), strict=True)),
+        colour=dict(zip(colours, changes.max(axis=0).tolist(), strict=True)),
         gradient=gradient,
     )
+
+
+def _colours(spectra: NDArray[np.float32], weights: list[NDArray[np.float64]]) -> NDArray[np.float32]:
+    """Efficiencies of colours, (N, colours), from spectra whose first channels are the detectors."""
+    return weighted_sums(spectra[:, : len(CHANNELS)], weights)
 
 
 def require_within(measured: Deviation, precision: Precision) -> None:
     """Refuse a deviation past the precision's tolerance.
 
     Raises:
-        DeviationError: with the number that is too large, or not finite.
+        DeviationError: a number is too large, or not finite; it is named.
     """
     allowed = TOLERANCES[precision]
     for name, got, limit in (
         ("largest deviation of an efficiency", measured.max_abs, allowed.max_abs),
         ("mean deviation of efficiencies", measured.mean_abs, allowed.mean_abs),
-        ("largest change of a colour's efficiency", max(measured.colour.values()), allowed.colour),
+        ("largest change of a colour's efficiency", max(measured.colour.values(), default=0.0), allowed.colour),
         ("relative deviation of the gradient", measured.gradient or 0.0, allowed.gradient),
     ):
         if not got <= limit:

@@ -1,8 +1,7 @@
-"""Publishing to a model repository in Triton's layout: all models of a version, or nothing of it."""
+"""Publishing to a model repository in Triton's layout: all models of a version, or none of them."""
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import tempfile
@@ -10,26 +9,29 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from metaspec_export.precision import Precision
+from metaspec_contract.files import sync_folder, write_bytes
+from metaspec_contract.model import DEFAULT_MODEL, gradient_model
+from metaspec_export.precision import PRECISIONS, Precision
 
-NAME = "diffractionnet"
+_SYMMETRIC_SUFFIX = "_symmetric"
+_CONFIG = "config.pbtxt"
 
 
 def model_name(
-    precision: Precision = "fp32", gradient: bool = False, symmetric: bool = False, network: str = NAME
+    precision: Precision = "fp32", gradient: bool = False, symmetric: bool = False, network: str = DEFAULT_MODEL
 ) -> str:
-    """Folder of a model: the network, "_symmetric" over images, the precision if not float32, "_vjp" for the gradient.
+    """Folder of a model: network, "_symmetric" over images, precision if not float32, "_vjp" for the gradient.
 
     Raises:
-        ValueError: a name that is not made of lower-case letters, digits and underscores, or that ends like a suffix.
+        ValueError: the network's name is not of lower-case letters, digits and underscores, or ends like a suffix.
     """
     if not re.fullmatch(r"[a-z][a-z0-9_]{0,63}", network):
-        raise ValueError(f"name must be 1 to 64 of a-z, 0-9 and _ and begin with a letter, got {network!r}")
-    for suffix in ("_symmetric", "_fp16", "_int8", "_vjp"):
+        raise ValueError(f"--name must be 1 to 64 of a-z, 0-9 and _ and begin with a letter, got {network!r}")
+    for suffix in (_SYMMETRIC_SUFFIX, *(f"_{p}" for p in PRECISIONS if p != "fp32"), gradient_model("")):
         if network.endswith(suffix):
-            raise ValueError(f"name must not end with {suffix}, as the names of its variants do, got {network!r}")
-    suffixes = ("_symmetric" if symmetric else "", "" if precision == "fp32" else f"_{precision}")
-    return network + "".join(suffixes) + ("_vjp" if gradient else "")
+            raise ValueError(f"--name must not end with {suffix}, as the names of its variants do, got {network!r}")
+    name = network + (_SYMMETRIC_SUFFIX if symmetric else "") + ("" if precision == "fp32" else f"_{precision}")
+    return gradient_model(name) if gradient else name
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class Publication:
     Attributes:
         name: folder of the model.
         config: Triton's configuration, `config.pbtxt`.
-        files: what goes into the version's folder, by relative path.
+        files: contents of the version's folder, by relative path.
     """
 
     name: str
@@ -47,20 +49,20 @@ class Publication:
     files: dict[str, bytes]
 
 
-def next_version(repository: Path, names: Sequence[str] = (NAME,)) -> int:
+def next_version(repository: Path, names: Sequence[str] = (DEFAULT_MODEL,)) -> int:
     """One more than the newest version of any of these models in the repository, or 1."""
     folders = [repository / name for name in names]
     versions = [
-        int(path.name) for folder in folders if folder.is_dir() for path in folder.iterdir() if path.name.isdigit()
+        int(path.name) for folder in folders if folder.is_dir() for path in folder.iterdir() if path.name.isdecimal()
     ]
     return max(versions, default=0) + 1
 
 
-def require_free(repository: Path, version: int, names: Sequence[str] = (NAME,)) -> None:
-    """Refuse a version that is there already: published versions never change.
+def require_free(repository: Path, version: int, names: Sequence[str] = (DEFAULT_MODEL,)) -> None:
+    """Refuse a version that exists: published versions never change.
 
     Raises:
-        FileExistsError: it is.
+        FileExistsError: one of the models has that version.
     """
     for name in names:
         target = repository / name / str(version)
@@ -74,7 +76,7 @@ def publish(repository: Path, version: int, models: Sequence[Publication]) -> li
     Args:
         repository: folder of the repository, made if there is none.
         version: number that is still free.
-        models: in the order in which they should appear.
+        models: models in the order in which they should appear.
 
     Returns:
         The folders of the version, one for each model.
@@ -89,9 +91,12 @@ def publish(repository: Path, version: int, models: Sequence[Publication]) -> li
         with tempfile.TemporaryDirectory(prefix=".staging-", dir=repository) as folder:
             staging = Path(folder)
             for model in models:
-                _write_durably(staging / model.name / "config.pbtxt", model.config.encode())
-                for relative, content in model.files.items():
-                    _write_durably(staging / model.name / str(version) / relative, content)
+                files = {_CONFIG: model.config.encode()}
+                files |= {f"{version}/{relative}": content for relative, content in model.files.items()}
+                for relative, content in files.items():
+                    path = staging / model.name / relative
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    write_bytes(path, content)
             return _reveal(staging, repository, version, models)
     except BaseException:
         if made is not None:
@@ -107,50 +112,34 @@ def _make_folder(path: Path) -> Path | None:
 
 
 def _reveal(staging: Path, repository: Path, version: int, models: Sequence[Publication]) -> list[Path]:
-    """Rename what was staged to its place, undoing all of it if one rename fails."""
-    undo: list[tuple[Path, str | None]] = []
+    """Rename what was staged to its place, and undo all of it if one step fails; undoing takes no disk space."""
+    undo: list[tuple[Path, Path | None]] = []  # what has appeared, and the file that it took the place of
     targets = []
     try:
         for model in models:
             staged, folder = staging / model.name, repository / model.name
             target = folder / str(version)
             if folder.exists():
-                config = folder / "config.pbtxt"
-                undo.append((config, config.read_text() if config.exists() else None))
-                (staged / "config.pbtxt").replace(config)
+                config, before = folder / _CONFIG, staging / f"{model.name}.before"
+                if config.exists():
+                    shutil.copy2(config, before)
+                undo.append((config, before if config.exists() else None))
+                (staged / _CONFIG).replace(config)
                 undo.append((target, None))
                 (staged / str(version)).rename(target)
             else:
                 undo.append((folder, None))
                 staged.rename(folder)
-            _sync_folder(folder)
+            sync_folder(folder)
             targets.append(target)
-        _sync_folder(repository)
+        sync_folder(repository)
     except BaseException:
-        for path, before in reversed(undo):
-            if before is not None:
-                path.write_text(before)
+        for path, before_it in reversed(undo):
+            if before_it is not None:
+                before_it.replace(path)
             elif path.is_dir():
                 shutil.rmtree(path)
             else:
                 path.unlink(missing_ok=True)
         raise
     return targets
-
-
-def _write_durably(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    path.chmod(0o644)  # the server may run as another user
-
-
-def _sync_folder(path: Path) -> None:
-    """Make renames in a folder survive a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,4 +1,4 @@
-"""Building TensorRT engines ahead of time, so that a server does not stand still for minutes when it starts."""
+"""Building TensorRT engines ahead of time, so that a server does not build them for minutes when it starts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class TensorRTUnavailable(Exception):
 
 
 def require_tensorrt() -> None:
-    """Refuse early where no engine can be built.
+    """Refuse early if no engine can be built on this machine.
 
     Raises:
         TensorRTUnavailable: ONNX Runtime has no TensorRT here.
@@ -32,11 +32,11 @@ def require_tensorrt() -> None:
 
 
 def build_engines(graph: bytes, wanted: Signature) -> dict[str, bytes]:
-    """Engine and timing caches of a graph for this GPU, warmed for every preferred batch size.
+    """Engine and timing caches of a graph for this GPU, warmed up for every preferred batch size.
 
     Args:
-        graph: serialised ONNX.
-        wanted: what the graph takes, and in what batches.
+        graph: serialised ONNX graph.
+        wanted: signature of the graph.
 
     Returns:
         Files by path relative to the version's folder.

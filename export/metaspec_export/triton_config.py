@@ -9,28 +9,32 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from metaspec_contract.structures import PIXELS
+from metaspec_contract.model import METADATA_KEY, ModelMetadata
+from metaspec_export.precision import Precision
 
 MAX_BATCH = 256
-"""Passes through the network that one batch may take."""
+"""Largest batch, in passes through the network."""
 
 PREFERRED_PASSES = (8, 32, 128)
+"""Preferred batches, in passes through the network."""
 
 ENGINE_CACHE = "/var/cache/metaspec/tensorrt"
-"""Where Triton keeps built TensorRT engines: mount a volume there, or every start builds them anew, for minutes."""
+"""Folder of Triton's TensorRT engines: without a volume there, every start builds them again, which takes minutes."""
 
 WORKSPACE_BYTES = 2**30
+
+_FOR_CLIENTS = {"schema_version", "process", "wavelengths_nm", "channels", "merged_greens", "units"}
 
 
 @dataclass(frozen=True)
 class Signature:
-    """What goes into a model and comes out, and in what batches.
+    """Tensors and batches of a model.
 
     Attributes:
-        inputs: shapes by name, without the batch axis.
-        outputs: the same.
-        preferred_batches: in structures.
-        max_batch: in structures.
+        inputs: shapes of the inputs by name, without the batch axis.
+        outputs: shapes of the outputs by name, without the batch axis.
+        preferred_batches: preferred batch sizes in structures, ascending.
+        max_batch: largest batch size in structures.
     """
 
     inputs: dict[str, tuple[int, ...]]
@@ -39,27 +43,25 @@ class Signature:
     max_batch: int
 
 
-def signature(metadata: dict[str, Any]) -> Signature:
+def signature(metadata: ModelMetadata) -> Signature:
     """The signature of a model, from its metadata."""
-    structure, spectra = (1, PIXELS, PIXELS), (len(metadata["channels"]), len(metadata["wavelengths_nm"]))
-    passes = metadata["forward_passes"]
-    batches = tuple(max(1, size // passes) for size in PREFERRED_PASSES), max(1, MAX_BATCH // passes)
-    if metadata["kind"] == "vjp":
-        inputs, outputs = {"structure": structure, "cotangent": spectra}, {"spectra": spectra, "gradient": structure}
-        return Signature(inputs, outputs, *batches)
-    return Signature({"structure": structure}, {"spectra": spectra}, *batches)
+    inputs, outputs = metadata.tensors
+    passes = metadata.forward_passes
+    preferred = tuple(max(1, size // passes) for size in PREFERRED_PASSES)
+    return Signature(inputs, outputs, preferred, max(1, MAX_BATCH // passes))
 
 
-def config_pbtxt(metadata: dict[str, Any]) -> str:
-    """`config.pbtxt` of a model: tensors, batching, instances, warm-up, cache of answers, TensorRT on GPUs.
+def config_pbtxt(metadata: ModelMetadata, precision: Precision) -> str:
+    """`config.pbtxt` of a model: tensors, batching, instances, warm-up, response cache, TensorRT on GPUs.
 
-    Its parameter "metaspec" tells clients, as JSON, what Triton's own metadata have no room for.
+    Its parameter "metaspec" holds, as JSON, what clients need and Triton's own metadata have no field for.
 
     Args:
-        metadata: of the model. A model in int8 is for CPUs, and its configuration says so.
+        metadata: metadata of the model.
+        precision: precision of the model; one in int8 is configured for CPUs.
     """
-    wanted, precision = signature(metadata), metadata["precision"]
-    told = {key: metadata[key] for key in ("schema_version", "process", "wavelengths_nm", "channels", "units")}
+    wanted = signature(metadata)
+    parameter = metadata.model_dump_json(include=_FOR_CLIENTS)
 
     def listed(values: dict[str, tuple[int, ...]]) -> str:
         return ",\n".join(
@@ -76,8 +78,9 @@ def config_pbtxt(metadata: dict[str, Any]) -> str:
         return f'model_warmup {{\n  name: "batch {batch}"\n  batch_size: {batch}\n{samples}\n}}'
 
     on_gpu = "" if precision == "int8" else _accelerator(precision)
+    batches = ", ".join(map(str, wanted.preferred_batches))
     return f"""\
-name: "{metadata["name"]}"
+name: "{metadata.name}"
 backend: "onnxruntime"
 max_batch_size: {wanted.max_batch}
 input [
@@ -86,18 +89,18 @@ input [
 output [
 {listed(wanted.outputs)}
 ]
-dynamic_batching {{ preferred_batch_size: [ {", ".join(map(str, wanted.preferred_batches))} ] }}
+dynamic_batching {{ preferred_batch_size: [ {batches} ] }}
 instance_group [ {{ kind: {"KIND_CPU" if precision == "int8" else "KIND_AUTO"}, count: 1 }} ]
 version_policy {{ latest {{ num_versions: 1 }} }}
 response_cache {{ enable: true }}
-parameters {{ key: "metaspec" value {{ string_value: {json.dumps(json.dumps(told))} }} }}
+parameters {{ key: "{METADATA_KEY}" value {{ string_value: {json.dumps(parameter)} }} }}
 {warm_up(1)}
 {warm_up(wanted.preferred_batches[-1])}
 {on_gpu}"""
 
 
-def _accelerator(precision: str) -> str:
-    """The TensorRT accelerator, with a cache of engines that outlives the server."""
+def _accelerator(precision: Precision) -> str:
+    """The TensorRT accelerator, with an engine cache that outlives the server."""
     parameters = {
         "precision_mode": "FP16" if precision == "fp16" else "FP32",
         "max_workspace_size_bytes": WORKSPACE_BYTES,
@@ -120,9 +123,13 @@ optimization {{
 
 
 def tensorrt_options(wanted: Signature, cache: str = "tensorrt") -> dict[str, Any]:
-    """Options of ONNX Runtime's TensorrtExecutionProvider for one engine that fits every batch up to the largest.
+    """Options of ONNX Runtime's TensorrtExecutionProvider for one engine that fits every batch size up to the largest.
 
-    The precision is not among them: TensorRT 11 takes it from the graph. Paths are relative to the version's folder.
+    The precision is not among them: TensorRT 11 takes it from the graph.
+
+    Args:
+        wanted: signature of the model.
+        cache: folder of the engine and timing caches, relative to the version's folder.
     """
     profiles = {
         f"trt_profile_{name}_shapes": ",".join(
@@ -141,5 +148,5 @@ def tensorrt_options(wanted: Signature, cache: str = "tensorrt") -> dict[str, An
 
 
 def to_json(options: dict[str, Any]) -> bytes:
-    """Options as a file that people can read."""
+    """Options as indented JSON."""
     return (json.dumps(options, indent=2) + "\n").encode()

@@ -1,4 +1,4 @@
-"""`python -m metaspec_server`, which is also the command `metaspec-serve`."""
+"""`python -m metaspec_server`: the command `metaspec-serve`."""
 
 from metaspec_server.ops.cli import main
 

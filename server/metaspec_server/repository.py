@@ -1,57 +1,34 @@
-"""The model repository on disk: Triton's layout, and what each model says of itself.
+"""The model repository on disk, in Triton's layout.
 
     <repository>/<model>/config.pbtxt
     <repository>/<model>/<version>/model.onnx
 
-Everything the server knows of a model comes from here: the ONNX graph names its tensors, and `metadata_props["metaspec"]`
-holds, as JSON, the process, the wavelengths, the channels and the measured quality.
+Everything that the server knows about a model comes from its file: the ONNX graph names the tensors, and its `metadata_props`
+hold the metadata (`metaspec_contract.model`).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+__all__ = ["ModelFile", "NothingToServe", "RepositoryError", "find_models"]
 
 
 class RepositoryError(Exception):
-    """A model repository, or a model in it, cannot be served. The message names the file and the reason."""
+    """A model repository, or a model in it, cannot be served. The message names the file and the reason.
+
+    Args:
+        path: file or folder.
+        reason: reason why it cannot be served.
+    """
 
     def __init__(self, path: Path, reason: str) -> None:
         super().__init__(f"{path}: {reason}")
 
 
 class NothingToServe(Exception):
-    """No model of a repository can be served. The message has the first reason."""
-
-
-class InputMetadata(BaseModel):
-    """Which input is the structure, and what its values mean."""
-
-    name: str
-    solid: float
-    void: float
-
-
-class ModelMetadata(BaseModel):
-    """What a model says of itself. More than these fields may be present, and is passed on.
-
-    `forward_passes` is how many passes through a network one structure takes.
-    """
-
-    model_config = ConfigDict(extra="allow")
-
-    schema_version: int = Field(ge=1, le=1)
-    name: str
-    kind: str
-    wavelengths_nm: list[float] = Field(min_length=2)
-    channels: list[str] = Field(min_length=1)
-    units: dict[str, str]
-    input: InputMetadata
-    process: dict[str, Any]
-    forward_passes: int = Field(1, ge=1)
+    """No model of a repository can be served. The message holds the first reason."""
 
 
 @dataclass(frozen=True)
@@ -59,10 +36,10 @@ class ModelFile:
     """One version of a model on disk.
 
     Attributes:
-        name: folder of the model.
-        version: folder of the version, a positive whole number.
-        path: the ONNX file.
-        stamp: changes when the file does; None where it is missing.
+        name: name of the model's folder.
+        version: number of the version, that of its folder; at least 1.
+        path: path of the ONNX file.
+        stamp: inode, size and modification time of the file; None where it is missing.
     """
 
     name: str
@@ -72,10 +49,10 @@ class ModelFile:
 
 
 def find_models(repository: Path) -> dict[str, list[ModelFile]]:
-    """The versions of each model, newest first, by name. A model may have none.
+    """Versions of each model, newest first, by name. A model may have none.
 
     Raises:
-        RepositoryError: no such folder.
+        RepositoryError: there is no such folder.
     """
     if not repository.is_dir():
         raise RepositoryError(repository, "no such folder; --repository expects <model>/<version>/model.onnx in it")
@@ -94,24 +71,3 @@ def _model_file(folder: Path, version: int) -> ModelFile:
     except OSError:
         return ModelFile(folder.name, version, path, None)
     return ModelFile(folder.name, version, path, (status.st_ino, status.st_size, status.st_mtime_ns))
-
-
-def parse_metadata(file: ModelFile, properties: dict[str, str]) -> ModelMetadata:
-    """Read a model's own description from its ONNX metadata properties.
-
-    Raises:
-        RepositoryError: there is none, or it is not what this server understands.
-    """
-    if "metaspec" not in properties:
-        raise RepositoryError(
-            file.path, 'has no "metaspec" entry in its metadata_props: export it with metaspec-export'
-        )
-    try:
-        metadata = ModelMetadata.model_validate_json(properties["metaspec"])
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "JSON"
-        raise RepositoryError(file.path, f'bad "metaspec" metadata: {where}: {first["msg"]}') from error
-    if metadata.name != file.name:
-        raise RepositoryError(file.path, f"is model {metadata.name!r} but lies in folder {file.name!r}")
-    return metadata

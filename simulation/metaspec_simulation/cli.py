@@ -1,4 +1,4 @@
-"""`metaspec-simulate`: make a data set, go on with one, import one, and check the designs of an optimiser."""
+"""`metaspec-simulate`: make, resume or import a data set, and verify the designs of an optimiser."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
@@ -16,9 +17,11 @@ import typer
 from dask.distributed import Client, Future, LocalCluster, as_completed, get_worker
 from tqdm import tqdm
 
-from metaspec_contract.files import read_array
-from metaspec_contract.process import Process
-from metaspec_simulation import verify as truth
+from metaspec_contract.files import read_array, replacing, write_json
+from metaspec_contract.process import Process, complete_process
+from metaspec_contract.run_folder import REPORT, VERIFY
+from metaspec_contract.structures import check_binary
+from metaspec_simulation.data.designs import candidates, read_designs
 from metaspec_simulation.data.importer import find_pairs, import_pairs
 from metaspec_simulation.data.recipe import Recipe, given_recipe
 from metaspec_simulation.dataset import (
@@ -29,24 +32,25 @@ from metaspec_simulation.dataset import (
     read_dataset,
     write_samples,
 )
-from metaspec_simulation.designs import candidates, read_designs
 from metaspec_simulation.physics.solver import Solver
+from metaspec_simulation.verify import Task, as_report, compare, table, tasks
 
 _TOPIC = "simulated"
 _FROM = "--from-designs"
 
-_PROCESS = Annotated[
-    Path | None, typer.Option(help="JSON file with a process other than the default.", exists=True, dir_okay=False)
-]
-
-
-_OTHER_PROCESS = Annotated[
-    Path | None,
-    typer.Option(
-        help="JSON file with the process, instead of the one that report.json names.", exists=True, dir_okay=False
-    ),
-]
-
+_PROCESS_FILE = typer.Option(
+    help="JSON file with the fields of the process that differ from the default.", exists=True, dir_okay=False
+)
+_PROCESS_FILE_INSTEAD = typer.Option(
+    help="JSON file with the process to simulate, instead of the one in report.json. Fields that it does not have are "
+    "those of the default.",
+    exists=True,
+    dir_okay=False,
+)
+_CELLS = typer.Option(help="Solver grid cells per period.", min=24, max=512)
+_WORKERS = typer.Option(help="Processes on this machine, one thread each.", min=1)
+_SCHEDULER = typer.Option(help="Address of a Dask scheduler, to use its workers instead of local ones.")
+_RUN_FOLDER = typer.Argument(help="Folder written by `metaspec optimise`.", exists=True, file_okay=False)
 
 app = typer.Typer(
     add_completion=False,
@@ -56,34 +60,46 @@ app = typer.Typer(
 )
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"metaspec-lab {version('metaspec-lab')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None: ...
+
+
 @app.command("run")
 def simulate(
     out: Annotated[Path, typer.Option(help="Folder of the data set. If it exists, only what is missing is simulated.")],
-    count: Annotated[int | None, typer.Option(help="Samples that the data set shall have in all.", min=1)] = None,
+    count: Annotated[int | None, typer.Option(help="Number of samples in the finished data set.", min=1)] = None,
     structures: Annotated[
         Path | None,
         typer.Option(
             help="Simulate these instead of random ones: a .npy file (N, 128, 128).", exists=True, dir_okay=False
         ),
     ] = None,
-    workers: Annotated[int, typer.Option(help="Processes on this machine, one thread each.", min=1)] = 1,
-    seed: Annotated[int, typer.Option(help="From which the structures follow.", min=0)] = 0,
-    cells: Annotated[int, typer.Option(help="Solver grid cells per period.", min=24, max=512)] = 64,
-    process: _PROCESS = None,
-    scheduler: Annotated[
-        str | None, typer.Option(help="Address of a Dask scheduler, to use its workers instead of local ones.")
-    ] = None,
+    workers: Annotated[int, _WORKERS] = 1,
+    seed: Annotated[int, typer.Option(help="Seed of the random structures.", min=0)] = 0,
+    cells: Annotated[int, _CELLS] = 64,
+    process: Annotated[Path | None, _PROCESS_FILE] = None,
+    scheduler: Annotated[str | None, _SCHEDULER] = None,
 ) -> None:
     """Simulate structures and write them, with their spectra, to a Zarr data set.
 
-    Killed or interrupted with Ctrl-C, it goes on where it stopped when the same command is given again.
+    Killed or interrupted with Ctrl-C, it resumes when the same command is given again.
     """
-    device = _read_process(process)
+    device = _process(process)
     given = None
     if structures is not None:
         if count is not None:
             raise ValueError("--count and --structures exclude each other")
-        given = read_array(structures)
+        given = check_binary(read_array(structures), name=f"{structures}: structures")
         recipe, count = given_recipe(device, cells, given), len(given)
     elif count is not None:
         recipe = Recipe(device, seed=seed, cells=cells)
@@ -94,28 +110,29 @@ def simulate(
 
 @app.command("from-designs")
 def simulate_designs(
-    folders: Annotated[
-        list[Path],
-        typer.Argument(help="Written by `metaspec optimise`.", exists=True, file_okay=False),
-    ],
+    folders: Annotated[list[Path], _RUN_FOLDER],
     out: Annotated[Path, typer.Option(help="Folder of the data set. If it exists, the structures are appended.")],
-    cells: Annotated[int, typer.Option(help="Solver grid cells per period.", min=24, max=512)] = 80,
-    limit: Annotated[int | None, typer.Option(help="Take at most so many structures.", min=1)] = None,
-    workers: Annotated[int, typer.Option(help="Processes on this machine, one thread each.", min=1)] = 1,
-    process: _OTHER_PROCESS = None,
-    scheduler: Annotated[
-        str | None, typer.Option(help="Address of a Dask scheduler, to use its workers instead of local ones.")
-    ] = None,
+    cells: Annotated[int, _CELLS] = 80,
+    limit: Annotated[int | None, typer.Option(help="Largest number of structures to take.", min=1)] = None,
+    workers: Annotated[int, _WORKERS] = 1,
+    process: Annotated[Path | None, _PROCESS_FILE_INSTEAD] = None,
+    scheduler: Annotated[str | None, _SCHEDULER] = None,
 ) -> None:
-    """Simulate what optimisers designed and visited on the way, and append it to a data set of given structures.
+    """Simulate the structures that optimisers designed or visited on the way, and append them to a data set.
 
-    Of structures that are translations, rotations or mirror images of each other, one is taken, and none of which the data set
-    has one already. Given again, the command goes on where it was interrupted, and adds nothing twice.
+    Of structures that are translations, rotations or mirror images of each other, one is taken, and none that the data set
+    already has. Given again, the command resumes where it was interrupted, and adds nothing twice.
     """
-    override = None if process is None else _read_process(process)
+    override = None if process is None else _process(process)
     found = [read_designs(folder, override) for folder in folders]
-    if any(one.process != found[0].process for one in found):
-        raise ValueError("the folders hold designs for different processes: make a data set of each")
+    for other in found[1:]:
+        if difference := found[0].process.difference(other.process):
+            raise ValueError(
+                f"{found[0].folder} and {other.folder} hold designs for different processes: {difference}. "
+                "Make a data set of each"
+            )
+    if override is None:
+        _print_process(found[0].process, found[0].folder / REPORT)
     wanted = candidates(found, limit)
     recipe, new = add_structures(out, found[0].process, cells, wanted)
     seen = sum(len(one.structures) + len(one.trajectory) for one in found)
@@ -124,7 +141,7 @@ def simulate_designs(
 
 
 def _simulate_missing(out: Path, group: Group, recipe: Recipe, workers: int, scheduler: str | None) -> None:
-    """Simulate what is still missing in a data set, with a progress bar; Ctrl-C stops it in good order."""
+    """Simulate what is missing in a data set, with a progress bar; Ctrl-C stops it cleanly."""
     shards = missing_shards(group)
     total, missing = group["complete"].shape[0], sum(stop - start for start, stop in shards)
     if not missing:
@@ -135,17 +152,17 @@ def _simulate_missing(out: Path, group: Group, recipe: Recipe, workers: int, sch
         jobs = [client.submit(_simulate_shard, str(out.absolute()), recipe, *shard, pure=False) for shard in shards]
         if not _finish(client, jobs):
             left = sum(stop - start for start, stop in missing_shards(read_dataset(out)))
-            typer.echo(f"\nInterrupted with {total - left} of {total} samples written. Repeat the command to go on.")
+            typer.echo(f"\nInterrupted with {total - left} of {total} samples written. Repeat the command to resume.")
             raise typer.Exit(130)
     typer.echo(f"{out} has {total} samples.")
 
 
 @contextmanager
 def _workers(count: int, scheduler: str | None = None) -> Iterator[Client]:
-    """Processes of one thread each: threads would fight over a core, and numba compiles for a process once."""
+    """Processes of one thread each: threads would compete for a core, and numba compiles once per process."""
     cluster = None
     if scheduler is None:
-        # Ctrl-C reaches all processes of a terminal. Only this one shall answer it, so the workers inherit not to.
+        # Ctrl-C reaches all processes of a terminal. Only this one shall react, so the workers inherit to ignore it.
         handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
         try:
             cluster = LocalCluster(
@@ -162,7 +179,7 @@ def _workers(count: int, scheduler: str | None = None) -> Iterator[Client]:
 
 
 def _finish(client: Client, jobs: list[Future], report: Callable[[], object] = lambda: None) -> bool:
-    """Wait for jobs, calling `report()` after each; cancels what is left and returns False on Ctrl-C."""
+    """Wait for jobs, calling `report()` after each; on Ctrl-C, cancels the remaining ones and returns False."""
     try:
         for job in as_completed(jobs):
             job.result()
@@ -188,24 +205,26 @@ def _simulate_shard(out: str, recipe: Recipe, start: int, stop: int) -> None:
 
 @app.command("verify")
 def verify_designs(
-    folder: Annotated[Path, typer.Argument(help="Written by `metaspec optimise`.", exists=True, file_okay=False)],
+    folder: Annotated[Path, _RUN_FOLDER],
     cells: Annotated[
         list[int],
-        typer.Option(
-            help="Solver grid cells per period. Give it several times to see that it converges.", min=24, max=512
-        ),
+        typer.Option(help="Solver grid cells per period. Repeat it to check convergence.", min=24, max=512),
     ] = [80],  # noqa: B006  (typer copies it)
-    best: Annotated[int | None, typer.Option(help="Only the first so many designs.", min=1)] = None,
-    workers: Annotated[int, typer.Option(help="Processes on this machine, one thread each.", min=1)] = 1,
-    process: _OTHER_PROCESS = None,
+    best: Annotated[
+        int | None, typer.Option(help="Number of designs to verify, best first; all by default.", min=1)
+    ] = None,
+    workers: Annotated[int, _WORKERS] = 1,
+    process: Annotated[Path | None, _PROCESS_FILE_INSTEAD] = None,
 ) -> None:
     """Simulate the designs of an optimiser and compare their spectra with the predicted ones.
 
     Prints a table and writes `verify.json` and `verify.png` into FOLDER. Simulations are kept in FOLDER/simulated: given again,
-    the command goes on where it was interrupted, and nothing is simulated twice.
+    the command resumes where it was interrupted, and nothing is simulated twice.
     """
-    designs = read_designs(folder, None if process is None else _read_process(process))
-    todo = truth.tasks(designs, cells, best)
+    designs = read_designs(folder, None if process is None else _process(process))
+    if process is None:
+        _print_process(designs.process, folder / REPORT)
+    todo = tasks(designs, cells, best)
     from metaspec_simulation.figures import draw_verification  # matplotlib: slow to import, and needed here only
 
     every = [task for row in todo for task in row]
@@ -218,16 +237,17 @@ def verify_designs(
             jobs = [client.submit(_simulate_task, task, pure=False) for task in missing]
             if not _finish(client, jobs, lambda: bar.update(1)):
                 done = sum(task.done is not None for task in every)
-                typer.echo(f"\nInterrupted with {done} of {len(every)} simulations done. Repeat the command to go on.")
+                typer.echo(f"\nInterrupted with {done} of {len(every)} simulations done. Repeat the command to resume.")
                 raise typer.Exit(130)
-    result = truth.compare(designs, todo)
-    typer.echo(truth.table(result))
-    draw_verification(result).savefig(folder / "verify.png", dpi=110)
-    (folder / "verify.json").write_text(json.dumps(truth.as_json(result), indent=2) + "\n", encoding="utf-8")
-    typer.echo(f"\n{folder / 'verify.json'} and verify.png have it all.")
+    result = compare(designs, todo)
+    typer.echo(table(result))
+    with replacing(folder / "verify.png") as partial:
+        draw_verification(result).savefig(partial, dpi=110)
+    write_json(folder / VERIFY, as_report(result).model_dump(mode="json", exclude_none=True))
+    typer.echo(f"\nDetails are in {folder / VERIFY} and verify.png.")
 
 
-def _simulate_task(task: truth.Task) -> None:
+def _simulate_task(task: Task) -> None:
     task.simulate(_solver(task.process, task.cells, 25.0))
 
 
@@ -235,35 +255,52 @@ def _simulate_task(task: truth.Task) -> None:
 def import_files(
     folder: Annotated[Path, typer.Argument(help="Folder of the .npy files.", exists=True, file_okay=False)],
     out: Annotated[Path, typer.Option(help="Folder of the new data set.")],
-    process: _PROCESS = None,
+    process: Annotated[Path | None, _PROCESS_FILE] = None,
 ) -> None:
     """Make a data set of simulations done elsewhere.
 
     FOLDER holds pairs of files, binary_dataset_128_<k>.npy with structures and spectra_latest_<k>.npy with their spectra.
     """
-    device = _read_process(process)
+    device = _process(process)
     pairs = find_pairs(folder, device)
     with tqdm(total=sum(pair.rows for pair in pairs), unit="row") as bar:
         result = import_pairs(pairs, out, device, bar.update)
     typer.echo(str(result))
 
 
-def _read_process(path: Path | None) -> Process:
-    return Process.model_validate_json(path.read_text()) if path else Process()
+def _process(path: Path | None) -> Process:
+    """The default process, with the fields of a file in place of the default ones; prints what these change.
+
+    Raises:
+        ValueError: the file is not a JSON object, or a field is unknown or has a wrong value. File and field are named.
+    """
+    if path is None:
+        return Process()
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(fields, dict):
+            raise ValueError(f"expected a JSON object with fields of the process, got {type(fields).__name__}")
+        process = complete_process(Process().model_dump(mode="json") | fields)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    _print_process(process, path)
+    return process
+
+
+def _print_process(process: Process, origin: Path) -> None:
+    """Print how a process differs from the default, in one line."""
+    difference = process.difference(Process())
+    typer.echo(f"Process of {origin}, against the default: {difference or 'no difference'}.")
 
 
 def main() -> None:
     """Entry point of the command."""
     arguments = sys.argv[1:]
-    if arguments and arguments[0].startswith("--") and arguments[0] != "--help":
+    if arguments and arguments[0].startswith("--") and arguments[0] not in ("--help", "--version"):
         # Simulating is what the command is for.
         arguments = ["from-designs" if _FROM in arguments else "run", *(one for one in arguments if one != _FROM)]
     try:
-        app(arguments)
+        app(arguments, prog_name="metaspec-simulate")
     except (ValueError, OSError, ImportError) as error:
         typer.echo(f"metaspec-simulate: {error}", err=True)
         raise SystemExit(2) from None
-
-
-if __name__ == "__main__":
-    main()

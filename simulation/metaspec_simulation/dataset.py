@@ -1,62 +1,81 @@
-"""The data set on disk: a Zarr v3 store that xarray reads and that many workers append to safely.
+"""Data sets: append simulated samples to one, read it, and state its provenance.
 
-Along `sample` every array is cut into chunks of `SHARD` structures, and a worker writes whole shards of its own, so no two
-workers ever touch one file. `complete` is written last: a killed run loses the shard it was in, and a rerun goes on from
-there. Which structure sample i is follows from the data set's seed and i alone, not from who simulates it; or the
-structures are given, and stored when the data set is made.
-
-Efficiencies are int16 in steps of `STEP`, their harmonics in steps of `HARMONIC_STEP` (xarray scales both back by itself):
-spectra put together from the harmonics are within 1e-3 (rms) of the solver's. Structures are bit-packed.
+A worker writes whole shards of its own, and `complete` last: a killed run loses the shard it was in, and a rerun resumes
+from there. Sample i's structure depends on the data set's seed and i alone, not on who simulates it; or the structures are
+given, and stored when the data set is created. `metaspec_simulation.data.store` describes the layout on disk.
 """
 
 from __future__ import annotations
 
-import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
-import zarr
 from numpy.typing import NDArray
 
-from metaspec_contract.detectors import CHANNELS
-from metaspec_contract.process import Process
-from metaspec_contract.structures import PIXELS, Structure, pack, unpack
+from metaspec_contract.process import Process, complete_process
+from metaspec_contract.provenance import DataSource, Provenance
+from metaspec_contract.structures import Structure, pack, packed_bytes, unpack
 from metaspec_simulation.data import families
-from metaspec_simulation.data.recipe import SCHEMA_VERSION, Recipe, given_recipe
-from metaspec_simulation.physics.farfield import shifted_basis
+from metaspec_simulation.data.recipe import Recipe, given_recipe
+from metaspec_simulation.data.store import (
+    HARMONIC_STEP,
+    PER_SAMPLE,
+    SHARD,
+    STEP,
+    Group,
+    create_store,
+    harmonic_stride,
+    is_vacant,
+    new_folder,
+    read_dataset,
+)
 from metaspec_simulation.physics.solver import Solver
 
-SHARD = 64
-STEP = 1e-4
-HARMONIC_STEP = 5e-4  # 41 pairs of them add up to an rms error of 9e-4
-HARMONIC_STEP_NM = 2  # the spectra resolve about 10 nm
+__all__ = [
+    "HARMONIC_STEP",
+    "STEP",
+    "Group",
+    "Recipe",
+    "Samples",
+    "add_structures",
+    "given_recipe",
+    "load",
+    "missing_shards",
+    "open_dataset",
+    "provenance",
+    "read_dataset",
+    "write_samples",
+]
 
-Group: TypeAlias = Any  # a zarr.Group; zarr types what lies in one as array or group, whatever the name
 
-
-def open_dataset(path: Path, recipe: Recipe, count: int, given: NDArray[np.generic] | None = None) -> Group:
-    """Open a data set for appending up to `count` samples; make it if there is none.
+def open_dataset(path: Path, recipe: Recipe, count: int, given: Structure | None = None, shard: int = SHARD) -> Group:
+    """Open a data set for appending up to `count` samples; create it if there is none.
 
     Args:
-        path: its folder.
-        recipe: what the samples have in common.
-        count: how many there shall be.
-        given: the structures, uint8 (count, 128, 128), of a recipe that has them given.
+        path: folder of the data set.
+        recipe: recipe of its samples.
+        count: number of samples that it shall have in all.
+        given: structures of a recipe with given ones, uint8 (count, 128, 128).
+        shard: samples per shard of a new data set.
 
     Raises:
         ValueError: something else lies at `path`, or a data set made by another recipe.
     """
-    if _is_vacant(path):
-        return _create(path, recipe, count, given)
+    if is_vacant(path):
+        with new_folder(path) as unfinished:
+            group = create_store(unfinished, recipe.process, recipe.attributes(), count, harmonics=True, shard=shard)
+            if given is not None:
+                group["structure"][:] = pack(given)
+        return read_dataset(path, mode="r+")
     group = read_dataset(path, mode="r+")
     for name, wanted in recipe.attributes().items():
         if group.attrs.get(name) != wanted:
             raise ValueError(
                 f"{path} was made with {name} = {group.attrs.get(name)}, not {wanted}: "
-                "go on with the settings it was made with, or choose another folder"
+                "use the settings it was made with, or choose another folder"
             )
     if count > group["complete"].shape[0]:
         _resize(group, count)
@@ -64,24 +83,24 @@ def open_dataset(path: Path, recipe: Recipe, count: int, given: NDArray[np.gener
 
 
 def add_structures(path: Path, process: Process, cells: int, wanted: Structure) -> tuple[Recipe, int]:
-    """Add structures to a data set of given ones, to be simulated; make it if there is none.
+    """Add structures, still to be simulated, to a data set of given ones; create it if there is none.
 
     Structures of which the data set has a translation, rotation or mirror image are left out. Nothing that is simulated is
     touched, and a run that is killed here leaves the data set as it was, or with the structures added.
 
     Args:
-        path: its folder.
-        process: the device.
+        path: folder of the data set.
+        process: process of all samples.
         cells: the solver's grid cells per period.
         wanted: distinct structures, uint8 (N, 128, 128).
 
     Returns:
-        What all samples of the data set have in common, and how many structures are new.
+        The data set's recipe, and the number of new structures.
 
     Raises:
         ValueError: the data set holds random or imported structures, or was made with another process or grid.
     """
-    if _is_vacant(path):
+    if is_vacant(path):
         recipe = given_recipe(process, cells, wanted)
         open_dataset(path, recipe, len(wanted), wanted)
         return recipe, len(wanted)
@@ -93,8 +112,8 @@ def add_structures(path: Path, process: Process, cells: int, wanted: Structure) 
     known = unpack(group["structure"][:count])
     new = wanted[families.distinct(wanted, known)]
     recipe = given_recipe(process, cells, np.concatenate([known, new]))
-    # The samples of a data set are those of `complete`: until that has grown, all of this can be done again.
-    group["structure"].resize((count + len(new), PIXELS * PIXELS // 8))
+    # The data set has as many samples as `complete`: until that has grown, all of this can be repeated.
+    group["structure"].resize((count + len(new), packed_bytes()))
     group["structure"][count:] = pack(new)
     group.attrs["given"] = recipe.given
     _resize(group, count + len(new))
@@ -103,51 +122,33 @@ def add_structures(path: Path, process: Process, cells: int, wanted: Structure) 
 
 def _resize(group: Group, count: int) -> None:
     """Make room for `count` samples, in `complete` last: a run that is killed on the way can do it again."""
-    for name in _PER_SAMPLE:
+    for name in PER_SAMPLE:
         if name in group:
             group[name].resize((count, *group[name].shape[1:]))
 
 
-def _is_vacant(path: Path) -> bool:
-    return not path.exists() or (path.is_dir() and not any(path.iterdir()))
-
-
-def read_dataset(path: Path, mode: str = "r") -> Group:
-    """Open an existing data set.
-
-    Raises:
-        ValueError: no MetaSpec data set at `path`, or one of another schema version.
-    """
-    try:
-        group = zarr.open_group(path, mode=mode)
-    except (FileNotFoundError, NotADirectoryError, zarr.errors.GroupNotFoundError) as error:
-        raise ValueError(f"{path} is not a MetaSpec data set: it holds no Zarr group") from error
-    found = group.attrs.get("schema_version")
-    if found != SCHEMA_VERSION:
-        raise ValueError(f"{path} is not a MetaSpec data set of schema version {SCHEMA_VERSION}, it says {found}")
-    return group
-
-
 def missing_shards(group: Group) -> list[tuple[int, int]]:
-    """Ranges [start, stop) of samples still to be simulated, one for each shard that is not complete."""
-    complete = group["complete"][:].astype(bool)
+    """Ranges [start, stop) of samples still to be simulated, one for each incomplete shard."""
+    complete, shard = group["complete"][:].astype(bool), group["complete"].chunks[0]
     ranges = []
-    for start in range(0, len(complete), SHARD):
-        absent = np.flatnonzero(~complete[start : start + SHARD])
+    for start in range(0, len(complete), shard):
+        absent = np.flatnonzero(~complete[start : start + shard])
         if absent.size:
             ranges.append((start + int(absent[0]), start + int(absent[-1]) + 1))
     return ranges
 
 
-def write_samples(group: Group, recipe: Recipe, solver: Solver, start: int, stop: int, report: Any) -> None:
+def write_samples(
+    group: Group, recipe: Recipe, solver: Solver, start: int, stop: int, report: Callable[[], object]
+) -> None:
     """Simulate samples start .. stop - 1, which lie in one shard, and write them; calls `report()` after each."""
-    rows: dict[str, list[Any]] = {name: [] for name in _PER_SAMPLE}
+    rows: dict[str, list[Any]] = {name: [] for name in PER_SAMPLE}
     given = None if recipe.given is None else unpack(group["structure"][start:stop])
     for sample in range(start, stop):
         structure = recipe.structure(sample) if given is None else given[sample - start]
         family = recipe.family(sample) if given is None else "design"
         simulation = solver.simulate(structure)
-        coarse = simulation.harmonics[:, :: _harmonic_stride(recipe.process)]
+        coarse = simulation.harmonics[:, :: harmonic_stride(recipe.process)]
         rows["structure"].append(pack(structure))
         rows["spectra"].append(np.rint(simulation.spectra / STEP).astype(np.int16))
         rows["harmonics"].append(np.rint(coarse / HARMONIC_STEP).astype(np.int16))
@@ -156,7 +157,7 @@ def write_samples(group: Group, recipe: Recipe, solver: Solver, start: int, stop
         rows["energy_error"].append(np.sqrt(np.mean(simulation.energy_error**2)))
         rows["complete"].append(1)
         report()
-    for name in _PER_SAMPLE:  # `complete` comes last
+    for name in PER_SAMPLE:  # `complete` comes last
         group[name][start:stop] = np.stack(rows[name])
 
 
@@ -165,15 +166,15 @@ class Samples:
     """The finished samples of a data set, in memory, still compact.
 
     Attributes:
-        process: the device.
+        process: process of all samples.
         packed: bit-packed structures, uint8 (N, 2048).
-        spectra: float32 (N, 4, W).
-        harmonics: int16 (N, 81, V) in units of `HARMONIC_STEP`; (N, 0, 0) where they are not known.
-        harmonic_wavelengths_nm: (V,).
-        family: names, (N,).
-        split: names, (N,).
+        spectra: spectra, float32 (N, 4, W).
+        harmonics: harmonics in units of `HARMONIC_STEP`, int16 (N, 81, V); (N, 0, 0) where they are not known.
+        harmonic_wavelengths_nm: wavelengths of the harmonics in nm, (V,).
+        family: names of the families, (N,).
+        split: names of the splits, (N,).
         energy_error: rms over wavelengths of reflection + transmission - 1, float32 (N,).
-        attributes: those of the store.
+        attributes: attributes of the store.
     """
 
     process: Process
@@ -191,21 +192,34 @@ class Samples:
 
     @property
     def structures(self) -> Structure:
-        """Unpacked, uint8 (N, 128, 128)."""
+        """Unpacked structures, uint8 (N, 128, 128)."""
         return unpack(self.packed)
 
     def of(self, split: str) -> Samples:
-        """The samples of one split."""
+        """The samples of one split, "train", "validation" or "test"."""
         if split not in families.SPLITS:
             raise ValueError(f"split must be one of {', '.join(families.SPLITS)}, got {split!r}")
-        rows = np.flatnonzero(self.split == split)
-        return self.take(rows)
+        return self.take(np.flatnonzero(self.split == split))
 
     def take(self, rows: NDArray[np.integer]) -> Samples:
         """Some samples, by number."""
         picked = {name: getattr(self, name)[rows] for name in _SAMPLE_FIELDS}
         return Samples(
             self.process, harmonic_wavelengths_nm=self.harmonic_wavelengths_nm, attributes=self.attributes, **picked
+        )
+
+    def source(self, name: str) -> DataSource:
+        """The data set as it is named in a model's provenance.
+
+        Args:
+            name: name of the data set's folder.
+        """
+        return DataSource(
+            name=name,
+            schema_version=self.attributes["schema_version"],
+            structures=int((self.split == "train").sum()),
+            solver=self.attributes["solver"],
+            made_with=self.attributes["made_with"],
         )
 
 
@@ -216,15 +230,19 @@ def load(path: Path) -> Samples:
     """Read all finished samples of a data set.
 
     Raises:
-        ValueError: no data set at `path`, or nothing in it is finished.
+        ValueError: no data set at `path`, no finished samples in it, or an incomplete process.
     """
     group = read_dataset(path)
     done = np.flatnonzero(group["complete"][:])
     if not done.size:
         raise ValueError(f"{path} has no finished samples: run metaspec-simulate to make some")
+    try:
+        process = complete_process(group.attrs["process"])
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
     known = "harmonics" in group
     return Samples(
-        process=Process.model_validate(group.attrs["process"]),
+        process=process,
         packed=group["structure"][:][done],
         spectra=group["spectra"][:][done].astype(np.float32) * np.float32(STEP),
         harmonics=group["harmonics"][:][done] if known else np.zeros((len(done), 0, 0), np.int16),
@@ -236,80 +254,29 @@ def load(path: Path) -> Samples:
     )
 
 
-_PER_SAMPLE: dict[str, tuple[tuple[str, ...], str, dict[str, Any]]] = {
-    "structure": (("byte",), "uint8", {"long_name": "bit-packed structure, rows first, 1 = solid"}),
-    "spectra": (
-        ("channel", "wavelength"),
-        "int16",
-        {"long_name": "power in the detector / incident power", "scale_factor": STEP},
-    ),
-    "harmonics": (
-        ("harmonic", "harmonic_wavelength"),
-        "int16",
-        {"long_name": "Fourier coefficients of the R efficiency under translation", "scale_factor": HARMONIC_STEP},
-    ),
-    "family": ((), "uint8", {"flag_meanings": " ".join(families.SOURCES)}),
-    "split": ((), "uint8", {"flag_meanings": " ".join(families.SPLITS)}),
-    "energy_error": ((), "float32", {"long_name": "rms over wavelengths of reflection + transmission - 1"}),
-    "complete": ((), "uint8", {"long_name": "1 once the sample is finished"}),
-}
-
-
-def _create(path: Path, recipe: Recipe, count: int, given: NDArray[np.generic] | None) -> Group:
-    """Make the empty data set beside its place and move it there: a killed run leaves none or a whole one."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    group = create_store(unfinished, recipe.process, recipe.attributes(), count, harmonics=True)
-    if given is not None:
-        group["structure"][:] = pack(given.astype(np.uint8))
-    if path.exists():
-        path.rmdir()
-    unfinished.rename(path)
-    return read_dataset(path, mode="r+")
-
-
-def create_store(
-    path: Path, process: Process, attributes: dict[str, Any], count: int, harmonics: bool, shard: int = SHARD
-) -> Group:
-    """Make the arrays of a data set of `count` samples, all of them still to be filled.
+def provenance(sets: Mapping[str, Samples], preset: str = "") -> Provenance:
+    """The provenance of a network that is trained on data sets.
 
     Args:
-        path: folder, made if there is none.
-        process: the device.
-        attributes: of the store.
-        count: samples.
-        harmonics: whether the samples come with their harmonics.
-        shard: samples in a chunk.
+        sets: data sets by name, the one that is validated on first.
+        preset: name of the preset that is trained, "" if there is none.
+
+    Raises:
+        ValueError: there is no data set, or two differ in process, channels or merged greens; both are named.
     """
-    path.mkdir(parents=True, exist_ok=True)
-    wavelengths = process.wavelengths_nm
-    coarse = wavelengths[:: _harmonic_stride(process)]
-    sizes = {
-        "byte": PIXELS * PIXELS // 8,
-        "channel": len(CHANNELS),
-        "wavelength": len(wavelengths),
-        "harmonic": shifted_basis(np.zeros(1, int), np.zeros(1, int)).shape[-1],
-        "harmonic_wavelength": len(coarse),
-    }
-    group = zarr.create_group(path, attributes={**attributes, "made_with": f"metaspec {version('metaspec')}"})
-    axes = {"wavelength": wavelengths} | ({"harmonic_wavelength": coarse} if harmonics else {})
-    for name, values in axes.items():
-        group.create_array(name, data=values, dimension_names=(name,), attributes={"units": "nm"})
-    compressor = zarr.codecs.BloscCodec(cname="zstd", clevel=9, shuffle="shuffle")
-    for name, (dimensions, dtype, metadata) in _PER_SAMPLE.items():
-        if "harmonic" in dimensions and not harmonics:
-            continue
-        shape = tuple(sizes[dimension] for dimension in dimensions)
-        group.create_array(
-            name,
-            shape=(count, *shape),
-            chunks=(shard, *shape),
-            dtype=dtype,
-            compressors=compressor,
-            dimension_names=("sample", *dimensions),
-            attributes=metadata,
+    if not sets:
+        raise ValueError("there must be at least one data set")
+    alone = {
+        name: Provenance(
+            process=samples.process,
+            channels=tuple(samples.attributes["channels"]),
+            merged_greens=samples.attributes.get("merged_greens", False),
+            preset=preset,
+            data=(samples.source(name),),
         )
-    return group
-
-
-def _harmonic_stride(process: Process) -> int:
-    return max(1, round(HARMONIC_STEP_NM / process.wavelength_step_nm))
+        for name, samples in sets.items()
+    }
+    (first, found), *others = alone.items()
+    for name, other in others:
+        found.require_same_device(other, first, name)
+    return found.model_copy(update={"data": tuple(one.data[0] for one in alone.values())})

@@ -1,4 +1,4 @@
-"""The picture of a truth check. Needs matplotlib.
+"""The figure of a comparison of designs with their simulations.
 
 A structure is drawn as it is stored, row 0 at the top: x is the column and points right, y is the row and points down, and
 detector R is at the top left.
@@ -7,32 +7,28 @@ detector R is at the top left.
 from __future__ import annotations
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
-from metaspec_contract.detectors import BANDS_NM, CHANNELS, COLOUR_NAMES
+from metaspec_contract.detectors import BANDS_NM, CHANNELS, COLOUR_NAMES, COLOURS, QUADRANTS
 from metaspec_simulation.verify import Verification
 
-try:
-    from matplotlib.axes import Axes
-    from matplotlib.colors import LinearSegmentedColormap
-    from matplotlib.figure import Figure
-    from matplotlib.lines import Line2D
-except ImportError as error:
-    raise ImportError('pictures need matplotlib: pip install "metaspec[simulation]"') from error
-
 SHOWN = 3
-"""Designs whose structures and spectra are drawn."""
+"""Number of designs whose structures and spectra are drawn."""
 
 _LINES = dict(zip(CHANNELS, ("tab:red", "tab:green", "yellowgreen", "tab:blue"), strict=True))
-_MARKS = {"min": "black", "R": "tab:red", "G": "tab:green", "B": "tab:blue"}
+_MARKS = {"min": "black"} | {colour: f"tab:{COLOUR_NAMES[colour]}" for colour in COLOURS}
 _MATERIAL = LinearSegmentedColormap.from_list("material", ["#fbfaf6", "#39536b"])  # void to solid
 
 
 def draw_verification(result: Verification) -> Figure:
-    """The designs that simulate best, with predicted and simulated spectra; the error over wavelength; figures of merit.
+    """The best designs when simulated, with predicted and simulated spectra; the error over wavelength; figures of merit.
 
     Args:
-        result: of `metaspec_simulation.verify.compare`.
+        result: comparison by `metaspec_simulation.verify.compare`.
     """
     predicted, simulated = result.merit(result.predicted), result.merit(result.simulated)
     best = np.argsort(-simulated[-1, :, 0], kind="stable")[:SHOWN]
@@ -49,7 +45,7 @@ def draw_verification(result: Verification) -> Figure:
         )
         _draw_spectra(below, result, int(k))
         below.set(ylim=(0, highest), ylabel="" if column else "efficiency")
-    _draw_legend(axes[1, 0], result.cells[-1])  # above the lines, for which the limit leaves room
+    _draw_legend(axes[1, 0], result.cells[-1])  # above the lines, where the limit leaves room
     _draw_error(axes[0, -1], result)
     _draw_parity(axes[1, -1], predicted, simulated)
     return figure
@@ -60,9 +56,10 @@ def _draw_structure(axes: Axes, structure: NDArray[np.uint8], period_um: float) 
     half = period_um / 2
     for draw_line in (axes.axhline, axes.axvline):
         draw_line(half, color="0.5", lw=0.9, ls=(0, (5, 4)))
-    for n, (name, colour) in enumerate(_LINES.items()):
+    for name, colour in _LINES.items():
+        row, column = QUADRANTS[name]
         box = {"boxstyle": "round,pad=0.25", "facecolor": "white", "edgecolor": colour}
-        x, y = (n % 2 + 0.06) * half, (n // 2 + 0.06) * half
+        x, y = (column + 0.06) * half, (row + 0.06) * half
         axes.text(x, y, name, color=colour, ha="left", va="top", bbox=box, fontweight="bold", fontsize=9)
     ticks = np.linspace(0, period_um, 5)
     axes.set(xlabel="x (µm)", ylabel="y (µm)", xticks=ticks, yticks=ticks)
@@ -87,7 +84,7 @@ def _draw_legend(axes: Axes, cells: int) -> None:
 
 
 def _draw_error(axes: Axes, result: Verification) -> None:
-    """Mean over the designs of the absolute error, over wavelength."""
+    """The absolute error, mean over the designs, over wavelength."""
     _shade_bands(axes)
     for channel, (name, colour) in enumerate(_LINES.items()):
         error = np.abs(result.error[:, channel]).mean(axis=0)
@@ -101,7 +98,7 @@ def _draw_error(axes: Axes, result: Verification) -> None:
 
 
 def _draw_parity(axes: Axes, predicted: NDArray[np.floating], simulated: NDArray[np.floating]) -> None:
-    """Predicted over simulated figures of merit; where there are several grids, bars span what they say."""
+    """Predicted over simulated figures of merit; with several grids, bars span their results."""
     finest = simulated[-1]
     limits = np.array([min(predicted.min(), simulated.min()), max(predicted.max(), simulated.max())])
     limits += np.array([-0.08, 0.08]) * max(np.ptp(limits), 0.02)
@@ -114,7 +111,7 @@ def _draw_parity(axes: Axes, predicted: NDArray[np.floating], simulated: NDArray
             xerr=spread if len(simulated) > 1 else None,
             fmt="o",
             color=colour,
-            mfc="none" if name == "min" else colour,  # a ring: the smallest colour often lies in it
+            mfc="none" if name == "min" else colour,  # a ring: the smallest colour often coincides with it
             ms=8 if name == "min" else 4,
             lw=1,
             label=name,

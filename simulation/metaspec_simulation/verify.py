@@ -1,14 +1,13 @@
-"""The truth check: designs of an optimiser, simulated, beside what the surrogate predicted for them.
+"""Verification: the designs of an optimiser, simulated, and compared with the surrogate's predictions.
 
 An optimiser finds the structures for which a surrogate errs in the optimiser's favour, so predicted figures of merit are too
-good more often than not. Each design is simulated on one or several grids. What a simulation tells is kept in the folder of the
-designs, in `simulated/`, under a name that follows from all that it depends on: nothing is simulated twice, nothing stale used.
+good more often than not. Each design is simulated on one or several grids. Simulations are kept in the run folder, in
+`simulated/`, under names that hash everything they depend on: nothing is simulated twice, nothing stale is used.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -19,18 +18,19 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
-from metaspec_contract.detectors import COLOURS
+from metaspec_contract.detectors import COLOURS, DETECTORS
 from metaspec_contract.figures_of_merit import colour_efficiency, crosstalk
+from metaspec_contract.files import replacing
 from metaspec_contract.process import Process
+from metaspec_contract.run_folder import ByColour, Merit, VerifiedDesign, VerifyReport
 from metaspec_contract.structures import Structure, pack
-from metaspec_simulation.designs import Designs, process_of_spectra
+from metaspec_simulation.data.designs import Designs, process_of_spectra
 from metaspec_simulation.physics.solver import Simulation, Solver
-
-SCHEMA_VERSION = 1
 
 Floats = NDArray[np.floating]
 
 _FIELDS = ("wavelengths_nm", "spectra", "harmonics", "reflection")
+_FOLDER = "simulated"
 
 
 @dataclass(frozen=True)
@@ -38,10 +38,10 @@ class Task:
     """One design on one grid.
 
     Attributes:
-        process: the device.
+        process: process to simulate.
         cells: the solver's grid cells per period.
-        structure: uint8 (128, 128).
-        file: where the simulation is kept.
+        structure: the design, uint8 (128, 128).
+        file: file where the simulation is kept.
     """
 
     process: Process
@@ -51,7 +51,7 @@ class Task:
 
     @property
     def done(self) -> Simulation | None:
-        """What was simulated, or None where there is no whole file of it."""
+        """The simulation, or None where there is no whole file of it."""
         try:
             with np.load(self.file, allow_pickle=False) as kept:
                 return Simulation(**{name: kept[name] for name in _FIELDS})
@@ -59,26 +59,24 @@ class Task:
             return None
 
     def simulate(self, solver: Solver) -> None:
-        """Simulate, and keep the result: the file appears when it is whole."""
+        """Simulate, and keep the result."""
         simulation = solver.simulate(self.structure)
-        unfinished = self.file.with_name(f".{self.file.name}.{os.getpid()}")
-        with unfinished.open("wb") as file:
-            np.savez(file, **{name: getattr(simulation, name) for name in _FIELDS})
-        unfinished.replace(self.file)
+        with replacing(self.file) as partial:
+            np.savez(partial, **{name: getattr(simulation, name) for name in _FIELDS})
 
 
 def tasks(designs: Designs, cells: list[int], best: int | None = None) -> list[list[Task]]:
-    """What there is to simulate: for each of the best designs (all by default), one task for each grid, coarsest first.
+    """The simulations of the best designs (all by default): for each design one task per grid, coarsest first.
 
     Raises:
         ValueError: the wavelengths of the predicted spectra are not evenly spaced.
     """
     process = process_of_spectra(designs)
-    folder = designs.folder.absolute() / "simulated"  # workers may run elsewhere
+    folder = designs.folder.absolute() / _FOLDER  # workers may run elsewhere
     folder.mkdir(exist_ok=True)
 
     def file(structure: Structure, grid: int) -> Path:
-        recipe = (version("metaspec"), process.model_dump_json(), str(grid))
+        recipe = (version("metaspec-lab"), process.model_dump_json(), str(grid))
         digest = hashlib.sha256("\n".join(recipe).encode() + pack(structure).tobytes())
         return folder / f"{digest.hexdigest()[:16]}-{grid}.npz"
 
@@ -91,11 +89,11 @@ class Verification:
     """Predicted and simulated spectra of K designs, side by side.
 
     Attributes:
-        designs: of the optimiser, of which the first K are compared.
+        designs: the optimiser's designs, of which the first K are compared.
         tasks: simulations they are compared with, for each design on each grid.
-        cells: the grids, (G,), coarsest first; the finest is taken for the truth.
-        predicted: float32 (K, 4, W).
-        simulated: float32 (G, K, 4, W).
+        cells: cells per period of the grids, (G,), coarsest first; the finest one is the reference.
+        predicted: predicted spectra, float32 (K, 4, W).
+        simulated: simulated spectra, float32 (G, K, 4, W).
         energy_error: rms over wavelengths of reflection + transmission - 1, (G, K).
     """
 
@@ -107,13 +105,18 @@ class Verification:
     energy_error: Floats
 
     @property
+    def process(self) -> Process:
+        """The simulated process, at the wavelengths of the spectra."""
+        return self.tasks[0][0].process
+
+    @property
     def wavelengths_nm(self) -> NDArray[np.float64]:
-        """Wavelengths of the spectra, (W,)."""
-        return self.tasks[0][0].process.wavelengths_nm
+        """Wavelengths of the spectra in nm, (W,)."""
+        return self.process.wavelengths_nm
 
     @property
     def ranks(self) -> list[int]:
-        """By which number the report calls each design, (K,)."""
+        """The report's number for each compared design, (K,)."""
         return self.designs.ranks[: len(self.predicted)]
 
     @property
@@ -124,7 +127,7 @@ class Verification:
 
     @property
     def grid_difference(self) -> NDArray[np.float32] | None:
-        """How far apart the two finest grids are in each design's spectra (rms), (K,); None with one grid."""
+        """Rms difference of each design's spectra on the two finest grids, (K,); None with one grid."""
         if len(self.cells) < 2:
             return None
         difference: NDArray[np.float32] = np.sqrt(((self.simulated[-1] - self.simulated[-2]) ** 2).mean(axis=(1, 2)))
@@ -132,10 +135,8 @@ class Verification:
 
     def merit(self, spectra: NDArray[np.float32]) -> Floats:
         """Smallest colour efficiency, then red, green (G1 + G2) and blue: (..., K, 4, W) to (..., K, 4)."""
-        flat = spectra.reshape(-1, *spectra.shape[-2:])
-        colours = colour_efficiency(flat, self.wavelengths_nm)
-        table = np.column_stack([colours.min(axis=1), colours])
-        return table.reshape(*spectra.shape[:-2], table.shape[-1])
+        colours = colour_efficiency(spectra, self.wavelengths_nm)
+        return np.concatenate([colours.min(axis=-1, keepdims=True), colours], axis=-1)
 
 
 def compare(designs: Designs, todo: list[list[Task]]) -> Verification:
@@ -160,14 +161,15 @@ def compare(designs: Designs, todo: list[list[Task]]) -> Verification:
 
 
 def table(result: Verification) -> str:
-    """What a person wants to know: a line for each design, and a summary."""
+    """A comparison as text: one line per design, and a summary."""
     predicted, simulated = result.merit(result.predicted), result.merit(result.simulated)
     coarser = [f"min ({cells})" for cells in result.cells[:-1]] + (["grids rms"] if len(result.cells) > 1 else [])
-    groups = ("min efficiency", "R", "G = G1 + G2", "B")
+    groups = ["min efficiency"]
+    groups += [f"{colour} = {' + '.join(of)}" if len(of := DETECTORS[colour]) > 1 else colour for colour in COLOURS]
     top = f"{'':4}" + "".join(f"  {name:^15}" for name in groups)
     head = f"{'rank':4}" + "  predict.  simul." * len(groups)
     head += "".join(f"{name:>10}" for name in ("MAE", "rms", "energy", *coarser))
-    lines = [f"Simulated at {result.cells[-1]} cells a period.", "", top, head]
+    lines = [f"Simulated at {result.cells[-1]} cells per period.", "", top, head]
     mae, rms = np.abs(result.error).mean(axis=(1, 2)), np.sqrt((result.error**2).mean(axis=(1, 2)))
     apart = result.grid_difference
     for k, rank in enumerate(result.ranks):
@@ -177,11 +179,13 @@ def table(result: Verification) -> str:
         numbers = [mae[k], rms[k], result.energy_error[-1, k], *simulated[:-1, k, 0]]
         numbers += [] if apart is None else [apart[k]]
         lines.append(f"{rank:4}{pairs}" + "".join(f"{number:10.4f}" for number in numbers))
+    if result.designs.report.merged_greens:
+        lines += ["", "The model knows only the mean of G1 and G2: MAE and rms include their difference."]
     return "\n".join([*lines, "", *_summary_lines(summary(result))])
 
 
 def summary(result: Verification) -> dict[str, Any]:
-    """Means over the designs, and which of them is the best one really."""
+    """Means over the designs, and which of them is the best one when simulated."""
     predicted, simulated = result.merit(result.predicted)[:, 0], result.merit(result.simulated[-1])[:, 0]
     best = int(simulated.argmax())
     gap = predicted - simulated
@@ -205,55 +209,58 @@ def _summary_lines(numbers: dict[str, Any]) -> list[str]:
         f"Best when simulated: rank {best['rank']}, min efficiency {best['simulated']:.4f}, "
         f"predicted {best['predicted']:.4f}.",
         f"Spectra: mean absolute error {numbers['mae']:.4f}, rms {numbers['rms']:.4f}.",
-        f"Min efficiency: predicted minus simulated is {gap['mean']:+.4f} on average, {gap['mean_absolute']:.4f} in size.",
+        f"Min efficiency: predicted minus simulated is {gap['mean']:+.4f} on average, "
+        f"{gap['mean_absolute']:.4f} in absolute value.",
     ]
     if correlation is not None:
         lines.append(f"Rank correlation of predicted and simulated min efficiency: {correlation:.2f}.")
     return lines
 
 
-def as_json(result: Verification) -> dict[str, Any]:
-    """All of a comparison as JSON. `predicted` and each grid of `simulated` have the fields of `predicted` in report.json."""
-    process = result.tasks[0][0].process
+def as_report(result: Verification) -> VerifyReport:
+    """A comparison as `verify.json` holds it."""
     apart = result.grid_difference
-    designs = []
-    for k, rank in enumerate(result.ranks):
-        grids = {}
-        for g, cells in enumerate(result.cells):
-            grids[str(cells)] = _figures(result.simulated[g, k], result.wavelengths_nm) | {
-                "energy_error": float(result.energy_error[g, k]),
-                "file": f"simulated/{result.tasks[k][g].file.name}",
-            }
-        design = {
-            "rank": rank,
-            "predicted": _figures(result.predicted[k], result.wavelengths_nm),
-            "simulated": grids,
-            "mae": float(np.abs(result.error[k]).mean()),
-            "rms": float(np.sqrt((result.error[k] ** 2).mean())),
-        }
-        designs.append(design | ({} if apart is None else {"grid_difference_rms": float(apart[k])}))
+    designs = [
+        VerifiedDesign(
+            rank=rank,
+            predicted=_merit(result.predicted[k], result.wavelengths_nm),
+            simulated={
+                str(cells): _merit(
+                    result.simulated[g, k],
+                    result.wavelengths_nm,
+                    energy_error=float(result.energy_error[g, k]),
+                    file=f"{_FOLDER}/{result.tasks[k][g].file.name}",
+                )
+                for g, cells in enumerate(result.cells)
+            },
+            mae=float(np.abs(result.error[k]).mean()),
+            rms=float(np.sqrt((result.error[k] ** 2).mean())),
+            grid_difference_rms=None if apart is None else float(apart[k]),
+        )
+        for k, rank in enumerate(result.ranks)
+    ]
     report = result.designs.report
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "model": report.model,
-        "model_version": report.model_version,
-        "objective": report.objective,
-        "solver": {"name": "metaspec-fdtd", "version": version("metaspec"), "cells": list(result.cells)},
-        "process": process.model_dump(mode="json"),
-        "summary": summary(result),
-        "designs": designs,
-    }
+    return VerifyReport(
+        model=report.model,
+        model_version=report.model_version,
+        objective=report.objective,
+        solver={"name": "metaspec-fdtd", "version": version("metaspec-lab"), "cells": list(result.cells)},
+        process=result.process,
+        summary=summary(result),
+        designs=designs,
+    )
 
 
-def _figures(spectra: NDArray[np.float32], wavelengths_nm: NDArray[np.float64]) -> dict[str, Any]:
-    """Figures of merit of spectra (4, W)."""
+def _merit(spectra: NDArray[np.float32], wavelengths_nm: NDArray[np.float64], **simulated: Any) -> Merit:
+    """Figures of merit of spectra (4, W), and what is known of their simulation."""
 
-    def named(values: Floats) -> dict[str, float]:
-        return dict(zip(COLOURS, values[0].tolist(), strict=True))
+    def by_colour(values: Floats) -> ByColour:
+        return ByColour(**dict(zip(COLOURS, values.tolist(), strict=True)))
 
-    colours = named(colour_efficiency(spectra[None], wavelengths_nm))
-    return {
-        "min_efficiency": min(colours.values()),
-        "colour_efficiency": colours,
-        "crosstalk": named(crosstalk(spectra[None], wavelengths_nm)),
-    }
+    efficiency = colour_efficiency(spectra, wavelengths_nm)
+    return Merit(
+        min_efficiency=float(efficiency.min()),
+        colour_efficiency=by_colour(efficiency),
+        crosstalk=by_colour(crosstalk(spectra, wavelengths_nm)),
+        **simulated,
+    )

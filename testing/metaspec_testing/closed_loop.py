@@ -1,6 +1,6 @@
 """A closed-loop load: callers that each send a request, wait for the answer, and send the next.
 
-HTTP/1.1 on bare sockets, with requests made once and answers only counted: what is measured is the server, not the client.
+HTTP/1.1 on bare sockets, with requests encoded once and answers not decoded, so that the server is measured and not the client.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Load:
-    """What came of a load.
+    """Outcome of a load.
 
     Attributes:
-        seconds: how long it lasted.
-        latencies: of every request, in seconds.
+        seconds: duration in seconds.
+        latencies: latency of every request in seconds.
     """
 
     seconds: float
@@ -24,14 +24,27 @@ class Load:
 
 
 def http_request(host: str, path: str, body: bytes, headers: dict[str, str]) -> bytes:
-    """A POST request as it goes over the wire."""
+    """A POST request, encoded.
+
+    Args:
+        host: value of the header `Host`.
+        path: path of the URL.
+        body: the body.
+        headers: other headers.
+    """
     fields = {"Host": host, "Content-Length": str(len(body)), **headers}
     head = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
     return f"POST {path} HTTP/1.1\r\n{head}\r\n".encode() + body
 
 
 def closed_loop(address: str, request: bytes, callers: int, seconds: float) -> Load:
-    """Put a load on a server for a while.
+    """Put a load on a server.
+
+    Args:
+        address: address of the server, host:port.
+        request: encoded request.
+        callers: number of concurrent callers.
+        seconds: duration in seconds.
 
     Raises:
         RuntimeError: an answer had another status than 200.

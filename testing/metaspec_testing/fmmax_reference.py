@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-# Left to itself, XLA shares out small eigenproblems over threads that starve one another on few cores.
+# By default XLA spreads small eigenproblems over threads that compete for few cores.
 os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1")
 
 import fmmax
@@ -19,9 +19,14 @@ from metaspec_contract.process import Process
 def efficiencies(
     structure: NDArray[np.uint8], process: Process, wavelength_nm: float, terms: int, formulation: str = "FFT"
 ) -> NDArray[np.float64]:
-    """Efficiency of R, G1, G2, B at one wavelength, shape (4,), with about `terms` Fourier terms.
+    """Efficiencies of R, G1, G2, B at one wavelength, (4,).
 
-    `formulation` names one of `fmmax.Formulation`: FFT and POL_FOURIER approach the same limit from different sides.
+    Args:
+        structure: binary structure, (128, 128).
+        process: process to simulate.
+        wavelength_nm: wavelength in nm.
+        terms: approximate number of Fourier terms.
+        formulation: name of an `fmmax.Formulation`; FFT and POL_FOURIER approach the same limit from different sides.
     """
     with jax.enable_x64(True):
         return _solve(structure, process, wavelength_nm, terms, fmmax.Formulation[formulation])
@@ -53,24 +58,25 @@ def _solve(
         for permittivity in permittivities
     ]
     thicknesses = [jnp.asarray(0.0), jnp.asarray(process.thickness_um), jnp.asarray(0.0)]
-    scattering = fmmax.stack_s_matrix(layers, thicknesses)
+    s_matrix = fmmax.stack_s_matrix(layers, thicknesses)
 
     zero_order = int(np.flatnonzero((np.asarray(expansion.basis_coefficients) == 0).all(axis=1))[0])
     incident = np.zeros((2 * expansion.num_terms, 2), complex)
     incident[zero_order, 0] = incident[zero_order + expansion.num_terms, 1] = 1
     incident_flux, _ = fmmax.amplitude_poynting_flux(jnp.asarray(incident), jnp.zeros_like(incident), layers[0])
-    transmitted = fmmax.propagate_amplitude(scattering.s11 @ incident, jnp.asarray(process.distance_um), layers[2])
+    transmitted = fmmax.propagate_amplitude(s_matrix.s11 @ incident, jnp.asarray(process.distance_um), layers[2])
     electric, magnetic = fmmax.fields_from_wave_amplitudes(transmitted, jnp.zeros_like(transmitted), layers[2])
     on_grid = fmmax.fields_on_grid(electric, magnetic, layers[2], (64, 64))
     flux = np.asarray(fmmax.time_average_z_poynting_flux(*on_grid[:2]))  # (x, y, polarisation)
     incident_power = np.asarray(jnp.sum(incident_flux, axis=0))
-    return _quadrants(flux).mean(axis=-1) / incident_power.mean()
+    efficiency: NDArray[np.float64] = _quadrants(flux).mean(axis=-1) / incident_power.mean()
+    return efficiency
 
 
 def _quadrants(flux: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Exact integrals of a band-limited map over the four quadrants, as fractions of the cell: (4, ...).
+    """Exact integrals of a band-limited map over the four quadrants, as fractions of the unit cell: (4, ...).
 
-    The map (x, y, ...) is sampled in the middles of n equal parts of each axis, as FMMAX does.
+    The map (x, y, ...) is sampled at the centres of n equal intervals of each axis, as FMMAX does.
     """
     n = flux.shape[0]
     order = np.fft.fftfreq(n, 1 / n)
@@ -79,4 +85,5 @@ def _quadrants(flux: NDArray[np.float64]) -> NDArray[np.float64]:
     to_corner = np.exp(-1j * np.pi * order / n)
     harmonics = np.einsum("a,b,ab...->ab...", to_corner, to_corner, np.fft.fft2(flux, axes=(0, 1)) / n**2)
     rows_then_columns = np.einsum("yb,xa,ab...->yx...", halves, halves, harmonics)
-    return rows_then_columns.real.reshape(4, *flux.shape[2:])
+    quadrants: NDArray[np.float64] = rows_then_columns.real.reshape(4, *flux.shape[2:])
+    return quadrants

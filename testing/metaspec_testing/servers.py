@@ -7,13 +7,31 @@ import re
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+START_TIMEOUT = 240.0
+"""Seconds for a server to start: a machine under load may take minutes to load and try the bundled models."""
+
+REQUEST_TIMEOUT = 60.0
+"""Seconds for an answer."""
 
 
 @dataclass
 class RunningServer:
+    """A server that answers.
+
+    Attributes:
+        url: its address, as a URL.
+        process: its process.
+        banner: what it printed before and when it started to serve, log included.
+        log: lines that it has printed since.
+    """
+
     url: str
     process: subprocess.Popen[str]
     banner: str
@@ -21,18 +39,45 @@ class RunningServer:
 
     @property
     def address(self) -> str:
+        """Its address, as host:port."""
         return self.url.removeprefix("http://")
+
+    def get(self, path: str, **options: Any) -> httpx.Response:
+        """Answer to a GET request, with a timeout that a loaded machine keeps."""
+        return httpx.get(self.url + path, **{"timeout": REQUEST_TIMEOUT, **options})
+
+    def post(self, path: str, **options: Any) -> httpx.Response:
+        """Answer to a POST request, with a timeout that a loaded machine keeps."""
+        return httpx.post(self.url + path, **{"timeout": REQUEST_TIMEOUT, **options})
 
 
 @contextmanager
-def running_server(*arguments: str, timeout: float = 60) -> Iterator[RunningServer]:
-    """Start `metaspec-serve` on a free port, wait until it says where it serves, end it afterwards."""
-    command = [sys.executable, "-m", "metaspec_server.ops.cli", "--port", "0", *arguments]
+def running_server(
+    *arguments: str, program: Sequence[str] = (sys.executable, "-m", "metaspec_server"), timeout: float = START_TIMEOUT
+) -> Iterator[RunningServer]:
+    """Run `metaspec-serve` on a free port until the block ends.
+
+    Args:
+        *arguments: flags of the command.
+        program: the command.
+        timeout: time to start in seconds.
+
+    Raises:
+        RuntimeError: it ended, at once, or it was not serving in time. The message holds what it printed.
+    """
+    command = [*program, "--port", "0", *arguments]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("METASPEC_")}
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, bufsize=1
     )
-    watchdog = threading.Timer(timeout, process.kill)
+    late = threading.Event()
+
+    def give_up() -> None:
+        late.set()
+        process.kill()
+
+    watchdog = threading.Timer(timeout, give_up)
+    watchdog.daemon = True
     watchdog.start()
     try:
         banner = ""
@@ -40,7 +85,8 @@ def running_server(*arguments: str, timeout: float = 60) -> Iterator[RunningServ
         while (match := re.search(r"serves at (\S+)", banner)) is None:
             line = process.stdout.readline()
             if not line:
-                raise RuntimeError(f"the server did not start within {timeout:g} s, or ended: {banner}")
+                reason = f"was not serving within {timeout:g} s" if late.is_set() else "ended"
+                raise RuntimeError(f"the server {reason}: {banner}")
             banner += line
         watchdog.cancel()
         log: list[str] = []
@@ -51,7 +97,7 @@ def running_server(*arguments: str, timeout: float = 60) -> Iterator[RunningServ
         watchdog.cancel()
         process.terminate()
         try:
-            process.wait(20)
+            process.wait(60)
         except subprocess.TimeoutExpired:
             process.kill()
             raise

@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from metaspec_contract.detectors import CHANNELS
-from metaspec_contract.model import gradient_model
+from metaspec_contract.model import DEFAULT_MODEL, METADATA_KEY, gradient_model
 from metaspec_contract.process import Process
+
+Array: TypeAlias = NDArray[Any]
+
+Expected: TypeAlias = Callable[[Array], Array]
+"""Spectra of the small model for structures, by ONNX Runtime alone."""
+
+ExpectedGradient: TypeAlias = Callable[[Array, Array], Array]
+"""Gradient of the small model for structures and cotangents, by ONNX Runtime alone."""
 
 METADATA: dict[str, Any] = {
     "schema_version": 2,
-    "name": "diffractionnet",
+    "name": DEFAULT_MODEL,
     "kind": "forward",
     "process": Process().model_dump(mode="json"),
     "wavelengths_nm": Process().wavelengths_nm.tolist(),
@@ -28,7 +38,12 @@ METADATA: dict[str, Any] = {
 
 
 def small_model(metadata: dict[str, Any] | None = None, seed: int = 0) -> onnx.ModelProto:
-    """Average pooling, one matrix product and a sigmoid: density (N, 1, 128, 128) to spectra (N, 4, 301)."""
+    """Average pooling, one matrix product and a sigmoid: density (N, 1, 128, 128) to spectra (N, 4, 301).
+
+    Args:
+        metadata: metadata of the model; `METADATA` by default.
+        seed: seed of the weights.
+    """
     weight = np.random.default_rng(seed).normal(0, 1, (64, 1204)).astype(np.float32)
     nodes = [
         helper.make_node("AveragePool", ["structure"], ["pooled"], kernel_shape=[16, 16], strides=[16, 16]),
@@ -45,13 +60,17 @@ def small_model(metadata: dict[str, Any] | None = None, seed: int = 0) -> onnx.M
         [numpy_helper.from_array(weight, "weight"), numpy_helper.from_array(np.array([-1, 4, 301]), "shape")],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-    helper.set_model_props(model, {"metaspec": json.dumps(METADATA if metadata is None else metadata)})
+    helper.set_model_props(model, {METADATA_KEY: json.dumps(METADATA if metadata is None else metadata)})
     return model
 
 
 def small_gradient_model(seed: int = 0) -> onnx.ModelProto:
-    """The vector-Jacobian product of the small model: every pixel of a pooled square gets 1 / 256 of its gradient."""
-    model = small_model(METADATA | {"name": gradient_model("diffractionnet"), "kind": "vjp"}, seed)
+    """The vector-Jacobian product of the small model: each pixel of a pooled square has 1 / 256 of the square's gradient.
+
+    Args:
+        seed: seed of the weights.
+    """
+    model = small_model(METADATA | {"name": gradient_model(DEFAULT_MODEL), "kind": "vjp"}, seed)
     graph = model.graph
     constants = {
         "flat_shape": np.array([-1, 1204]),
@@ -81,9 +100,16 @@ def small_gradient_model(seed: int = 0) -> onnx.ModelProto:
 
 
 def write_repository(root: Path, model: onnx.ModelProto, version: int = 1, folder: str | None = None) -> Path:
-    """Put a version of a model into a repository, in the folder that its metadata name; returns the repository."""
+    """Put a version of a model into a repository; returns the repository.
+
+    Args:
+        root: folder of the repository.
+        model: the model.
+        version: number of the version.
+        folder: name of the model's folder; the name in its metadata by default.
+    """
     properties = {entry.key: entry.value for entry in model.metadata_props}
-    name = folder or json.loads(properties.get("metaspec", "{}")).get("name", "diffractionnet")
+    name = folder or json.loads(properties.get(METADATA_KEY, "{}")).get("name", DEFAULT_MODEL)
     place = root / name / str(version)
     place.mkdir(parents=True)
     onnx.save(model, place / "model.onnx")

@@ -1,7 +1,7 @@
-"""A real Triton Inference Server on this machine: the binary in the package nvidia-pytriton, with its Python backend.
+"""A real Triton Inference Server on this machine: the binary of the package nvidia-pytriton, with its Python backend.
 
-That build has no onnxruntime backend, so the exported `config.pbtxt` is used with its backend line exchanged, and a small
-Python model runs the same model.onnx.
+That build has no onnxruntime backend, so the exported `config.pbtxt` is used with another backend, and a small Python model
+runs the same model.onnx.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 PACKAGES = Path(sys.prefix) / "triton"
-"""Where `make` installs Triton apart from everything else: its Python backend reads arrays of NumPy 1 only."""
+"""Folder in which `make` installs Triton, apart from everything else: its Python backend needs NumPy 1."""
 
 MODEL = """
 import sys
 
-sys.path[:0] = {packages}  # the embedded interpreter knows nothing of virtual environments
+sys.path[:0] = {packages}  # the embedded interpreter ignores virtual environments
 
 import numpy
 import onnxruntime
@@ -44,7 +44,7 @@ class TritonPythonModel:
         self.outputs = [value.name for value in self.session.get_outputs()]
 
     def execute(self, requests):
-        # Triton's dynamic batch is a list of requests; what computes it in one go is up to the model.
+        # A dynamic batch is a list of requests; the model has to join them.
         given = [{{tensor.name(): tensor.as_numpy() for tensor in request.inputs()}} for request in requests]
         feed = {{name: numpy.concatenate([one[name] for one in given]) for name in self.inputs}}
         ends = numpy.cumsum([len(one[self.inputs[0]]) for one in given])
@@ -58,7 +58,14 @@ class TritonPythonModel:
 
 @dataclass(frozen=True)
 class Triton:
-    """A running server, and its addresses, host:port."""
+    """A running server.
+
+    Attributes:
+        http: address of its HTTP port, host:port.
+        grpc: address of its gRPC port, host:port.
+        log: file of its log.
+        process: its process.
+    """
 
     http: str
     grpc: str
@@ -67,7 +74,13 @@ class Triton:
 
 
 def python_repository(source: Path, target: Path, threads: int = 1) -> Path:
-    """A copy of an exported repository for a Triton without the onnxruntime backend."""
+    """A copy of an exported repository for a Triton without the onnxruntime backend; returns its folder.
+
+    Args:
+        source: folder of the exported repository.
+        target: folder of the copy.
+        threads: threads of each model.
+    """
     model = MODEL.format(packages=[str(PACKAGES), *site.getsitepackages()], threads=threads)
     for folder in sorted(path for path in source.iterdir() if path.is_dir()):
         config = text_format.Parse((folder / "config.pbtxt").read_text(), model_config_pb2.ModelConfig())
@@ -82,7 +95,16 @@ def python_repository(source: Path, target: Path, threads: int = 1) -> Path:
 
 @contextmanager
 def start_triton(repository: Path, work: Path, before: Triton | None = None) -> Iterator[Triton]:
-    """Run tritonserver until the block ends, on free ports, or on those of one that ran before."""
+    """Run tritonserver until the block ends.
+
+    Args:
+        repository: folder of the models.
+        work: empty folder for its backends and its log.
+        before: server that ran before, whose ports are used again; free ones by default.
+
+    Raises:
+        RuntimeError: it ended, or was not ready in time. The message holds its log.
+    """
     home = PACKAGES / "pytriton" / "tritonserver"
     backends = work / "backends"
     shutil.copytree(home / "backends" / "python", backends / "python")
@@ -123,7 +145,7 @@ def start_triton(repository: Path, work: Path, before: Triton | None = None) -> 
             process.kill()
 
 
-def _wait(triton: Triton, timeout: float = 120) -> None:
+def _wait(triton: Triton, timeout: float = 240) -> None:
     deadline = time.monotonic() + timeout
     with tritonclient.http.InferenceServerClient(triton.http) as client:
         while time.monotonic() < deadline and triton.process.poll() is None:

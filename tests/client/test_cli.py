@@ -9,9 +9,10 @@ import pty
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import gdstk
 import numpy as np
@@ -20,30 +21,58 @@ import pytest
 from metaspec import Surrogate
 from metaspec.__main__ import main
 from metaspec._cli import bulk
+from metaspec_contract.run_folder import read_report
+from metaspec_testing.servers import RunningServer, running_server
+from metaspec_testing.small_models import METADATA, Array, Expected, small_gradient_model, small_model, write_repository
 
-# Long enough that an interrupt after the first line of progress finds the run still going.
-RUN = ["--steps", "400", "--starts", "2", "--radius-nm", "120", "--seed", "3"]
+RUN = ["--steps", "24", "--starts", "2", "--radius-nm", "120", "--seed", "3"]
 COMMAND = [sys.executable, "-m", "metaspec"]
+
+Command: TypeAlias = Callable[..., tuple[int, str, str]]
+"""Gives the command in this process: exit status, standard output, standard error."""
+
+# The command, which sends itself a real SIGINT after step 5: a run that is as short as the others is interrupted, too.
+INTERRUPTED = """
+import os, signal
+from metaspec.__main__ import main
+from metaspec._cli.display import RunDisplay
+
+def interrupt(self, progress, show=RunDisplay.__call__):
+    show(self, progress)
+    if progress.step == 5:
+        os.kill(os.getpid(), signal.SIGINT)
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where tests run in the background
+RunDisplay.__call__ = interrupt
+main()
+"""
+
+
+def give(arguments: Sequence[object]) -> int:
+    """Give the command in this process, and return its exit status."""
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", ["metaspec", *map(str, arguments)])
+            with pytest.raises(SystemExit) as exit_:
+                main()
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+    return int(exit_.value.code or 0)
 
 
 @pytest.fixture
-def metaspec(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Iterator[Callable[..., tuple]]:
-    """Give the command in this process: exit status, standard output, standard error."""
-    handler = signal.getsignal(signal.SIGTERM)
-
+def metaspec(capfd: pytest.CaptureFixture[str]) -> Command:
     def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["metaspec", *map(str, arguments)])
-        with pytest.raises(SystemExit) as exit_:
-            main()
+        status = give(arguments)
         output = capfd.readouterr()
-        return int(exit_.value.code or 0), output.out, output.err
+        return status, output.out, output.err
 
-    yield run
-    signal.signal(signal.SIGTERM, handler)
+    return run
 
 
 def start(*arguments: object, **options: Any) -> subprocess.Popen[str]:
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [*COMMAND, *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -51,6 +80,15 @@ def start(*arguments: object, **options: Any) -> subprocess.Popen[str]:
         bufsize=1,
         **options,
     )
+    kill_late(process)
+    return process
+
+
+def kill_late(process: subprocess.Popen[Any], seconds: float = 120) -> None:
+    """Kill a process that still runs after a while, so that nobody waits for its output for ever."""
+    watchdog = threading.Timer(seconds, process.kill)
+    watchdog.daemon = True
+    watchdog.start()
 
 
 def until(process: subprocess.Popen[str], text: str) -> None:
@@ -60,7 +98,7 @@ def until(process: subprocess.Popen[str], text: str) -> None:
 
 @pytest.mark.parametrize("dtype", ["bool", "u1", "f4", "f8"])
 def test_predict_writes_the_spectra_of_a_file(
-    metaspec, server, expected, structures: np.ndarray, tmp_path: Path, dtype: str
+    metaspec: Command, server: RunningServer, expected: Expected, structures: Array, tmp_path: Path, dtype: str
 ) -> None:
     np.save(tmp_path / "structures.npy", structures.astype(dtype))
     out = tmp_path / "spectra.npy"
@@ -74,11 +112,13 @@ def test_predict_writes_the_spectra_of_a_file(
     for number, row in enumerate(efficiency):
         cells = [f"{value:.3f}" for value in (*row, row.min())]
         assert [str(number), *cells] in [line.split() for line in printed.splitlines()]
-    assert f"{out} has the spectra, 5 x 4 x 301." in printed
+    assert f"{out} holds the spectra, 5 x 4 x 301." in printed
     assert sorted(path.name for path in tmp_path.iterdir()) == ["spectra.npy", "structures.npy"]
 
 
-def test_predict_one_structure_as_a_table_and_a_plot(metaspec, server, expected, structures, tmp_path: Path) -> None:
+def test_predict_one_structure_as_a_table_and_a_plot(
+    metaspec: Command, server: RunningServer, expected: Expected, structures: Array, tmp_path: Path
+) -> None:
     np.save(tmp_path / "structure.npy", structures[0])
     out, plot = tmp_path / "spectra.csv", tmp_path / "plot.png"
     status, _, _ = metaspec("predict", tmp_path / "structure.npy", "--url", server.url, "--out", out, "--plot", plot)
@@ -91,7 +131,7 @@ def test_predict_one_structure_as_a_table_and_a_plot(metaspec, server, expected,
     assert sorted(path.name for path in tmp_path.iterdir()) == ["plot.png", "spectra.csv", "structure.npy"]
 
 
-def test_of_many_structures_the_best_are_shown(metaspec, server, tmp_path: Path) -> None:
+def test_of_many_structures_the_best_are_shown(metaspec: Command, server: RunningServer, tmp_path: Path) -> None:
     structures = np.random.default_rng(0).random((40, 128, 128)).astype(np.float32)
     np.save(tmp_path / "structures.npy", structures)
     status, printed, _ = metaspec("predict", tmp_path / "structures.npy", "--url", server.url)
@@ -103,7 +143,7 @@ def test_of_many_structures_the_best_are_shown(metaspec, server, tmp_path: Path)
     assert shown == [str(n) for n in best]
 
 
-def test_an_interrupted_prediction_goes_on(server, expected, tmp_path: Path) -> None:
+def test_an_interrupted_prediction_goes_on(server: RunningServer, expected: Expected, tmp_path: Path) -> None:
     structures = np.random.default_rng(0).integers(0, 2, (520, 128, 128), np.uint8)
     np.save(tmp_path / "structures.npy", structures)
     partial = tmp_path / "spectra.npy.partial"
@@ -113,7 +153,7 @@ def test_an_interrupted_prediction_goes_on(server, expected, tmp_path: Path) -> 
             raise KeyboardInterrupt
 
     with Surrogate(server.url, batch_size=64) as surrogate:
-        mapped = bulk.open_structures(tmp_path / "structures.npy", (128, 128))
+        mapped = bulk.open_structures(tmp_path / "structures.npy")
         owner: Any = mapped
         while isinstance(owner, np.ndarray):
             owner = owner.base
@@ -124,14 +164,17 @@ def test_an_interrupted_prediction_goes_on(server, expected, tmp_path: Path) -> 
             np.load(partial, mmap_mode="r")  # nobody takes it for the whole
         with partial.open("ab") as file:
             file.write(b"half a row")
-        before, finished = surrogate.sent.structures, []
+        finished: list[int] = []
+        before = surrogate.sent.structures
         spectra = bulk.predict_to_file(surrogate, mapped, partial, finished.append)
         assert surrogate.sent.structures - before == 2 + 520 - 256  # two of the old ones are compared
     assert finished == [256, 256, 8]
     np.testing.assert_allclose(spectra.values, expected(structures), atol=1e-5)
 
 
-def test_a_partial_prediction_of_something_else_is_kept(metaspec, server, structures, tmp_path: Path) -> None:
+def test_a_partial_prediction_of_something_else_is_kept(
+    metaspec: Command, server: RunningServer, structures: Array, tmp_path: Path
+) -> None:
     np.save(tmp_path / "a.npy", structures)
     partial, out = tmp_path / "spectra.npy.partial", tmp_path / "spectra.npy"
     with Surrogate(server.url) as surrogate:
@@ -139,7 +182,7 @@ def test_a_partial_prediction_of_something_else_is_kept(metaspec, server, struct
     content = partial.read_bytes()
     status, _, errors = metaspec("predict", tmp_path / "a.npy", "--url", server.url, "--out", out)
     assert status == 2
-    assert f"{partial} has spectra of other structures or of another model: delete it to start anew" in errors
+    assert f"{partial} holds spectra of other structures or another model: delete it to start over" in errors
     assert partial.read_bytes() == content
     np.save(tmp_path / "a.npy", structures[:3])
     assert metaspec("predict", tmp_path / "a.npy", "--url", server.url, "--out", out)[0] == 2
@@ -148,17 +191,19 @@ def test_a_partial_prediction_of_something_else_is_kept(metaspec, server, struct
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"\x89PNG\r\n\x1a\n picture", "is not a .npy file of structures"),
-        (b"", "is not a .npy file of structures"),
-        (np.zeros((3, 128, 128), object), "is not a .npy file of structures"),
+        (b"\x89PNG\r\n\x1a\n picture", "is not a .npy file of plain numbers"),
+        (b"", "is not a .npy file of plain numbers"),
+        (np.zeros((3, 128, 128), object), "is not a .npy file of plain numbers"),
         (np.zeros((0, 128, 128)), "holds no structures: its shape is (0, 128, 128)"),
         (np.zeros((64, 64)), "structures must be (128, 128), (N, 128, 128) or (N, 1, 128, 128), got (64, 64)"),
         (np.full((2, 128, 128), 255, np.uint8), "divide 8-bit images by 255"),
         (np.zeros((128, 128), complex), "got complex128"),
-        (None, "No such file"),
+        (None, "structures.npy is missing"),
     ],
 )
-def test_predict_refuses_bad_files(metaspec, server, tmp_path: Path, content: Any, message: str) -> None:
+def test_predict_refuses_bad_files(
+    metaspec: Command, server: RunningServer, tmp_path: Path, content: Any, message: str
+) -> None:
     file, out = tmp_path / "structures.npy", tmp_path / "spectra.npy"
     if isinstance(content, np.ndarray):
         np.save(file, content)
@@ -176,15 +221,15 @@ def test_predict_refuses_bad_files(metaspec, server, tmp_path: Path, content: An
     ("arguments", "message"),
     [
         (["predict", "x.npy", "--out", "spectra.nc"], "--out must end in .npy or .csv, got spectra.nc"),
-        (["predict", "x.npy", "--out", "nowhere/x.npy"], "--out: there is no folder nowhere"),
+        (["predict", "x.npy", "--out", "nowhere/x.npy"], "--out: folder nowhere does not exist"),
         (["predict", "x.npy", "--url", "ftp://x"], "http"),
         (["optimise", "--out", "x", "--objective", "purple"], "objective must be one of bayer, min"),
         (
             ["optimise", "--out", "x", "--gds-layer", "one"],
-            "--gds-layer must be two numbers, LAYER/DATATYPE, got 'one'",
+            "--gds-layer must be two integers, LAYER/DATATYPE, got 'one'",
         ),
         (["optimise", "--out", "x", "--gds-layer", "1/99999"], "between 0 and 32767, got 1/99999"),
-        (["optimise", "--out", "x", "--url", "http://127.0.0.1:1"], "no connection to http://127.0.0.1:1"),
+        (["optimise", "--out", "x", "--url", "http://NOBODY"], "no connection to http://127.0.0.1"),
         (["optimise", "--out", "x", "--optimiser", "luck"], "optimiser must be one of adam"),
         (["optimise", "--out", "x", "--symmetry", "round"], "symmetry must be None or \"diagonal\", got 'round'"),
         (["optimise", "--out", "x", "--radius-nm", "-1"], "radius_nm must be above 0"),
@@ -197,9 +242,17 @@ def test_predict_refuses_bad_files(metaspec, server, tmp_path: Path, content: An
     ],
 )
 def test_bad_arguments(
-    metaspec, server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
+    metaspec: Command,
+    server: RunningServer,
+    nobody: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    message: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("metaspec._surrogate.base.random.uniform", lambda low, high: 0.0)  # no pauses
+    arguments = [argument.replace("NOBODY", nobody) for argument in arguments]
     address = [] if "--url" in arguments else ["--url", server.url]
     status, printed, errors = metaspec(*arguments, *address)
     assert (status, printed) == (2, "")
@@ -208,39 +261,33 @@ def test_bad_arguments(
     assert not list(tmp_path.iterdir())  # nothing is begun
 
 
-def test_what_the_command_line_needs(metaspec, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in sys.modules if name == "metaspec._cli.main" or name.split(".")[0] == "typer"]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "typer", None)
-    status, _, errors = metaspec("--help")
-    assert status == 2
-    assert 'pip install "metaspec[optimise]"' in errors
-
-
 @pytest.fixture(scope="module")
-def finished(server, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run that nobody interrupted."""
+def finished(server: RunningServer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run without interruption."""
     folder = tmp_path_factory.mktemp("finished") / "designs"
-    subprocess.run([*COMMAND, "optimise", "--url", server.url, "--out", folder, *RUN], check=True, capture_output=True)
+    assert give(["optimise", "--url", server.url, "--out", folder, *RUN]) == 0
     return folder
 
 
-def test_optimise_interrupted_and_resumed_finds_the_same_designs(server, finished: Path, tmp_path: Path) -> None:
+def test_optimise_interrupted_and_resumed_finds_the_same_designs(
+    metaspec: Command, server: RunningServer, finished: Path, tmp_path: Path
+) -> None:
     folder = tmp_path / "designs"
-    arguments = ["optimise", "--url", server.url, "--out", folder, *RUN]
-    process = start(*arguments)
-    until(process, "step 20/400")
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 130, errors
-    assert "Repeat the command to go on." in errors
-    assert "Traceback" not in errors
+    arguments = ["optimise", "--url", server.url, "--out", str(folder), *RUN]
+    interrupted = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED, *arguments], capture_output=True, text=True, timeout=120
+    )
+    assert interrupted.returncode == 130, interrupted.stderr
+    assert "Repeat the command to resume." in interrupted.stderr
+    assert "Traceback" not in interrupted.stderr
     assert (folder / "checkpoint.npz").exists()
     assert not (folder / "report.json").exists()
 
-    again = subprocess.run([*COMMAND, *map(str, arguments)], capture_output=True, text=True, check=True)
-    assert again.stdout.startswith("Going on with objective bayer, 2 starts, adam; diffractionnet version 1")
-    assert "step 20/400" not in again.stdout
+    status, printed, _ = metaspec(*arguments)
+    assert status == 0
+    assert printed.startswith("Resuming objective bayer, 2 starts, adam; diffractionnet version 1")
+    assert "step 5/24" not in printed
+    assert "step 7/24" in printed
     names = sorted(path.name for path in finished.iterdir())
     assert sorted(path.name for path in folder.iterdir()) == names
     assert "checkpoint.npz" not in names
@@ -251,9 +298,9 @@ def test_optimise_interrupted_and_resumed_finds_the_same_designs(server, finishe
     assert reports[0]["designs"] == reports[1]["designs"]
 
 
-def test_a_run_has_made_better_binary_designs(server, finished: Path) -> None:
+def test_a_run_has_made_better_binary_designs(server: RunningServer, finished: Path) -> None:
     report = json.loads((finished / "report.json").read_text())
-    settings = {"objective": "bayer", "steps": 400, "starts": 2, "radius_nm": 120.0, "seed": 3, "optimiser": "adam"}
+    settings = {"objective": "bayer", "steps": 24, "starts": 2, "radius_nm": 120.0, "seed": 3, "optimiser": "adam"}
     assert report["settings"].items() >= settings.items()
     designs = np.load(finished / "designs.npy")
     assert set(np.unique(designs)) == {0, 1}
@@ -264,21 +311,21 @@ def test_a_run_has_made_better_binary_designs(server, finished: Path) -> None:
     assert efficiency[0] > first.max() + 0.02
 
 
-def test_a_finished_run_is_left_alone(metaspec, finished: Path) -> None:
+def test_a_finished_run_is_left_alone(metaspec: Command, finished: Path, nobody: str) -> None:
     times = {path.name: path.stat().st_mtime_ns for path in finished.iterdir()}
-    status, printed, errors = metaspec("optimise", "--url", "http://127.0.0.1:1", "--out", finished, *RUN)
+    status, printed, errors = metaspec("optimise", "--url", f"http://{nobody}", "--out", finished, *RUN)
     assert (status, errors) == (0, "")
-    assert "is finished, there is nothing to do" in printed
+    assert "is finished, nothing to do" in printed
     assert {path.name: path.stat().st_mtime_ns for path in finished.iterdir()} == times
 
 
-def test_another_run_does_not_take_the_folder(metaspec, server, finished: Path) -> None:
+def test_another_run_does_not_take_the_folder(metaspec: Command, server: RunningServer, finished: Path) -> None:
     status, _, errors = metaspec("optimise", "--url", server.url, "--out", finished, *RUN, "--symmetry", "diagonal")
     assert status == 2
-    assert "is of an optimisation with other settings: symmetry none (now diagonal)" in errors
+    assert "belongs to an optimisation with other settings: symmetry none (now diagonal)" in errors
 
 
-def test_a_terminal_shows_the_run_as_it_goes(server, tmp_path: Path) -> None:
+def test_a_terminal_shows_the_run_as_it_goes(server: RunningServer, tmp_path: Path) -> None:
     """Also: options reach the designs."""
     outer, inner = pty.openpty()
     arguments = ["optimise", "--url", server.url, "--out", tmp_path / "designs", "--steps", 5, "--starts", 3]
@@ -291,6 +338,7 @@ def test_a_terminal_shows_the_run_as_it_goes(server, tmp_path: Path) -> None:
         env={**os.environ, "TERM": "xterm", "COLUMNS": "100"},
     )
     os.close(inner)
+    kill_late(process)
     shown = b""
     while True:
         try:
@@ -310,13 +358,15 @@ def test_a_terminal_shows_the_run_as_it_goes(server, tmp_path: Path) -> None:
     assert report["settings"]["robust_delta"] == 0.1
     assert all(min(design["solid_nm"], design["void_nm"]) >= 90 for design in report["designs"])
     layout = gdstk.read_gds(tmp_path / "designs" / "design_000.gds").top_level()[0]
+    assert isinstance(layout, gdstk.Cell)
     assert {(polygon.layer, polygon.datatype) for polygon in layout.polygons} == {(4, 2), (100, 0)}
 
 
-def test_a_server_that_is_gone_costs_nothing(metaspec, start_server, small_repository: Path, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_a_server_that_is_gone_costs_nothing(metaspec: Command, small_repository: Path, tmp_path: Path) -> None:
     folder = tmp_path / "designs"
     (tmp_path / "keys").write_text("a secret of 16 letters\n")
-    with start_server("--repository", str(small_repository), "--api-keys", str(tmp_path / "keys")) as server:
+    with running_server("--repository", str(small_repository), "--api-keys", str(tmp_path / "keys")) as server:
         arguments = ["optimise", "--url", server.url, "--out", folder, "--steps", 2000, "--starts", 2]
         status, _, errors = metaspec(*arguments)
         assert status == 2
@@ -326,5 +376,25 @@ def test_a_server_that_is_gone_costs_nothing(metaspec, start_server, small_repos
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 2
     assert errors.startswith(f"metaspec: no connection to {server.url}")
-    assert "Repeat the command to go on." in errors
+    assert "Repeat the command to resume." in errors
     assert (folder / "checkpoint.npz").exists()
+
+
+def test_merged_greens_are_stated_everywhere(metaspec: Command, structures: Array, tmp_path: Path) -> None:
+    """By both commands, in report.json and in the HTML report."""
+    models = tmp_path / "models"
+    merged = METADATA | {"merged_greens": True}
+    write_repository(models, small_model(merged))
+    write_repository(models, small_gradient_model())
+    np.save(tmp_path / "structures.npy", structures)
+    folder, note = tmp_path / "designs", "G1 and G2: only their mean is known"
+    with running_server("--repository", str(models)) as server:
+        status, printed, errors = metaspec("predict", tmp_path / "structures.npy", "--url", server.url)
+        assert (status, errors) == (0, "")
+        assert note in printed
+        run = ["optimise", "--url", server.url, "--out", folder, "--steps", 1, "--starts", 1]
+        status, printed, errors = metaspec(*run)
+        assert (status, errors) == (0, "")
+        assert note in printed
+    assert read_report(folder).merged_greens
+    assert note in (folder / "report.html").read_text(encoding="utf-8")

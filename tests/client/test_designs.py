@@ -6,6 +6,7 @@ import csv
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import gdstk
 import numpy as np
@@ -20,19 +21,30 @@ from metaspec.objectives import by_name as objective
 from metaspec.optimise import History, Problem, Result, run
 from metaspec.optimise import by_name as optimiser
 from metaspec.topology import Parameterisation, feature_size, without_small_features
+from metaspec_contract.process import Process
+from metaspec_contract.run_folder import read_report
+from metaspec_testing.servers import RunningServer
+from metaspec_testing.small_models import Array
 
 
-def smooth_structure(seed: int) -> np.ndarray:
+def smooth_structure(seed: int) -> Array:
     noise = np.fft.rfft2(np.random.default_rng(seed).standard_normal((128, 128)))
     frequency = np.hypot(np.fft.fftfreq(128)[:, None], np.fft.rfftfreq(128))
     return (np.fft.irfft2(noise * np.exp(-((frequency * 30) ** 2))) > 0).astype(np.uint8)
 
 
-def rasterise(polygons: list[gdstk.Polygon], period: float = 2.0, pixels: int = 128) -> np.ndarray:
+def rasterise(polygons: list[gdstk.Polygon], period: float = 2.0, pixels: int = 128) -> Array:
     """The pixels whose centres lie in polygons; row 0 is at the largest y."""
     centres = (np.arange(pixels) + 0.5) * period / pixels
     points = [(x, period - y) for y in centres for x in centres]
     return np.array(gdstk.inside(points, polygons)).reshape(pixels, pixels)
+
+
+def cell_of(path: Path) -> gdstk.Cell:
+    """The only top cell of a layout."""
+    (cell,) = gdstk.read_gds(path).top_level()
+    assert isinstance(cell, gdstk.Cell)
+    return cell
 
 
 STRUCTURES = {
@@ -48,8 +60,7 @@ STRUCTURES = {
 def test_a_layout_is_the_structure_bit_for_bit(tmp_path: Path, name: str) -> None:
     structure = STRUCTURES[name]
     write_gds(tmp_path / "cell.gds", structure)
-    library = gdstk.read_gds(tmp_path / "cell.gds")
-    (cell,) = library.top_level()
+    library, cell = gdstk.read_gds(tmp_path / "cell.gds"), cell_of(tmp_path / "cell.gds")
     assert (library.unit, library.precision, cell.name) == (1e-6, 1e-12, "ROUTER")
     polygons = [polygon for polygon in cell.polygons if (polygon.layer, polygon.datatype) == (1, 0)]
     np.testing.assert_array_equal(rasterise(polygons), structure)
@@ -65,7 +76,7 @@ def test_a_layout_looks_like_the_picture(tmp_path: Path) -> None:
     structure = np.zeros((128, 128))
     structure[0:8, 0:32] = 1  # top left, where R is
     write_gds(tmp_path / "cell.gds", structure)
-    cell = gdstk.read_gds(tmp_path / "cell.gds").top_level()[0]
+    cell = cell_of(tmp_path / "cell.gds")
     (polygon,) = (polygon for polygon in cell.polygons if polygon.layer == 1)
     assert polygon.bounding_box() == ((0, 1.875), (0.5, 2))
     labels = {label.text: label.origin for label in cell.labels}
@@ -90,15 +101,13 @@ def test_layers_cell_name_and_array(tmp_path: Path) -> None:
         cell="CELL",
         array=(2, 3),
     )
-    library = gdstk.read_gds(tmp_path / "array.gds")
-    (top,) = library.top_level()
+    top = cell_of(tmp_path / "array.gds")
     assert top.name == "CELL_ARRAY"
     (reference,) = top.references
     assert (reference.cell_name, reference.repetition.rows, reference.repetition.columns) == ("CELL", 2, 3)
     solid = [polygon for polygon in top.get_polygons() if (polygon.layer, polygon.datatype) == (7, 3)]
     assert sum(polygon.area() for polygon in solid) == pytest.approx(6 * STRUCTURES["ring"].mean() * 2.1**2)
-    (low, high) = top.bounding_box()
-    np.testing.assert_allclose([low, high], [(0, 0), (6.3, 4.2)])
+    np.testing.assert_allclose(np.array(top.bounding_box()), [(0, 0), (6.3, 4.2)])
     tile = [polygon for polygon in solid if polygon.bounding_box()[0][0] < 2.1 and polygon.bounding_box()[0][1] < 2.1]
     np.testing.assert_array_equal(rasterise(tile, 2.1), STRUCTURES["ring"])
 
@@ -111,15 +120,23 @@ def test_equal_structures_make_equal_layouts(tmp_path: Path) -> None:
 
 def test_an_empty_cell_has_an_outline_only(tmp_path: Path) -> None:
     write_gds(tmp_path / "void.gds", np.zeros((128, 128)))
-    assert [p.layer for p in gdstk.read_gds(tmp_path / "void.gds").top_level()[0].polygons] == [100]
+    assert [p.layer for p in cell_of(tmp_path / "void.gds").polygons] == [100]
 
 
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"structure": np.full((128, 128), 0.5)}, InvalidStructure, "threshold the density first"),
-        ({"structure": np.zeros((3, 128, 128))}, InvalidStructure, r"one structure, \(128, 128\), got \(3, 128, 128\)"),
-        ({"structure": np.zeros((128, 64))}, InvalidStructure, r"got \(128, 64\)"),
+        (
+            {"structure": np.full((128, 128), 0.5)},
+            InvalidStructure,
+            "got 0.5 at .*; threshold densities first",
+        ),
+        (
+            {"structure": np.zeros((3, 128, 128))},
+            InvalidStructure,
+            r"one structure \(y, x\), got shape \(3, 128, 128\)",
+        ),
+        ({"structure": np.zeros((128, 64))}, InvalidStructure, r"must be square, got shape \(128, 64\)"),
         ({"layer": (1, 40000)}, ValueError, "between 0 and 32767, got 1/40000"),
         ({"boundary_layer": (-1, 0)}, ValueError, "between 0 and 32767, got -1/0"),
         ({"array": (0, 1)}, ValueError, "at least 1 x 1"),
@@ -128,7 +145,7 @@ def test_an_empty_cell_has_an_outline_only(tmp_path: Path) -> None:
         ({"period_um": 0.0}, ValueError, "period_um must be above 0"),
     ],
 )
-def test_what_cannot_be_a_layout(tmp_path: Path, change: dict, error: type[Exception], message: str) -> None:
+def test_what_cannot_be_a_layout(tmp_path: Path, change: dict[str, Any], error: type[Exception], message: str) -> None:
     arguments = {"structure": STRUCTURES["solid"]} | change
     with pytest.raises(error, match=message):
         write_gds(tmp_path / "no.gds", **arguments)
@@ -140,7 +157,7 @@ def test_the_picture_of_a_structure_shows_row_0_at_the_top_and_the_detectors() -
     cell, pattern = draw_structure(structure, title="a title").axes
     (image,) = cell.get_images()
     np.testing.assert_array_equal(image.get_array(), structure)
-    assert image.get_extent() == [0, 2, 2, 0]  # left, right, bottom, top: y points down
+    assert tuple(image.get_extent()) == (0, 2, 2, 0)  # left, right, bottom, top: y points down
     assert image.origin == "upper"
     places = {text.get_text(): text.get_position() for text in cell.texts}
     assert {name: (x > 1, y > 1) for name, (x, y) in places.items()} == {
@@ -160,11 +177,11 @@ def test_the_picture_of_spectra_names_efficiency_and_crosstalk() -> None:
     figure = draw_spectra(spectra, title="a title")
     (ax,) = figure.axes
     drawn = {line.get_label(): line.get_ydata() for line in ax.get_lines()}
-    assert list(drawn) == ["R", "G1", "G2", "B", "spread: how unsure", "G1 + G2"]
-    np.testing.assert_allclose(drawn["G1 + G2"], 0.2)
+    assert list(drawn) == ["R", "G1", "G2", "B", "spread (uncertainty)", "G1 + G2"]
+    np.testing.assert_allclose(np.asarray(drawn["G1 + G2"]), 0.2)
     legend = [text.get_text() for text in figure.legends[0].get_texts()]
     assert "blue, 400 to 500 nm:\nefficiency 0.600\ncrosstalk 0.100" in legend
-    assert predicted(spectra)["spread"] == pytest.approx(0.1)
+    assert predicted(spectra).spread == pytest.approx(0.1)
     assert "green, 500 to 600 nm:\nefficiency 0.200\ncrosstalk 0.200" in legend
 
 
@@ -183,7 +200,7 @@ def test_the_picture_of_a_history(betas: list[float]) -> None:
 
 
 @pytest.fixture(scope="module")
-def surrogate(server) -> Iterator[Surrogate]:
+def surrogate(server: RunningServer) -> Iterator[Surrogate]:
     with Surrogate(server.url, progress=False) as surrogate:
         yield surrogate
 
@@ -218,7 +235,7 @@ def test_the_report_says_what_was_found_and_how(folder: Path, result: Result, su
         "seed": 1,
     }
     assert (report["period_um"], report["pixel_nm"]) == (2.0, 15.625)
-    assert report["process"] == {"period_um": 2.0}
+    assert report["process"] == Process().model_dump(mode="json")
     assert report["wavelengths_nm"] == list(range(400, 701))
     assert report["channels"] == ["R", "G1", "G2", "B"]
     assert report["settings"] == {"steps": 4}
@@ -226,10 +243,11 @@ def test_the_report_says_what_was_found_and_how(folder: Path, result: Result, su
     assert report["server_calls"] == result.server_calls
     assert report["wall_s"] == result.wall_s
     assert len(report["designs"]) == 3
+    assert read_report(folder).designs[0].objective == result.value[0]
     for rank, design in enumerate(report["designs"]):
         assert (design["rank"], design["start"]) == (rank, result.row[rank])
         assert design["objective"] == result.value[rank]
-        assert design["predicted"] == predicted(result.spectra[rank])
+        assert design["predicted"] == predicted(result.spectra[rank]).model_dump(exclude_none=True)
         assert (design["solid_nm"], design["void_nm"]) == feature_size(result.structure[rank])
         for name in design["files"].values():
             assert (folder / name).exists()
@@ -243,7 +261,7 @@ def test_the_arrays_are_those_of_the_result(folder: Path, result: Result, surrog
     np.testing.assert_array_equal(np.load(folder / "trajectory.npy"), result.trajectory)
     for rank, structure in enumerate(designs):
         np.testing.assert_array_equal(np.load(folder / f"design_{rank:03d}.npy"), structure)
-        cell = gdstk.read_gds(folder / f"design_{rank:03d}.gds").top_level()[0]
+        cell = cell_of(folder / f"design_{rank:03d}.gds")
         solid = [polygon for polygon in cell.polygons if polygon.layer == 1]
         np.testing.assert_array_equal(rasterise(solid), structure)
 
@@ -292,7 +310,7 @@ def test_mended_designs_have_no_narrow_features(result: Result, surrogate: Surro
 def test_a_design_that_cannot_be_mended_comes_last(
     result: Result, problem: Problem, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail_for_the_best(structure: np.ndarray, width_nm: float, pixel_nm: float) -> np.ndarray:
+    def fail_for_the_best(structure: Array, width_nm: float, pixel_nm: float) -> Array:
         if np.array_equal(structure, result.structure[0]):
             raise RuntimeError("no structure was found")
         return without_small_features(structure, width_nm, pixel_nm)
@@ -324,7 +342,7 @@ def test_a_folder_belongs_to_one_run(tmp_path: Path) -> None:
     assert not folder.exists()
     begin(folder, settings)
     assert not is_finished(folder, settings)
-    with pytest.raises(ValueError, match=r"other settings: steps 20 \(now 30\), model one \(now two\)\. Take another"):
+    with pytest.raises(ValueError, match=r"other settings: steps 20 \(now 30\), model one \(now two\)\. Use another"):
         is_finished(folder, settings | {"steps": 30, "model": "two"})
     (folder / "report.json").write_text("{}")
     assert is_finished(folder, settings)
@@ -340,5 +358,5 @@ def test_settings_that_cannot_be_read(tmp_path: Path, content: str) -> None:
 def test_folders_of_others_are_left_alone(tmp_path: Path) -> None:
     (tmp_path / "a.txt").touch()
     for folder in (tmp_path, tmp_path / "a.txt"):
-        with pytest.raises(ValueError, match="not empty, and not of an optimisation"):
+        with pytest.raises(ValueError, match="not empty and not the folder of an optimisation"):
             is_finished(folder, {"steps": 20})

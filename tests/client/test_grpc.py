@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -9,12 +10,14 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, TypeAlias
 
-import grpc
+import grpc  # type: ignore[import-untyped]
 import numpy as np
 import pytest
 import trustme
 from grpc import StatusCode
+from tritonclient.grpc import model_config_pb2 as model_config
 from tritonclient.grpc import service_pb2 as messages
 from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceServicer, add_GRPCInferenceServiceServicer_to_server
 
@@ -30,10 +33,14 @@ from metaspec import (
     ServerError,
     ServerUnreachable,
     Surrogate,
+    __version__,
 )
+from metaspec_contract.model import METADATA_KEY
+from metaspec_testing.servers import RunningServer
+from metaspec_testing.small_models import METADATA
 
 ONE = np.zeros((128, 128))
-Answer = messages.ModelInferResponse | tuple[StatusCode, str]
+Answer: TypeAlias = messages.ModelInferResponse | tuple[StatusCode, str]
 
 
 def good(rows: int = 1, version: str = "1", **tensor: object) -> messages.ModelInferResponse:
@@ -47,7 +54,7 @@ def good(rows: int = 1, version: str = "1", **tensor: object) -> messages.ModelI
     )
 
 
-class Scripted(GRPCInferenceServiceServicer):
+class Scripted(GRPCInferenceServiceServicer):  # type: ignore[misc]
     """A server that speaks as Triton does.
 
     Attributes:
@@ -58,10 +65,10 @@ class Scripted(GRPCInferenceServiceServicer):
         self.asked: list[tuple[str, str, dict[str, str]]] = []
         self._answers = answers
 
-    def ServerMetadata(self, request, context):  # noqa: N802
-        return messages.ServerMetadataResponse(name="scripted", version="1")
+    def ServerMetadata(self, request: Any, context: Any) -> Any:  # noqa: N802
+        return messages.ServerMetadataResponse(name="scripted", version="1", extensions=["model_configuration"])
 
-    def ModelMetadata(self, request, context):  # noqa: N802
+    def ModelMetadata(self, request: Any, context: Any) -> Any:  # noqa: N802
         tensor = messages.ModelMetadataResponse.TensorMetadata
         return messages.ModelMetadataResponse(
             name=request.name,
@@ -70,7 +77,11 @@ class Scripted(GRPCInferenceServiceServicer):
             outputs=[tensor(name="spectra", datatype="FP32", shape=[-1, 4, 301])],
         )
 
-    def ModelInfer(self, request, context):  # noqa: N802
+    def ModelConfig(self, request: Any, context: Any) -> Any:  # noqa: N802
+        told = {METADATA_KEY: model_config.ModelParameter(string_value=json.dumps(METADATA))}
+        return messages.ModelConfigResponse(config=model_config.ModelConfig(name=request.name, parameters=told))
+
+    def ModelInfer(self, request: Any, context: Any) -> Any:  # noqa: N802
         self.asked.append((request.model_name, request.model_version, dict(context.invocation_metadata())))
         answer = next(self._answers)
         if isinstance(answer, tuple):
@@ -101,7 +112,7 @@ LOST = (StatusCode.UNAVAILABLE, "Socket closed")
 @pytest.mark.parametrize("kind", ["sync", "async"])
 async def test_keys_versions_and_asking_again(kind: str) -> None:
     with scripted(BUSY, LOST, good(version="2")) as (address, server):
-        settings = {"api_key": "a-key-for-the-tests", "version": 2}
+        settings: dict[str, Any] = {"api_key": "a-key-for-the-tests", "version": 2}
         if kind == "sync":
             with Surrogate(f"grpc://{address}", **settings) as surrogate:
                 spectra = surrogate.predict(ONE)
@@ -112,6 +123,7 @@ async def test_keys_versions_and_asking_again(kind: str) -> None:
     assert spectra.version == "2"
     assert [(model, version) for model, version, _ in server.asked] == [("diffractionnet", "2")] * 3
     assert {metadata["authorization"] for *_, metadata in server.asked} == {"Bearer a-key-for-the-tests"}
+    assert all(metadata["user-agent"].startswith(f"metaspec/{__version__} ") for *_, metadata in server.asked)
 
 
 def test_a_new_version_in_the_middle_of_a_call() -> None:
@@ -162,18 +174,18 @@ def test_errors(answer: Answer, kind: type[MetaSpecError], message: str) -> None
     assert len(server.asked) == 1
 
 
-async def test_nobody_there() -> None:
-    with Surrogate("grpc://127.0.0.1:9", retries=1) as surrogate:
+async def test_nobody_there(nobody: str) -> None:
+    with Surrogate(f"grpc://{nobody}", retries=1) as surrogate:
         assert not surrogate.is_ready()
         with pytest.raises(ServerUnreachable, match=r"Connection refused .*Is metaspec-serve running there, or Triton"):
             surrogate.predict(ONE)
-    async with AsyncSurrogate("grpc://127.0.0.1:9", retries=1) as asynchronous:
+    async with AsyncSurrogate(f"grpc://{nobody}", retries=1) as asynchronous:
         assert not await asynchronous.is_ready()
         with pytest.raises(ServerUnreachable):
             await asynchronous.predict(ONE)
 
 
-def test_the_port_for_http(server) -> None:
+def test_the_port_for_http(server: RunningServer) -> None:
     with (
         Surrogate(f"grpc://{server.address}", retries=0, timeout=10) as surrogate,
         pytest.raises(ServerUnreachable, match="is this its port for HTTP or gRPC"),

@@ -16,6 +16,8 @@ import pytest
 
 from metaspec import AsyncSurrogate, ServerError, Surrogate
 from metaspec_testing.scripted import Answer, good, scripted
+from metaspec_testing.servers import RunningServer
+from metaspec_testing.small_models import Array, Expected, ExpectedGradient
 
 
 def mapped(path: Path, count: int) -> np.memmap:
@@ -30,7 +32,13 @@ def mapped(path: Path, count: int) -> np.memmap:
 @pytest.mark.parametrize("client", [Surrogate, AsyncSurrogate])
 @pytest.mark.parametrize(("method", "count"), [("predict", 4000), ("gradient", 900)])
 def test_memory_is_the_result_and_a_few_batches(
-    client: type, method: str, count: int, server, tmp_path: Path, expected, expected_gradient
+    client: type,
+    method: str,
+    count: int,
+    server: RunningServer,
+    tmp_path: Path,
+    expected: Expected,
+    expected_gradient: ExpectedGradient,
 ) -> None:
     """What is allocated for a large call beside its result does not grow with the call."""
     structures, cotangent = mapped(tmp_path / "structures.npy", count), np.random.default_rng(11).normal(size=(4, 301))
@@ -38,11 +46,11 @@ def test_memory_is_the_result_and_a_few_batches(
     first, whole = structures[:100], np.broadcast_to(cotangent, (100, 4, 301))
     wanted = expected(first) if method == "predict" else expected_gradient(first, whole)
 
-    async def ask(count: int) -> np.ndarray:
+    async def ask(count: int) -> Array:
         async with AsyncSurrogate(server.url, batch_size=50) as surrogate:
             return np.asarray(await getattr(surrogate, method)(structures[:count], *arguments))
 
-    def values_of(count: int) -> np.ndarray:
+    def values_of(count: int) -> Array:
         if client is AsyncSurrogate:
             return asyncio.run(ask(count))
         with Surrogate(server.url, batch_size=50) as surrogate:
@@ -62,7 +70,7 @@ def test_memory_is_the_result_and_a_few_batches(
         np.testing.assert_allclose(values[start : start + 100], wanted, atol=1e-6)
 
 
-def test_bodies_are_gone_when_they_are_sent(server) -> None:
+def test_bodies_are_gone_when_they_are_sent(server: RunningServer) -> None:
     """Densities are 64 KiB each on the wire: the requests are larger than the result, and are not kept."""
     density = np.full((500, 128, 128), 0.5, np.float16)
     with Surrogate(server.url, batch_size=20, concurrency=2) as surrogate:
@@ -75,12 +83,12 @@ def test_bodies_are_gone_when_they_are_sent(server) -> None:
     assert peak < values.nbytes + 3e6 + 3 * 2 * (20 * 128 * 128 * 4)
 
 
-async def test_the_event_loop_is_free_while_a_call_is_checked(server) -> None:
+async def test_the_event_loop_is_free_while_a_call_is_checked(server: RunningServer) -> None:
     """The array is there only once the event loop has run something else."""
     ran = threading.Event()
 
     class Slow:
-        def __array__(self, dtype: object = None, copy: object = None) -> np.ndarray:
+        def __array__(self, dtype: object = None, copy: object = None) -> Array:
             assert ran.wait(20), "the event loop waits for the check"
             return np.zeros((3, 128, 128))
 
@@ -90,12 +98,15 @@ async def test_the_event_loop_is_free_while_a_call_is_checked(server) -> None:
         assert (await surrogate.predict(Slow())).values.shape == (3, 4, 301)
 
 
-async def test_a_call_that_is_cancelled_leaves_nothing_behind(server, structures, expected) -> None:
+async def test_a_call_that_is_cancelled_leaves_nothing_behind(
+    server: RunningServer, structures: Array, expected: Expected
+) -> None:
     many = np.zeros((4000, 128, 128), np.uint8)
     async with AsyncSurrogate(server.url, batch_size=10) as surrogate:
         call = asyncio.create_task(surrogate.predict(many))
-        while surrogate.sent.requests < 8:
-            await asyncio.sleep(0)
+        async with asyncio.timeout(60):
+            while surrogate.sent.requests < 8:
+                await asyncio.sleep(0)
         call.cancel()
         with pytest.raises(asyncio.CancelledError):
             await call

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,8 @@ from metaspec.objectives import (
     TargetSpectra,
     by_name,
 )
+from metaspec_testing.servers import RunningServer
+from metaspec_testing.small_models import Array
 
 CHANNELS = ("R", "G1", "G2", "B", "spread")
 WAVELENGTHS = np.linspace(400, 700, 61)
@@ -50,28 +52,31 @@ OBJECTIVES = [
 
 
 @pytest.fixture
-def values() -> np.ndarray:
-    """Spectra as they are: a quarter of the light for each detector, with smooth deviations; and a small spread."""
+def values() -> Array:
+    """Realistic spectra: a quarter of the light in each detector, with smooth deviations; and a small spread."""
     steps = np.random.default_rng(1).normal(0, 0.01, (3, 5, 61)).cumsum(axis=-1)
-    return np.clip(np.array([0.25, 0.25, 0.25, 0.25, 0.05])[:, None] + steps, 0.001, 1)
+    spectra: Array = np.clip(np.array([0.25, 0.25, 0.25, 0.25, 0.05])[:, None] + steps, 0.001, 1)
+    return spectra
 
 
 @pytest.fixture
-def double_precision():
+def double_precision() -> Iterator[None]:
     with jax.enable_x64(True):
         yield
 
 
-def torch_gradient(objective: Objective, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def torch_gradient(objective: Objective, values: Array) -> tuple[Array, Array]:
     tensor = torch.tensor(values, requires_grad=True)
     score = objective.score(tensor, WAVELENGTHS, CHANNELS)
     score.sum().backward()
     assert tensor.grad is not None
     assert score.dtype == tensor.dtype
-    return score.detach().numpy(), tensor.grad.numpy()
+    gradient: Array = tensor.grad.numpy()
+    value: Array = score.detach().numpy()
+    return value, gradient
 
 
-def jax_gradient(objective: Objective, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def jax_gradient(objective: Objective, values: Array) -> tuple[Array, Array]:
     @jax.jit
     def function(array: jax.Array) -> tuple[jax.Array, jax.Array]:
         score, pull_back = jax.vjp(lambda x: objective.score(x, WAVELENGTHS, CHANNELS), array)
@@ -83,7 +88,9 @@ def jax_gradient(objective: Objective, values: np.ndarray) -> tuple[np.ndarray, 
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=repr)
-def test_numpy_torch_and_jax_agree_on_values_and_derivatives(objective: Objective, values, double_precision) -> None:
+def test_numpy_torch_and_jax_agree_on_values_and_derivatives(
+    objective: Objective, values: Array, double_precision: None
+) -> None:
     value, cotangent = objective(Spectra(values, WAVELENGTHS, CHANNELS))
     assert (value.shape, cotangent.shape) == ((3,), values.shape)
     for score, gradient in (torch_gradient(objective, values), jax_gradient(objective, values)):
@@ -92,7 +99,7 @@ def test_numpy_torch_and_jax_agree_on_values_and_derivatives(objective: Objectiv
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=repr)
-def test_derivatives_are_those_of_finite_differences(objective: Objective, values) -> None:
+def test_derivatives_are_those_of_finite_differences(objective: Objective, values: Array) -> None:
     cotangent = objective.cotangent(values, WAVELENGTHS, CHANNELS)
     direction, step = np.random.default_rng(2).normal(size=values.shape), 1e-6
     higher, lower = (objective.score(values + s * direction, WAVELENGTHS, CHANNELS) for s in (step, -step))
@@ -101,7 +108,7 @@ def test_derivatives_are_those_of_finite_differences(objective: Objective, value
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=repr)
-def test_single_precision_is_enough(objective: Objective, values) -> None:
+def test_single_precision_is_enough(objective: Objective, values: Array) -> None:
     """Servers answer in float32. The gradients are compared by their largest entry."""
     value, cotangent = objective(Spectra(values, WAVELENGTHS, CHANNELS))
     for score, gradient in (f(objective, values.astype(np.float32)) for f in (torch_gradient, jax_gradient)):
@@ -111,7 +118,7 @@ def test_single_precision_is_enough(objective: Objective, values) -> None:
 
 
 @pytest.mark.parametrize("objective", [o for o in OBJECTIVES if "3, 2, 61" not in repr(o)], ids=repr)
-def test_any_leading_axes(objective: Objective, values) -> None:
+def test_any_leading_axes(objective: Objective, values: Array) -> None:
     expected = objective.score(values, WAVELENGTHS, CHANNELS)
     assert objective.score(values[0], WAVELENGTHS, CHANNELS).shape == ()
     np.testing.assert_allclose(objective.score(values[1], WAVELENGTHS, CHANNELS), expected[1], rtol=1e-12)
@@ -125,7 +132,7 @@ def test_any_leading_axes(objective: Objective, values) -> None:
 
 
 @pytest.mark.parametrize("objective", [o for o in OBJECTIVES if "Spread" not in repr(o)], ids=repr)
-def test_channels_go_by_name_and_others_do_not_count(objective: Objective, values) -> None:
+def test_channels_go_by_name_and_others_do_not_count(objective: Objective, values: Array) -> None:
     expected, cotangent = objective(Spectra(values, WAVELENGTHS, CHANNELS))
     assert not cotangent[:, 4].any()
     order = [3, 0, 2, 1]
@@ -134,7 +141,7 @@ def test_channels_go_by_name_and_others_do_not_count(objective: Objective, value
     np.testing.assert_allclose(permuted, cotangent[:, order], atol=1e-15)
 
 
-def test_they_are_the_figures_of_merit_of_spectra(values) -> None:
+def test_they_are_the_figures_of_merit_of_spectra(values: Array) -> None:
     spectra = Spectra(values, WAVELENGTHS, CHANNELS)
     for index, colour in enumerate("RGB"):
         np.testing.assert_allclose(
@@ -166,7 +173,7 @@ def test_the_soft_minimum_stays_near_the_hard_one(efficiencies: tuple[float, flo
     assert soft <= np.mean(efficiencies) + 1e-12  # Jensen's inequality: it never flatters
 
 
-def test_ties_of_the_hard_minimum_share_the_derivative(double_precision) -> None:
+def test_ties_of_the_hard_minimum_share_the_derivative(double_precision: None) -> None:
     values = np.zeros((1, 5, 61))
     values[:, [0, 3]], values[:, [1, 2]] = 0.25, 0.125
     cotangent = MinEfficiency().cotangent(values, WAVELENGTHS, CHANNELS)
@@ -175,7 +182,7 @@ def test_ties_of_the_hard_minimum_share_the_derivative(double_precision) -> None
         np.testing.assert_allclose(gradient, cotangent, atol=1e-15)
 
 
-def test_target_spectra(values) -> None:
+def test_target_spectra(values: Array) -> None:
     goal = TargetSpectra(values[0, :4])
     score = goal.score(values, WAVELENGTHS, CHANNELS)
     assert score[0] == 0
@@ -186,14 +193,14 @@ def test_target_spectra(values) -> None:
     assert repr(goal) != repr(TargetSpectra(values[1, :4]))
 
 
-def test_target_spectra_do_not_follow_later_changes(values) -> None:
+def test_target_spectra_do_not_follow_later_changes(values: Array) -> None:
     target = values[0, :4].copy()
     goal = TargetSpectra(target)
     target[:] = 0
     assert goal.score(values, WAVELENGTHS, CHANNELS)[0] == 0
 
 
-def test_spread(values) -> None:
+def test_spread(values: Array) -> None:
     value, cotangent = Spread()(Spectra(values, WAVELENGTHS, CHANNELS))
     np.testing.assert_allclose(value, values[:, 4].mean(axis=1))
     assert not cotangent[:, :4].any()
@@ -242,7 +249,7 @@ def test_sums_of_other_things(wrong: Callable[[], Any]) -> None:
         wrong()
 
 
-def test_by_name(values) -> None:
+def test_by_name(values: Array) -> None:
     spectra = Spectra(values, WAVELENGTHS, CHANNELS)
     efficiencies = spectra.colour_efficiency()
     for index, name in enumerate(("red", "green", "blue")):
@@ -278,7 +285,7 @@ def test_bad_settings(wrong: Callable[[], Objective], message: str) -> None:
         wrong()
 
 
-def test_bad_spectra(values) -> None:
+def test_bad_spectra(values: Array) -> None:
     objective = MinEfficiency()
     with pytest.raises(ValueError, match=r"spectra must be \(\.\.\., 4 channels, 61 wavelengths\), got \(3, 5, 61\)"):
         objective.score(values, WAVELENGTHS, CHANNELS[:4])
@@ -286,7 +293,7 @@ def test_bad_spectra(values) -> None:
         objective.score(values.astype(np.uint8), WAVELENGTHS, CHANNELS)
     with pytest.raises(ValueError, match="channel must be one of R, G1, B, got 'G2'"):
         objective(Spectra(values[:, :3], WAVELENGTHS, ("R", "G1", "B")))
-    with pytest.raises(ValueError, match="no wavelength lies in the band of R"):
+    with pytest.raises(ValueError, match="no wavelength lies in the band of red"):
         objective.score(values, np.linspace(400, 590, 61), CHANNELS)
     with pytest.raises(ValueError, match=r"spectra \(3, 5, 61\) do not fit a target of shape \(4, 60\)"):
         TargetSpectra(np.zeros((4, 60))).score(values, WAVELENGTHS, CHANNELS)
@@ -317,7 +324,7 @@ def test_colour_matching_functions_are_near_the_tables() -> None:
         ("E", {400: 100, 700: 100}, (1 / 3, 1 / 3)),
     ],
 )
-def test_illuminants_are_those_of_the_standard(name: str, table: dict, white: tuple[float, float]) -> None:
+def test_illuminants_are_those_of_the_standard(name: str, table: dict[int, float], white: tuple[float, float]) -> None:
     np.testing.assert_allclose(illuminant(name, list(table)), list(table.values()), atol=0.08)
     assert illuminant(name, [560.0]) == pytest.approx(100)
     wavelengths = np.arange(380.0, 781)
@@ -326,13 +333,13 @@ def test_illuminants_are_those_of_the_standard(name: str, table: dict, white: tu
 
 
 def test_illuminants_out_of_range() -> None:
-    with pytest.raises(ValueError, match="D65 is known here from 380 to 780 nm, got 350 to 700 nm"):
+    with pytest.raises(ValueError, match="D65 is tabulated from 380 to 780 nm, got 350 to 700 nm"):
         illuminant("D65", [350.0, 700.0])
     with pytest.raises(ValueError, match="illuminant must be one of D65, A, E, got 'd65'"):
         illuminant("d65", [500.0])
 
 
-def sensor(rgb: np.ndarray) -> np.ndarray:
+def sensor(rgb: Array) -> Array:
     """Red, green, blue (..., 3, wavelengths) as the four channels of a cell."""
     red, green, blue = np.moveaxis(rgb, -2, 0)
     return np.stack([red, 0.3 * green, 0.7 * green, blue], axis=-2)
@@ -347,7 +354,7 @@ def test_a_colorimetric_sensor_has_no_error(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ILLUMINANTS)
-def test_the_error_is_the_residual_of_the_best_matrix(values, name: str) -> None:
+def test_the_error_is_the_residual_of_the_best_matrix(values: Array, name: str) -> None:
     """Against a least-squares solver, for an orthonormal basis of the targets."""
     light = illuminant(name, WAVELENGTHS)
     target = np.linalg.qr((colour_matching_functions(WAVELENGTHS) * light).T)[0]
@@ -374,7 +381,7 @@ def test_the_error_knows_neither_brightness_nor_primaries(brightness: float, mix
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_a_sensor_that_sees_no_colour(power: float, dtype: type) -> None:
     """The empty cell sends a quarter of the light to each detector."""
-    values = np.full((1, 5, 61), power, dtype)
+    values: Array = np.full((1, 5, 61), power, dtype)
     objective = ColourMatrixError("E")
     grey = np.linalg.qr(colour_matching_functions(WAVELENGTHS).T)[0].sum(axis=0)
     expected = 1 - (power > 0) * (grey @ grey) / 61 / 3
@@ -385,7 +392,7 @@ def test_a_sensor_that_sees_no_colour(power: float, dtype: type) -> None:
             assert np.isfinite(gradient).all()
 
 
-def test_the_gradient_through_a_server(server) -> None:
+def test_the_gradient_through_a_server(server: RunningServer) -> None:
     """The small model is linear before its sigmoid, so a step along the gradient must pay as much as it promises."""
     density = np.random.default_rng(6).uniform(0.3, 0.7, (2, 128, 128))
     objective = MinEfficiency(0.05) - 0.5 * Crosstalk("R") - ColourMatrixError()
@@ -406,7 +413,7 @@ def test_importing_objectives_and_topology_is_light() -> None:
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
-def test_the_examples_of_the_docs(server) -> None:
+def test_the_examples_of_the_docs(server: RunningServer) -> None:
     text = (Path(__file__).parents[2] / "docs" / "objectives.md").read_text()
     blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     names: dict[str, Any] = {}

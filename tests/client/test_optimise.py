@@ -6,8 +6,10 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import optax
@@ -30,8 +32,14 @@ from metaspec.optimise import (
 from metaspec.optimise.optax import Optax
 from metaspec.optimise.torch import Torch
 from metaspec.topology import Parameterisation, random_latents
+from metaspec_contract.model import DEFAULT_MODEL, gradient_model
+from metaspec_contract.process import Process
+from metaspec_server.settings import bundled_repository
+from metaspec_testing.scripted import METADATA, scripted
+from metaspec_testing.servers import RunningServer, running_server
+from metaspec_testing.small_models import Array, small_gradient_model, small_model, write_repository
 
-SETTINGS = {  # small and quick ones
+SETTINGS: dict[str, dict[str, Any]] = {  # small and quick ones
     "adam": {"learning_rate": 0.05},
     "lbfgs": {},
     "torch": {"algorithm": "AdamW", "lr": 0.05},
@@ -53,13 +61,13 @@ def one_thread() -> None:
 
 
 @pytest.fixture(scope="module")
-def surrogate(server) -> Iterator[Surrogate]:
+def surrogate(server: RunningServer) -> Iterator[Surrogate]:
     with Surrogate(server.url, progress=False) as surrogate:
         yield surrogate
 
 
 @pytest.fixture
-def problem(surrogate) -> Problem:
+def problem(surrogate: Surrogate) -> Problem:
     return Problem(surrogate, MinEfficiency(0.05), Parameterisation(80.0))
 
 
@@ -88,20 +96,21 @@ def assert_same(one: Result, other: Result) -> None:
 
 
 @pytest.mark.parametrize("robust", [{}, {"robust_delta": 0.1}, {"robust_delta": 0.1, "robust": "mean"}])
-def test_the_gradient_is_that_of_the_value(surrogate, robust) -> None:
+def test_the_gradient_is_that_of_the_value(surrogate: Surrogate, robust: dict[str, Any]) -> None:
     """Against finite differences along a random direction; the server computes in float32, so the step is large."""
     problem = Problem(surrogate, MinEfficiency(0.05), Parameterisation(80.0, "diagonal"), **robust)
     latent = random_latents(3, seed=5)
     direction = random_latents(3, seed=6) - 0.5
     value, gradient, _ = problem.evaluate(latent, 4.0)
+    assert gradient is not None
     ahead, behind = (problem.score(latent + step * direction, 4.0).value for step in (0.002, -0.002))
-    expected = (ahead - behind) / 0.004
+    expected: Array = (ahead - behind) / 0.004
     assert np.abs(expected).min() > 1e-3
     np.testing.assert_allclose((gradient * direction).sum(axis=(1, 2)), expected, rtol=0.03)
     np.testing.assert_allclose(value, problem.score(latent, 4.0).value)
 
 
-def test_variants_are_eroded_and_dilated(surrogate) -> None:
+def test_variants_are_eroded_and_dilated(surrogate: Surrogate) -> None:
     objective, parameterisation, latent = MinEfficiency(), Parameterisation(80.0), random_latents(4)
     structures = [parameterisation.density(latent, np.inf, eta) for eta in (0.5, 0.6, 0.4)]
     assert structures[1].sum() < structures[0].sum() < structures[2].sum()
@@ -113,7 +122,7 @@ def test_variants_are_eroded_and_dilated(surrogate) -> None:
     np.testing.assert_array_equal(worst.spectra.values, surrogate.predict(structures[0]).values)
 
 
-def test_all_starts_and_variants_are_two_requests(surrogate) -> None:
+def test_all_starts_and_variants_are_two_requests(surrogate: Surrogate) -> None:
     problem = Problem(surrogate, MinEfficiency(), Parameterisation(80.0), robust_delta=0.1)
     before = surrogate.sent
     problem.evaluate(random_latents(4), 8.0)
@@ -125,15 +134,28 @@ def test_all_starts_and_variants_are_two_requests(surrogate) -> None:
     assert (problem.server_calls, problem.structures_evaluated) == (3, 24)
 
 
-def test_problems_refuse_bad_settings(surrogate, problem) -> None:
+def test_problems_refuse_bad_settings(surrogate: Surrogate, problem: Problem) -> None:
     with pytest.raises(ValueError, match=r"robust_delta must be at least 0 and below 0.5, got 0.7"):
         Problem(surrogate, MinEfficiency(), Parameterisation(80.0), robust_delta=0.7)
     with pytest.raises(ValueError, match="robust must be 'worst' or 'mean', got 'best'"):
         Problem(surrogate, MinEfficiency(), Parameterisation(80.0), robust="best")
     before = surrogate.sent
-    with pytest.raises(ValueError, match="beta must be positive and finite"):
+    with pytest.raises(ValueError, match="beta must be positive and finite for a gradient"):
         problem.evaluate(random_latents(1), np.inf)
     assert surrogate.sent == before
+
+
+def test_lengths_must_be_those_of_the_models_device() -> None:
+    process = Process(period_um=1.6)
+    with scripted() as server, Surrogate(server.url) as surrogate:
+        server.describe = lambda path: (
+            METADATA | {"parameters": METADATA["parameters"] | {"process": process.model_dump()}}
+        )
+        problem = Problem(surrogate, MinEfficiency(), Parameterisation(80.0))
+        with pytest.raises(
+            ValueError, match=r"of the parameterisation is 15\.625, but that of the model's process is 12\.5"
+        ):
+            problem.score(random_latents(1))
 
 
 # Optimisers
@@ -143,16 +165,18 @@ def test_every_optimiser_has_a_test() -> None:
     assert set(SETTINGS) == set(NAMES)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_optimises_and_resumes_exactly(problem, tmp_path, name: str) -> None:
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n == "invrs" else n for n in NAMES])
+def test_optimises_and_resumes_exactly(problem: Problem, tmp_path: Path, name: str) -> None:
     """A run that is interrupted twice ends as one that is not, bit for bit, and better than it began."""
 
-    def optimiser() -> Optimiser:
-        return by_name(name, starts=4, seed=3, **SETTINGS[name])
+    starts = 4 if name in WITHOUT_GRADIENTS else 2
 
-    def arguments(file: str) -> dict:
+    def optimiser() -> Optimiser:
+        return by_name(name, starts, seed=3, **SETTINGS[name])
+
+    def arguments(file: str) -> dict[str, Any]:
         betas = None if name in WITHOUT_GRADIENTS else [8.0] * 5 + [16.0] * 3
-        more = {"check_every": 3, "checkpoint": tmp_path / file, "progress": False}
+        more: dict[str, Any] = {"check_every": 3, "checkpoint": tmp_path / file, "progress": False}
         return {"steps": STEPS[name], "betas": betas, **more}
 
     whole = run(problem, optimiser(), **arguments("whole.npz"))
@@ -162,17 +186,23 @@ def test_optimises_and_resumes_exactly(problem, tmp_path, name: str) -> None:
     resumed = run(problem, optimiser(), **arguments("parts.npz"))
     assert_same(whole, resumed)
     value = whole.history.value
-    assert value.shape == (STEPS[name], 4)
+    assert value.shape == (STEPS[name], starts)
     assert value[1:].max() > value[0].max() + 1e-4
     assert ((whole.latent >= 0) & (whole.latent <= 1)).all()
-    other = run(problem, by_name(name, starts=4, seed=4, **SETTINGS[name]), 1, progress=False)
-    assert not np.array_equal(other.latent, whole.latent)
+
+
+@pytest.mark.parametrize("name", ["adam", "cmaes", "de", "ga", "botorch"])
+def test_another_seed_starts_elsewhere(name: str) -> None:
+    asked = [by_name(name, starts=4, seed=seed, shape=(16, 16), **SETTINGS[name]).ask() for seed in (3, 3, 4)]
+    np.testing.assert_array_equal(asked[0], asked[1])
+    assert not np.array_equal(asked[0], asked[2])
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in WITHOUT_GRADIENTS])
 def test_gradient_methods_keep_the_box_and_find_the_optimum(name: str) -> None:
     """Of a concave function whose maximum lies outside the box for some pixels."""
-    optimiser = by_name(name, starts=3, shape=(16, 16), **({"algorithm": "lbfgsb"} if name == "invrs" else {}))
+    settings: dict[str, Any] = {"algorithm": "lbfgsb"} if name == "invrs" else {}
+    optimiser = by_name(name, starts=3, shape=(16, 16), **settings)
     target = np.random.default_rng(1).uniform(-0.5, 1.5, (3, 16, 16))
     for _ in range(100):
         latent = optimiser.ask()
@@ -242,7 +272,7 @@ def test_lbfgs_restarts_where_it_was_best() -> None:
         (np.zeros(3), np.full((3, 8, 8), np.inf), r"gradient must be finite numbers of shape \(3, 8, 8\)"),
     ],
 )
-def test_tell_refuses_what_is_no_answer(value, gradient, match: str) -> None:
+def test_tell_refuses_what_is_no_answer(value: Array, gradient: Array | None, match: str) -> None:
     optimiser = Adam(np.full((3, 8, 8), 0.5))
     asked = optimiser.ask()
     with pytest.raises(ValueError, match=match):
@@ -279,7 +309,7 @@ def test_algorithms_of_ones_own() -> None:
         np.testing.assert_allclose(optimiser.ask(), 0.6, rtol=1e-6)
 
 
-def test_a_missing_package_says_which_extra_has_it(monkeypatch) -> None:
+def test_a_missing_package_says_which_extra_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "metaspec.optimise.population", None)
     with pytest.raises(ImportError, match=r'the optimiser "cmaes" needs cma: pip install "metaspec\[optimise\]"'):
         by_name("cmaes")
@@ -291,19 +321,19 @@ def test_a_missing_package_says_which_extra_has_it(monkeypatch) -> None:
 class Fixed(Optimiser):
     """Asks for the same points for ever, and remembers the gradient."""
 
-    def __init__(self, points: np.ndarray) -> None:
+    def __init__(self, points: Array) -> None:
         self.points, self.settings = points, {"name": "fixed"}
 
-    def _propose(self) -> np.ndarray:
+    def _propose(self) -> Array:
         return self.points
 
-    def _learn(self, value: np.ndarray, gradient: np.ndarray) -> None:
+    def _learn(self, value: Array, gradient: Array) -> None:
         self.gradient = gradient
 
-    def state(self) -> dict[str, np.ndarray]:
+    def state(self) -> dict[str, Array]:
         return {}
 
-    def restore(self, state: dict[str, np.ndarray]) -> None:
+    def restore(self, state: dict[str, Array]) -> None:
         pass
 
 
@@ -343,7 +373,7 @@ def interruptible() -> Iterator[None]:
     signal.signal(signal.SIGINT, before)
 
 
-def test_results_are_what_the_server_says_of_binary_structures(surrogate, problem) -> None:
+def test_results_are_what_the_server_says_of_binary_structures(surrogate: Surrogate, problem: Problem) -> None:
     seen: list[Progress] = []
     result = run(problem, Adam(random_latents(4), 0.05), 11, check_every=4, callback=seen.append, progress=False)
     assert result.structure.dtype == np.uint8
@@ -351,7 +381,7 @@ def test_results_are_what_the_server_says_of_binary_structures(surrogate, proble
     np.testing.assert_array_equal(problem.parameterisation.binary(result.latent.astype(float)), result.structure)
     spectra = surrogate.predict(result.structure)
     np.testing.assert_allclose(result.spectra.values, spectra.values, atol=1e-6)
-    np.testing.assert_allclose(result.value, problem.objective(spectra)[0], rtol=1e-5)
+    np.testing.assert_allclose(result.value, np.asarray(problem.objective(spectra)[0]), rtol=1e-5)
     assert (np.diff(result.value) <= 0).all()
     assert sorted(result.row) == [0, 1, 2, 3]
     np.testing.assert_array_equal(result.history.checked, [0, 4, 8, 10])
@@ -366,7 +396,7 @@ def test_results_are_what_the_server_says_of_binary_structures(surrogate, proble
     np.testing.assert_array_equal(np.sort(seen[-1].best)[::-1], result.value)
 
 
-def test_methods_without_gradients_ask_for_no_gradients(surrogate, problem) -> None:
+def test_methods_without_gradients_ask_for_no_gradients(surrogate: Surrogate, problem: Problem) -> None:
     before = surrogate.sent
     result = run(problem, by_name("de", starts=5, points=4), 6, progress=False)
     assert np.isinf(result.history.beta).all()
@@ -376,14 +406,14 @@ def test_methods_without_gradients_ask_for_no_gradients(surrogate, problem) -> N
     assert result.value[0] == result.history.value[[0, 5]].max()
 
 
-def test_ctrl_c_leaves_a_checkpoint(problem, tmp_path, interruptible) -> None:
+def test_ctrl_c_leaves_a_checkpoint(problem: Problem, tmp_path: Path, interruptible: None) -> None:
     """A real signal, while the run waits for the server or wherever it is."""
 
     def interrupt(progress: Progress) -> None:
         if progress.step == 5:
             os.kill(os.getpid(), signal.SIGINT)
 
-    arguments = {"steps": 8, "checkpoint": tmp_path / "run" / "checkpoint.npz", "progress": False}
+    arguments: dict[str, Any] = {"steps": 8, "checkpoint": tmp_path / "run" / "checkpoint.npz", "progress": False}
     with pytest.raises(KeyboardInterrupt):
         run(problem, Adam(random_latents(2), 0.05), **arguments, callback=interrupt)
     steps: list[int] = []
@@ -396,10 +426,10 @@ def test_ctrl_c_leaves_a_checkpoint(problem, tmp_path, interruptible) -> None:
     assert os.listdir(tmp_path / "run") == ["checkpoint.npz"]
 
 
-def test_a_server_that_is_gone_leaves_a_checkpoint(start_server, small_repository, problem, tmp_path) -> None:
+def test_a_server_that_is_gone_leaves_a_checkpoint(small_repository: Path, problem: Problem, tmp_path: Path) -> None:
     file = tmp_path / "checkpoint.npz"
     with (
-        start_server("--repository", str(small_repository)) as server,
+        running_server("--repository", str(small_repository)) as server,
         Surrogate(server.url, retries=0, progress=False) as surrogate,
     ):
         gone = Problem(surrogate, problem.objective, problem.parameterisation)
@@ -424,40 +454,41 @@ def test_a_server_that_is_gone_leaves_a_checkpoint(start_server, small_repositor
     assert_same(resumed, run(problem, Adam(random_latents(2)), 6, progress=False))
 
 
-def test_a_finished_run_is_not_run_again(surrogate, problem, tmp_path) -> None:
-    arguments = {"steps": 3, "checkpoint": tmp_path / "checkpoint.npz", "progress": False}
+def test_a_finished_run_is_not_run_again(surrogate: Surrogate, problem: Problem, tmp_path: Path) -> None:
+    arguments: dict[str, Any] = {"steps": 3, "checkpoint": tmp_path / "checkpoint.npz", "progress": False}
     first = run(problem, Adam(random_latents(2)), **arguments)
     before = surrogate.sent
     assert_same(run(problem, Adam(random_latents(2)), **arguments), first)
     assert surrogate.sent == before
 
 
-def test_values_of_two_versions_of_a_model_are_not_compared(
-    start_server, make_model, make_gradient_model, make_repository, tmp_path
-) -> None:
+def test_values_of_two_versions_of_a_model_are_not_compared(tmp_path: Path) -> None:
     """A new version, published in the middle of a run, begins with what is at hand."""
-    for build in (make_model, make_gradient_model):
-        make_repository(tmp_path / "models", build(seed=0))
+    for build in (small_model, small_gradient_model):
+        write_repository(tmp_path / "models", build(seed=0))
     with (
-        start_server("--repository", str(tmp_path / "models"), "--poll-interval", "0.2") as server,
+        running_server("--repository", str(tmp_path / "models"), "--poll-interval", "0.2") as server,
         Surrogate(server.url, progress=False) as surrogate,
     ):
         problem = Problem(surrogate, MinEfficiency(0.05), Parameterisation(80.0))
 
         def publish(progress: Progress) -> None:
             if progress.step == 3:
-                for build in (make_gradient_model, make_model):
-                    make_repository(tmp_path / "models", build(seed=1), version=2)
+                for build in (small_gradient_model, small_model):
+                    write_repository(tmp_path / "models", build(seed=1), version=2)
+                deadline = time.monotonic() + 60
                 while surrogate.predict(np.zeros((1, 128, 128))).version != "2":
-                    pass
+                    assert time.monotonic() < deadline, "the server does not take up the new version"
+                    time.sleep(0.02)
 
         result = run(problem, Adam(random_latents(2), 0.05), 6, check_every=1, callback=publish, progress=False)
         assert result.spectra.version == "2"
         assert (result.found >= 3).all()
-        np.testing.assert_allclose(result.value, problem.objective(surrogate.predict(result.structure))[0], rtol=1e-5)
+        again = np.asarray(problem.objective(surrogate.predict(result.structure))[0])
+        np.testing.assert_allclose(result.value, again, rtol=1e-5)
 
 
-def test_run_refuses_bad_settings(surrogate, problem) -> None:
+def test_run_refuses_bad_settings(surrogate: Surrogate, problem: Problem) -> None:
     before = surrogate.sent
     with pytest.raises(ValueError, match="steps and check_every must be at least 1, got 0 and 5"):
         run(problem, Adam(random_latents(1)), 0)
@@ -465,12 +496,12 @@ def test_run_refuses_bad_settings(surrogate, problem) -> None:
         run(problem, Adam(random_latents(1)), 3, betas=[1.0, 2.0])
     with pytest.raises(ValueError, match="betas must be 2 positive numbers, one for each step, got"):
         run(problem, Adam(random_latents(1)), 2, betas=[1.0, -2.0])
-    with pytest.raises(ValueError, match="beta must be positive and finite"):
+    with pytest.raises(ValueError, match="beta must be positive and finite for a gradient"):
         run(problem, Adam(random_latents(1)), 1, betas=[np.inf])
     assert surrogate.sent == before
 
 
-def test_the_projection_gets_steeper_in_stages(problem) -> None:
+def test_the_projection_gets_steeper_in_stages(problem: Problem) -> None:
     result = run(problem, Adam(random_latents(1)), 16, check_every=16, progress=False)
     beta = result.history.beta
     assert (beta[0], beta[-1]) == pytest.approx((4, 64))
@@ -483,7 +514,7 @@ def test_the_projection_gets_steeper_in_stages(problem) -> None:
 
 
 @pytest.fixture
-def checkpoint(problem, tmp_path) -> Path:
+def checkpoint(problem: Problem, tmp_path: Path) -> Path:
     file = tmp_path / "checkpoint.npz"
     with pytest.raises(Stop):
         run(problem, Adam(random_latents(2)), 4, checkpoint=file, callback=stop_after(2), progress=False)
@@ -505,17 +536,19 @@ def pickled(file: Path) -> None:
         pickled,
     ],
 )
-def test_a_damaged_or_foreign_checkpoint_is_refused(problem, checkpoint, damage) -> None:
+def test_a_damaged_or_foreign_checkpoint_is_refused(
+    problem: Problem, checkpoint: Path, damage: Callable[[Path], object]
+) -> None:
     damage(checkpoint)
     content = checkpoint.read_bytes()
-    with pytest.raises(ValueError, match=r"checkpoint\.npz is no checkpoint of this program, or is damaged"):
+    with pytest.raises(ValueError, match=r"checkpoint\.npz is damaged or not a checkpoint of this program"):
         run(problem, Adam(random_latents(2)), 4, checkpoint=checkpoint, progress=False)
     assert checkpoint.read_bytes() == content
 
 
-def test_a_checkpoint_of_another_run_is_refused(surrogate, problem, checkpoint) -> None:
+def test_a_checkpoint_of_another_run_is_refused(surrogate: Surrogate, problem: Problem, checkpoint: Path) -> None:
     def scaled(factor: float) -> Problem:
-        def objective(spectra: Spectra) -> tuple[np.ndarray, np.ndarray]:
+        def objective(spectra: Spectra) -> tuple[Array, Array]:
             return factor * spectra.values.mean(axis=(1, 2)), np.full_like(spectra.values, factor / 1204)
 
         return Problem(surrogate, objective, problem.parameterisation)
@@ -542,7 +575,7 @@ def test_a_checkpoint_of_another_run_is_refused(surrogate, problem, checkpoint) 
         run(scaled(2.0), Adam(random_latents(2)), 1, checkpoint=file, progress=False)
 
 
-def test_checkpoints_are_written_on_the_way(problem, tmp_path) -> None:
+def test_checkpoints_are_written_on_the_way(problem: Problem, tmp_path: Path) -> None:
     file, sizes = tmp_path / "checkpoint.npz", []
 
     def look(progress: Progress) -> None:
@@ -555,8 +588,11 @@ def test_checkpoints_are_written_on_the_way(problem, tmp_path) -> None:
 # The network that comes with the server
 
 
-def test_the_bundled_network_finds_better_routers(start_server) -> None:
-    with start_server() as server, Surrogate(server.url, progress=False) as surrogate:
+@pytest.mark.slow
+def test_the_bundled_network_finds_better_routers(tmp_path: Path) -> None:
+    for name in (DEFAULT_MODEL, gradient_model(DEFAULT_MODEL)):  # the other models take long to load
+        (tmp_path / name).symlink_to(bundled_repository() / name)
+    with running_server("--repository", str(tmp_path)) as server, Surrogate(server.url, progress=False) as surrogate:
         problem = Problem(surrogate, MinEfficiency(0.02), Parameterisation(80.0))
         result = run(problem, by_name("adam", starts=2, learning_rate=0.05), 8, check_every=7, progress=False)
     first = result.history.binary_value[0].max()
@@ -564,7 +600,7 @@ def test_the_bundled_network_finds_better_routers(start_server) -> None:
     assert result.spectra.min_efficiency()[0] > 0.25
 
 
-def test_errors_are_those_of_the_surrogate(surrogate) -> None:
+def test_errors_are_those_of_the_surrogate(surrogate: Surrogate) -> None:
     problem = Problem(surrogate, MinEfficiency(), Parameterisation(80.0))
-    with pytest.raises(MetaSpecError, match="structure"):
+    with pytest.raises(MetaSpecError, match=r"structures must be \(128, 128\).* got \(1, 64, 64\)"):
         run(problem, Adam(random_latents(1, shape=(64, 64))), 1, progress=False)

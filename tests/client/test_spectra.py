@@ -61,13 +61,13 @@ def test_xarray(spectra: Spectra) -> None:
 
 
 def test_plot_draws_a_line_for_each_detector(spectra: Spectra) -> None:
-    import matplotlib
+    from matplotlib import pyplot
 
-    matplotlib.use("Agg")
     ax = spectra.plot(1)
     assert [line.get_label() for line in ax.get_lines()] == ["R", "G1", "G2", "B"]
     np.testing.assert_array_equal(ax.get_lines()[3].get_ydata(), spectra.values[1, 3])
     assert ax.get_xlabel() == "wavelength (nm)"
+    pyplot.close()
 
 
 def test_importing_the_client_is_light() -> None:

@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +23,8 @@ from metaspec import (
 )
 from metaspec._surrogate.arrays import as_sent
 from metaspec_testing.five_channels import CHANNELS, WAVELENGTHS_NM, five_channel_model, gradient_of, spectra_of
+from metaspec_testing.servers import RunningServer, running_server
+from metaspec_testing.small_models import Array, Expected, ExpectedGradient, write_repository
 
 
 def test_public_names() -> None:
@@ -41,11 +46,13 @@ def test_public_names() -> None:
         "ServerUnreachable",
         "Spectra",
         "Surrogate",
+        "__version__",
     ]
     assert Surrogate.__module__ == "metaspec"
+    assert metaspec.__version__ == version("metaspec")
 
 
-def test_predict(server, structures, expected) -> None:
+def test_predict(server: RunningServer, structures: Array, expected: Expected) -> None:
     with Surrogate(server.url) as surrogate:
         assert surrogate.is_ready()
         spectra = surrogate.predict(structures)
@@ -59,14 +66,14 @@ def test_predict(server, structures, expected) -> None:
     assert (spectra.model, spectra.version) == ("diffractionnet", "1")
 
 
-def test_large_arrays_are_split_and_keep_their_order(server, expected) -> None:
+def test_large_arrays_are_split_and_keep_their_order(server: RunningServer, expected: Expected) -> None:
     structures = np.random.default_rng(5).integers(0, 2, (101, 128, 128), dtype=np.uint8)
     with Surrogate(server.url, batch_size=7, concurrency=5) as surrogate:
         np.testing.assert_allclose(surrogate.predict(structures).values, expected(structures), atol=1e-6)
         assert surrogate.predict(structures[:0]).values.shape == (0, 4, 301)
 
 
-async def test_async(server, expected) -> None:
+async def test_async(server: RunningServer, expected: Expected) -> None:
     structures = np.random.default_rng(6).integers(0, 2, (40, 128, 128), dtype=np.uint8)
     async with AsyncSurrogate(server.url, batch_size=7) as surrogate:
         assert await surrogate.is_ready()
@@ -78,20 +85,23 @@ async def test_async(server, expected) -> None:
             await surrogate.predict(structures)
 
 
-def test_gradients(server, structures, expected, expected_gradient) -> None:
+def test_gradients(
+    server: RunningServer, structures: Array, expected: Expected, expected_gradient: ExpectedGradient
+) -> None:
     rng = np.random.default_rng(2)
     density = rng.random((30, 128, 128))
     each, one = rng.normal(size=(30, 4, 301)), rng.normal(size=(4, 301))
     with Surrogate(server.url, batch_size=7) as surrogate:
         gradient = surrogate.gradient(density, each)
-        assert (gradient.shape, gradient.dtype) == ((30, 128, 128), np.float32)
+        assert gradient.shape == (30, 128, 128)
+        assert gradient.dtype == np.float32
         np.testing.assert_allclose(gradient, expected_gradient(density, each), atol=1e-6)
         whole = np.broadcast_to(one, (5, 4, 301))
         np.testing.assert_allclose(surrogate.gradient(structures, one), expected_gradient(structures, whole), atol=1e-6)
         assert surrogate.gradient(structures[:0], one).shape == (0, 128, 128)
 
 
-def brightness_of_blue(spectra: metaspec.Spectra) -> tuple[np.ndarray, np.ndarray]:
+def brightness_of_blue(spectra: metaspec.Spectra) -> tuple[Array, Array]:
     """The mean square of channel B, and its derivative."""
     blue = spectra.channel("B")
     cotangent = np.zeros_like(spectra.values)
@@ -99,7 +109,7 @@ def brightness_of_blue(spectra: metaspec.Spectra) -> tuple[np.ndarray, np.ndarra
     return (blue**2).mean(axis=1), cotangent
 
 
-def test_an_objective_and_its_gradient(server, expected) -> None:
+def test_an_objective_and_its_gradient(server: RunningServer, expected: Expected) -> None:
     density = np.random.default_rng(3).uniform(0.1, 0.9, (3, 128, 128))
     step = np.zeros_like(density)
     step[:, 30:60, 90:120] = 1e-2
@@ -111,7 +121,9 @@ def test_an_objective_and_its_gradient(server, expected) -> None:
     assert len(spectra) == 3
 
 
-async def test_gradients_for_asyncio(server, structures, expected_gradient) -> None:
+async def test_gradients_for_asyncio(
+    server: RunningServer, structures: Array, expected_gradient: ExpectedGradient
+) -> None:
     cotangent = np.random.default_rng(2).normal(size=(5, 4, 301))
     async with AsyncSurrogate(server.url, batch_size=2) as surrogate:
         gradient = await surrogate.gradient(structures, cotangent)
@@ -136,15 +148,15 @@ async def test_gradients_for_asyncio(server, structures, expected_gradient) -> N
         ([[1], [1, 2]], "must be an array"),
     ],
 )
-def test_invalid_cotangents(server, structures, cotangent: object, message: str) -> None:
+def test_invalid_cotangents(server: RunningServer, structures: Array, cotangent: Any, message: str) -> None:
     with Surrogate(server.url) as surrogate, pytest.raises(InvalidCotangent, match=message) as caught:
         surrogate.gradient(structures, cotangent)
     assert isinstance(caught.value, ValueError)
 
 
-def test_api_keys(small_repository, start_server, tmp_path, structures, expected) -> None:
+def test_api_keys(small_repository: Path, tmp_path: Path, structures: Array, expected: Expected) -> None:
     (tmp_path / "keys").write_text("a-key-for-the-tests\n")
-    with start_server("--repository", str(small_repository), "--api-keys", str(tmp_path / "keys")) as server:
+    with running_server("--repository", str(small_repository), "--api-keys", str(tmp_path / "keys")) as server:
         with Surrogate(server.url, api_key="a-key-for-the-tests") as surrogate:
             np.testing.assert_allclose(surrogate.predict(structures).values, expected(structures), atol=1e-6)
         for wrong in (None, "another"):
@@ -163,14 +175,14 @@ def test_api_keys(small_repository, start_server, tmp_path, structures, expected
         ([[1], [1, 2]], "must be an array"),
     ],
 )
-def test_invalid_structures(server, structures: object, message: str) -> None:
+def test_invalid_structures(server: RunningServer, structures: Any, message: str) -> None:
     with Surrogate(server.url) as surrogate, pytest.raises(InvalidStructure, match=message) as caught:
         surrogate.predict(structures)
     assert isinstance(caught.value, ValueError)
     assert isinstance(caught.value, MetaSpecError)
 
 
-def test_what_the_server_refuses(server, structures) -> None:
+def test_what_the_server_refuses(server: RunningServer, structures: Array) -> None:
     with Surrogate(server.url, model="other") as surrogate, pytest.raises(ModelUnavailable, match="no model 'other'"):
         surrogate.predict(structures)
     with Surrogate(server.url, version=3) as surrogate, pytest.raises(ModelUnavailable, match="no version '3'"):
@@ -179,8 +191,8 @@ def test_what_the_server_refuses(server, structures) -> None:
         surrogate.predict(np.zeros((601, 128, 128), bool))
 
 
-def test_nobody_there() -> None:
-    with Surrogate("http://127.0.0.1:9", retries=1) as surrogate:
+def test_nobody_there(nobody: str) -> None:
+    with Surrogate(f"http://{nobody}", retries=1) as surrogate:
         assert not surrogate.is_ready()
         with pytest.raises(ServerUnreachable, match="Is metaspec-serve running"):
             surrogate.predict(np.zeros((128, 128)))
@@ -219,7 +231,7 @@ def test_addresses_that_are_none(url: str) -> None:
         ("api_key", "clé"),
     ],
 )
-def test_bad_settings(setting: str, value: object) -> None:
+def test_bad_settings(setting: str, value: Any) -> None:
     with pytest.raises(ValueError, match=f"^{setting} must"):
         Surrogate(**{setting: value})
 
@@ -230,12 +242,12 @@ def test_settings_are_spelt_out() -> None:
         assert {"url", "model", "version", "api_key", "timeout", "retries"} <= inspect.signature(kind).parameters.keys()
 
 
-def test_names_are_no_paths(server) -> None:
+def test_names_are_no_paths(server: RunningServer) -> None:
     with Surrogate(server.url, model="../health/live") as surrogate, pytest.raises(ModelUnavailable):
         surrogate.metadata()
 
 
-def test_what_was_sent_is_counted(server, structures) -> None:
+def test_what_was_sent_is_counted(server: RunningServer, structures: Array) -> None:
     cotangent = np.zeros((5, 3, 4, 301))
     with Surrogate(server.url, batch_size=2) as surrogate:
         assert surrogate.sent == (0, 0)
@@ -249,12 +261,15 @@ def test_what_was_sent_is_counted(server, structures) -> None:
         assert surrogate.sent == (6 + 8, 10 + 15)
 
 
-async def test_several_cotangents_of_each_structure(server, structures, expected_gradient) -> None:
+async def test_several_cotangents_of_each_structure(
+    server: RunningServer, structures: Array, expected_gradient: ExpectedGradient
+) -> None:
     cotangent = np.random.default_rng(8).normal(size=(5, 3, 4, 301))
     whole = expected_gradient(np.repeat(structures, 3, axis=0), cotangent.reshape(15, 4, 301))
     with Surrogate(server.url, batch_size=4) as surrogate:
         gradient = surrogate.gradient(structures, cotangent)
-        assert (gradient.shape, gradient.dtype) == ((5, 3, 128, 128), np.float32)
+        assert gradient.shape == (5, 3, 128, 128)
+        assert gradient.dtype == np.float32
         np.testing.assert_allclose(gradient, whole.reshape(gradient.shape), atol=1e-6)
         assert surrogate.gradient(structures, cotangent[:, :0]).shape == (5, 0, 128, 128)
     async with AsyncSurrogate(server.url) as asynchronous:
@@ -262,14 +277,14 @@ async def test_several_cotangents_of_each_structure(server, structures, expected
 
 
 @pytest.fixture(scope="module")
-def five_channels(start_server, make_repository, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    root = make_repository(tmp_path_factory.mktemp("five"), five_channel_model())
-    make_repository(root, five_channel_model("vjp"))
-    with start_server("--repository", str(root)) as server:
+def five_channels(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    root = write_repository(tmp_path_factory.mktemp("five"), five_channel_model())
+    write_repository(root, five_channel_model("vjp"))
+    with running_server("--repository", str(root)) as server:
         yield server.url
 
 
-def test_more_channels_and_other_wavelengths(five_channels: str, structures) -> None:
+def test_more_channels_and_other_wavelengths(five_channels: str, structures: Array) -> None:
     cotangent = np.random.default_rng(9).normal(size=(5, 5, 7))
     with Surrogate(five_channels) as surrogate:
         spectra = surrogate.predict(structures)
@@ -285,7 +300,7 @@ def test_more_channels_and_other_wavelengths(five_channels: str, structures) -> 
     np.testing.assert_allclose(spectra.colour_efficiency()[:, 1], green, rtol=1e-5)
 
 
-def test_binary_structures_travel_as_bits_where_the_server_takes_them(server, structures) -> None:
+def test_binary_structures_travel_as_bits_where_the_server_takes_them(server: RunningServer, structures: Array) -> None:
     with Surrogate(server.url) as surrogate:
         assert surrogate.metadata().takes_bits
     stacked = structures[:, None]

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,21 +23,37 @@ from metaspec import (
     ServerUnreachable,
     Surrogate,
 )
-from metaspec_testing.five_channels import CHANNELS, WAVELENGTHS_NM, five_channel_model, metadata, spectra_of
+from metaspec_testing.five_channels import CHANNELS, PROCESS, WAVELENGTHS_NM, five_channel_model, metadata, spectra_of
+from metaspec_testing.small_models import (
+    METADATA,
+    Array,
+    Expected,
+    ExpectedGradient,
+    small_gradient_model,
+    small_model,
+    write_repository,
+)
 from metaspec_testing.triton import Triton, python_repository, start_triton
 
+pytestmark = pytest.mark.triton
+
 STRUCTURE = '{ name: "structure", data_type: TYPE_FP32, dims: [ 1, 128, 128 ] }'
-PATIENT = {"retries": 100, "timeout": 60.0}
+PATIENT: dict[str, Any] = {"retries": 100, "timeout": 60.0}
 
 
-def config(name: str, spectra: str, gradient: bool, max_batch: int = 8, more: str = "dynamic_batching { }") -> str:
-    """`config.pbtxt` of a model, as Triton wants it."""
+def config(
+    name: str, about: dict[str, Any], gradient: bool = False, max_batch: int = 8, more: str = "dynamic_batching { }"
+) -> str:
+    """`config.pbtxt` of a model, with its description as a parameter."""
+    spectra = f"[ {len(about['channels'])}, {len(about['wavelengths_nm'])} ]"
     inputs = [STRUCTURE] + [f'{{ name: "cotangent", data_type: TYPE_FP32, dims: {spectra} }}'] * gradient
     outputs = [f'{{ name: "spectra", data_type: TYPE_FP32, dims: {spectra} }}']
     outputs += [STRUCTURE.replace("structure", "gradient")] * gradient
+    told = json.dumps(json.dumps(about))  # a string in the configuration
     return (
         f'name: "{name}" backend: "onnxruntime" max_batch_size: {max_batch} '
-        f"input [ {', '.join(inputs)} ] output [ {', '.join(outputs)} ] {more}"
+        f"input [ {', '.join(inputs)} ] output [ {', '.join(outputs)} ] {more} "
+        f'parameters {{ key: "metaspec" value {{ string_value: {told} }} }}'
     )
 
 
@@ -47,22 +64,19 @@ def slowed(repository: Path, name: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def repository(tmp_path_factory: pytest.TempPathFactory, make_model, make_gradient_model, make_repository) -> Path:
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The small model and its gradient, a slow one with a short queue, and one with five channels."""
-    root = make_repository(tmp_path_factory.mktemp("source"), make_model())
-    make_repository(root, make_gradient_model())
+    root = write_repository(tmp_path_factory.mktemp("source"), small_model())
+    write_repository(root, small_gradient_model())
     shutil.copytree(root / "diffractionnet", root / "busy")
-    five = make_repository(tmp_path_factory.mktemp("five"), five_channel_model())
+    five = write_repository(tmp_path_factory.mktemp("five"), five_channel_model())
     shutil.copytree(five / "diffractionnet", root / "five")
     short = "dynamic_batching { default_queue_policy { max_queue_size: 1 } }"
-    told = json.dumps(json.dumps(metadata("forward")))  # as a string in the configuration
     texts = {
-        "diffractionnet": config("diffractionnet", "[ 4, 301 ]", False),
-        "diffractionnet_vjp": config("diffractionnet_vjp", "[ 4, 301 ]", True, max_batch=128),
-        "busy": config("busy", "[ 4, 301 ]", False, 1, short),
-        "five": config(
-            "five", "[ 5, 7 ]", False, 8, f'parameters {{ key: "metaspec" value {{ string_value: {told} }} }}'
-        ),
+        "diffractionnet": config("diffractionnet", METADATA),
+        "diffractionnet_vjp": config("diffractionnet_vjp", METADATA, gradient=True, max_batch=128),
+        "busy": config("busy", METADATA, max_batch=1, more=short),
+        "five": config("five", metadata("forward")),
     }
     for name, text in texts.items():
         (root / name / "config.pbtxt").write_text(text)
@@ -86,7 +100,7 @@ def url(request: pytest.FixtureRequest, triton: Triton) -> str:
     return address(triton, request.param)
 
 
-def test_spectra_and_gradients(url: str, expected, expected_gradient) -> None:
+def test_spectra_and_gradients(url: str, expected: Expected, expected_gradient: ExpectedGradient) -> None:
     """In several requests at a time, which come back in order."""
     rng = np.random.default_rng(1)
     structures = rng.integers(0, 2, (101, 128, 128), dtype=np.uint8)
@@ -103,10 +117,10 @@ def test_spectra_and_gradients(url: str, expected, expected_gradient) -> None:
     repeated = expected_gradient(np.repeat(structures[:10], 3, axis=0), cotangent)
     np.testing.assert_allclose(several.reshape(30, 128, 128), repeated, atol=1e-6)
     assert (spectra.model, spectra.version, spectra.channels) == ("diffractionnet", "1", ("R", "G1", "G2", "B"))
-    assert spectra.wavelengths_nm[[0, -1]].tolist() == [400, 700], "of the default process: this model does not tell"
+    assert spectra.wavelengths_nm[[0, -1]].tolist() == [400, 700]
 
 
-async def test_asyncio(url: str, expected, expected_gradient) -> None:
+async def test_asyncio(url: str, expected: Expected, expected_gradient: ExpectedGradient) -> None:
     structures = np.random.default_rng(2).integers(0, 2, (40, 128, 128), dtype=np.uint8)
     cotangent = np.random.default_rng(3).normal(size=(4, 301))
     async with AsyncSurrogate(url, batch_size=8) as surrogate:
@@ -118,7 +132,7 @@ async def test_asyncio(url: str, expected, expected_gradient) -> None:
     np.testing.assert_allclose(gradient, expected_gradient(structures, whole), atol=1e-6)
 
 
-def test_answers_of_many_megabytes(url: str, expected_gradient) -> None:
+def test_answers_of_many_megabytes(url: str, expected_gradient: ExpectedGradient) -> None:
     """128 gradients are more than the 4 MiB that gRPC takes by default."""
     density = np.random.default_rng(4).random((128, 128, 128), dtype=np.float32)
     cotangent = np.random.default_rng(5).normal(size=(128, 4, 301))
@@ -127,15 +141,15 @@ def test_answers_of_many_megabytes(url: str, expected_gradient) -> None:
     np.testing.assert_allclose(gradient, expected_gradient(density, cotangent), atol=1e-6)
 
 
-def test_channels_and_wavelengths_that_the_configuration_tells(url: str, structures) -> None:
+def test_channels_and_wavelengths_that_the_configuration_tells(url: str, structures: Array) -> None:
     with Surrogate(url, model="five") as surrogate:
         spectra = surrogate.predict(structures)
-        assert surrogate.metadata().details["process"] == {"period_um": 2.0}
+        assert surrogate.metadata().process == PROCESS
     np.testing.assert_allclose(spectra.values, spectra_of(structures), rtol=1e-5)
     assert (spectra.channels, spectra.wavelengths_nm.tolist()) == (tuple(CHANNELS), WAVELENGTHS_NM)
 
 
-def test_what_triton_refuses(url: str, structures) -> None:
+def test_what_triton_refuses(url: str, structures: Array) -> None:
     with Surrogate(url, model="other") as surrogate:
         assert not surrogate.is_ready()
         with pytest.raises(ModelUnavailable, match=r"unknown model: 'other'.* Check model and version"):
@@ -152,11 +166,11 @@ def test_what_triton_refuses(url: str, structures) -> None:
             surrogate.predict(structures[:1])
 
 
-async def test_a_busy_triton_is_asked_again(url: str, expected, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_busy_triton_is_asked_again(url: str, expected: Expected, monkeypatch: pytest.MonkeyPatch) -> None:
     """The model takes one structure at a time, and lets one more wait."""
     monkeypatch.setattr("metaspec._surrogate.base._LONGEST_PAUSE", 0.5)
     structures = np.random.default_rng(7).integers(0, 2, (6, 128, 128), dtype=np.uint8)
-    settings = {"model": "busy", "batch_size": 1, "concurrency": 6}
+    settings: dict[str, Any] = {"model": "busy", "batch_size": 1, "concurrency": 6}
     with Surrogate(url, retries=0, **settings) as surrogate, pytest.raises(ServerBusy, match="maximum queue size"):
         surrogate.predict(structures)
     with Surrogate(url, **settings, **PATIENT) as surrogate:
@@ -167,7 +181,7 @@ async def test_a_busy_triton_is_asked_again(url: str, expected, monkeypatch: pyt
 
 
 def test_a_triton_that_goes_away_and_comes_back(
-    repository: Path, tmp_path: Path, expected, monkeypatch: pytest.MonkeyPatch
+    repository: Path, tmp_path: Path, expected: Expected, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In the middle of calls: patient ones are finished by the next Triton, hasty ones end with a typed error."""
     monkeypatch.setattr("metaspec._surrogate.base._LONGEST_PAUSE", 0.5)
@@ -178,7 +192,7 @@ def test_a_triton_that_goes_away_and_comes_back(
     with start_triton(only, tmp_path) as first, ExitStack() as stack:
         pool = stack.enter_context(ThreadPoolExecutor(4))
 
-        def surrogates(**settings: float) -> list[Surrogate]:
+        def surrogates(**settings: Any) -> list[Surrogate]:
             made = [
                 Surrogate(address(first, scheme), batch_size=1, concurrency=2, **settings)
                 for scheme in ("http", "grpc")

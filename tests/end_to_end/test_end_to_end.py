@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import gdstk
 import httpx
@@ -22,17 +23,19 @@ from metaspec_contract.figures_of_merit import colour_efficiency
 from metaspec_contract.process import Process
 from metaspec_simulation import Solver
 from metaspec_simulation.dataset import Samples, load
+from metaspec_testing.servers import RunningServer, running_server
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def report() -> dict:
-    return json.loads((ROOT / "docs" / "report" / "report.json").read_text())
+def report() -> dict[str, Any]:
+    document: dict[str, Any] = json.loads((ROOT / "docs" / "report" / "report.json").read_text())
+    return document
 
 
 @pytest.fixture(scope="module")
-def test_set(report: dict) -> Samples:
+def test_set(report: dict[str, Any]) -> Samples:
     """The test split as it was when the bundled model was measured; the data set may have grown since."""
     samples = load(ROOT / "datasets" / "bayer-600nm")
     kept = np.flatnonzero(samples.split == "test")[: report["counts"]["test"]]
@@ -40,12 +43,12 @@ def test_set(report: dict) -> Samples:
 
 
 @pytest.fixture(scope="module")
-def bundled(start_server) -> Iterator[object]:
-    with start_server() as server:  # no arguments: what `make serve` does, but for the port
+def bundled() -> Iterator[RunningServer]:
+    with running_server() as server:  # no arguments: what `make serve` does, but for the port
         yield server
 
 
-def test_the_sdk_gets_the_reported_error(bundled, test_set: Samples, report: dict) -> None:
+def test_the_sdk_gets_the_reported_error(bundled: RunningServer, test_set: Samples, report: dict[str, Any]) -> None:
     with Surrogate(bundled.url) as surrogate:
         predicted = surrogate.predict(test_set.structures)
         metadata = surrogate.metadata()
@@ -58,7 +61,9 @@ def test_the_sdk_gets_the_reported_error(bundled, test_set: Samples, report: dic
         assert error == pytest.approx(by_detector[channel], abs=1e-6)
 
 
-def test_the_stock_triton_client_gets_the_reported_error(bundled, test_set: Samples, report: dict) -> None:
+def test_the_stock_triton_client_gets_the_reported_error(
+    bundled: RunningServer, test_set: Samples, report: dict[str, Any]
+) -> None:
     with triton.InferenceServerClient(bundled.address) as client:
         tensor = triton.InferInput("structure", [len(test_set), 1, 128, 128], "FP32")
         tensor.set_data_from_numpy(test_set.structures[:, None].astype(np.float32))
@@ -67,7 +72,7 @@ def test_the_stock_triton_client_gets_the_reported_error(bundled, test_set: Samp
     assert mae == pytest.approx(report["errors"]["network"]["mae"], abs=1e-6)
 
 
-def test_the_gradient_of_a_figure_of_merit_through_the_server(bundled, test_set: Samples) -> None:
+def test_the_gradient_of_a_figure_of_merit_through_the_server(bundled: RunningServer, test_set: Samples) -> None:
     """Moving along the gradient raises the figure of merit as much as the gradient says."""
     with triton.InferenceServerClient(bundled.address) as client:
 
@@ -91,7 +96,7 @@ def test_the_gradient_of_a_figure_of_merit_through_the_server(bundled, test_set:
     np.testing.assert_allclose(raised - merit, expected, rtol=0.25)
 
 
-def test_predict_refuses_a_gradient_model(bundled) -> None:
+def test_predict_refuses_a_gradient_model(bundled: RunningServer) -> None:
     body = np.zeros(2048, np.uint8).tobytes()
     headers = {"Content-Type": "application/octet-stream"}
     answer = httpx.post(f"{bundled.url}/predict?model=diffractionnet_vjp", content=body, headers=headers)
@@ -99,14 +104,14 @@ def test_predict_refuses_a_gradient_model(bundled) -> None:
     assert "ask for it at /gradient" in answer.json()["detail"]
 
 
-def test_the_network_clearly_beats_the_trivial_predictors(report: dict) -> None:
+def test_the_network_clearly_beats_the_trivial_predictors(report: dict[str, Any]) -> None:
     errors = report["errors"]
     for trivial in ("mean spectrum", "nearest training structure"):
         for channel, mae in errors["network"]["mae_by_detector"].items():
             assert mae < 0.5 * errors[trivial]["mae_by_detector"][channel]
 
 
-def test_a_predicted_symmetry_of_the_device(bundled, test_set: Samples) -> None:
+def test_a_predicted_symmetry_of_the_device(bundled: RunningServer, test_set: Samples) -> None:
     """Transposing the structure swaps G1 and G2: nothing in the network forces that, it has learnt it."""
     with Surrogate(bundled.url) as surrogate:
         spectra = surrogate.predict(test_set.structures).values
@@ -114,7 +119,7 @@ def test_a_predicted_symmetry_of_the_device(bundled, test_set: Samples) -> None:
     assert 0 < np.abs(spectra - transposed).mean() < 0.01
 
 
-def test_the_design_of_the_readme_is_as_good_as_it_says(bundled) -> None:
+def test_the_design_of_the_readme_is_as_good_as_it_says(bundled: RunningServer) -> None:
     structure = np.load(ROOT / "docs" / "design" / "router.npy")
     with Surrogate(bundled.url) as surrogate:
         predicted = float(surrogate.predict(structure).min_efficiency()[0])
@@ -124,8 +129,14 @@ def test_the_design_of_the_readme_is_as_good_as_it_says(bundled) -> None:
         in (ROOT / "README.md").read_text()
     )
     assert min(feature_size(structure)) > 78
-    (cell,) = gdstk.read_gds(ROOT / "docs" / "design" / "router.gds").top_level()
-    assert sum(p.area() for p in cell.polygons if p.layer == 1) == pytest.approx(structure.mean() * 4.0)
+    assert solid_area(ROOT / "docs" / "design" / "router.gds") == pytest.approx(structure.mean() * 4.0)
+
+
+def solid_area(layout: Path) -> float:
+    """Area of the solid in a layout, in um^2."""
+    (cell,) = gdstk.read_gds(layout).top_level()
+    assert isinstance(cell, gdstk.Cell)
+    return float(sum(polygon.area() for polygon in cell.polygons if polygon.layer == 1))
 
 
 def run_example(name: str, url: str, folder: Path) -> str:
@@ -135,38 +146,36 @@ def run_example(name: str, url: str, folder: Path) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True, cwd=folder, env=environment).stdout
 
 
-def test_the_first_prediction_example(bundled, tmp_path: Path) -> None:
+def test_the_first_prediction_example(bundled: RunningServer, tmp_path: Path) -> None:
     assert "10 structures, R/G1/G2/B, 301 wavelengths" in run_example("first_prediction.py", bundled.url, tmp_path)
     assert (tmp_path / "first_prediction.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_curl_example_asks_for_stripes(bundled, tmp_path: Path) -> None:
+def test_the_curl_example_asks_for_stripes(bundled: RunningServer, tmp_path: Path) -> None:
     answer = json.loads(run_example("first_prediction.sh", bundled.url, tmp_path))
     stripes = np.broadcast_to(np.arange(128) // 16 % 2 == 0, (128, 128))
     with Surrogate(bundled.url) as surrogate:
         np.testing.assert_allclose(answer["spectra"], surrogate.predict(stripes).values, atol=1e-5)
 
 
-def test_the_evolution_example_improves(bundled, tmp_path: Path) -> None:
+def test_the_evolution_example_improves(bundled: RunningServer, tmp_path: Path) -> None:
     lines = run_example("cma_es.py", bundled.url, tmp_path).splitlines()
     best = [float(line.rpartition(" ")[2]) for line in lines]
     assert len(best) == 40
     assert max(best[-5:]) > max(best[:5]) + 0.02
 
 
-def test_the_router_example_ends_in_a_layout(bundled, tmp_path: Path) -> None:
+def test_the_router_example_ends_in_a_layout(bundled: RunningServer, tmp_path: Path) -> None:
     output = run_example("colour_router.py", bundled.url, tmp_path)
     report = json.loads((tmp_path / "colour-router" / "report.json").read_text())
     design = report["designs"][0]
     assert f"min(R, G, B) {design['predicted']['min_efficiency']:.3f}" in output
     assert design["predicted"]["min_efficiency"] > 0.40
-    (cell,) = gdstk.read_gds(tmp_path / "colour-router" / design["files"]["layout"]).top_level()
     solid = np.load(tmp_path / "colour-router" / "designs.npy")[0]
-    drawn = sum(polygon.area() for polygon in cell.polygons if polygon.layer == 1)
-    assert drawn == pytest.approx(solid.mean() * 4.0)  # um^2
+    assert solid_area(tmp_path / "colour-router" / design["files"]["layout"]) == pytest.approx(solid.mean() * 4.0)
 
 
-def test_the_torch_example_finds_a_router(bundled, tmp_path: Path) -> None:
+def test_the_torch_example_finds_a_router(bundled: RunningServer, tmp_path: Path) -> None:
     output = run_example("torch_gradient.py", bundled.url, tmp_path)
     found = [float(value) for value in re.findall(r"efficiencies (\S+) in the best start", output)]
     assert len(found) == 30
@@ -177,7 +186,7 @@ def test_the_torch_example_finds_a_router(bundled, tmp_path: Path) -> None:
     assert f"binary: {reached:.3f}" in output
 
 
-def test_the_jax_example_raises_what_it_says(bundled, tmp_path: Path) -> None:
+def test_the_jax_example_raises_what_it_says(bundled: RunningServer, tmp_path: Path) -> None:
     lines = run_example("jax_gradient.py", bundled.url, tmp_path).splitlines()
     first, last = ([float(value) for value in line.partition("blue ")[2].split(",")] for line in (lines[0], lines[-1]))
     assert len(lines) == 15
@@ -185,7 +194,7 @@ def test_the_jax_example_raises_what_it_says(bundled, tmp_path: Path) -> None:
     assert all(after > before + 0.02 for before, after in zip(first, last, strict=True))
 
 
-def test_the_curl_commands_of_the_readme(bundled, tmp_path: Path) -> None:
+def test_the_curl_commands_of_the_readme(bundled: RunningServer, tmp_path: Path) -> None:
     blocks = re.findall(r"```console\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     commands = [line[2:] for block in blocks for line in block.splitlines() if line.startswith("$ ")]
     assert len(commands) >= 2

@@ -11,15 +11,19 @@ from pathlib import Path
 
 import pytest
 
+from metaspec_testing.servers import running_server
+
 DOCS = Path(__file__).parents[2] / "docs" / "server.md"
+pytestmark = pytest.mark.slow
+
 EXAMPLES = re.findall(r"```(sh|python)\n(.*?)```", DOCS.read_text(), re.DOTALL)
 
 
 @pytest.fixture(scope="module")
-def outputs(start_server, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+def outputs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     folder = tmp_path_factory.mktemp("docs")
     found = []
-    with start_server() as server:
+    with running_server() as server:
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         environment = os.environ | {"URL": server.url, "PATH": path}
         for language, text in EXAMPLES:
@@ -56,7 +60,7 @@ def test_gradient(outputs: list[str]) -> None:
 
 def test_every_setting_is_documented() -> None:
     help_text = subprocess.run(
-        [sys.executable, "-m", "metaspec_server.ops.cli", "--help"], capture_output=True, text=True, check=True
+        [sys.executable, "-m", "metaspec_server", "--help"], capture_output=True, text=True, check=True
     ).stdout
     flags = set(re.findall(r"--(?:no-)?[a-z-]+", help_text)) - {"--help"}
     documented = set(re.findall(r"--[a-z-]+", DOCS.read_text()))

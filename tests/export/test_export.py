@@ -1,16 +1,12 @@
-"""The command on a real checkpoint: what it publishes, and that it publishes nothing when anything is wrong."""
+"""What the command publishes of a real checkpoint, of another process than the default one."""
 
 from __future__ import annotations
 
-import io
 import json
-import os
 import re
 import shutil
-import signal
 import subprocess
-import sys
-from contextlib import redirect_stderr, redirect_stdout
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -21,79 +17,46 @@ import torch
 import tritonclient.grpc
 import tritonclient.http
 from google.protobuf import text_format
+from torch import nn
 from tritonclient.grpc import model_config_pb2
 
-from metaspec_export import cli
-from metaspec_export.graph.forward import forward_graph, weights_sha256
-from metaspec_export.parity import ParityError, check_gradient_parity, check_parity
-from metaspec_export.publish import Publication, publish
+from metaspec_contract.process import Process
+from metaspec_contract.provenance import Provenance
+from metaspec_contract.structures import Structure
+from metaspec_export.metadata import read, weights_sha256
+from metaspec_export.parity import check_gradient_parity, check_parity
 from metaspec_simulation.dataset import load
 from metaspec_testing.triton import python_repository, start_triton
-from metaspec_training.fit.module import load_network
-from metaspec_training.networks.field import DiffractionFieldNetConfig
-from metaspec_training.networks.query import DiffractionNetConfig
+from metaspec_training.fit.checkpoint import load_network
+
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
-DATA = ROOT / "datasets" / "bayer-600nm"
+NAMES = [
+    f"diffractionnet{symmetric}{precision}{kind}"
+    for symmetric in ("", "_symmetric")
+    for precision in ("", "_fp16")
+    for kind in ("", "_vjp")
+]
+
+Command = Callable[..., subprocess.CompletedProcess[str]]
+Graph = Callable[[str], onnx.ModelProto]
 
 
-def write_checkpoint(path: Path, config: DiffractionFieldNetConfig | DiffractionNetConfig) -> Path:
-    torch.manual_seed(0)
-    state = {f"network.{name}": value for name, value in config.build().state_dict().items()}
-    torch.save({"network": (type(config).__name__, config.to_dict()), "state_dict": state}, path)
-    return path
-
-
-def command(*arguments: object) -> subprocess.CompletedProcess[str]:
-    """The command in this process, which has PyTorch loaded; one test below runs it in a process of its own."""
-    out, err = io.StringIO(), io.StringIO()
-    before = signal.getsignal(signal.SIGTERM)
-    code = 0
-    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
-        patch.setattr(sys, "argv", ["metaspec-export", *map(str, arguments)])
-        try:
-            cli.main()
-        except SystemExit as exit_:
-            code = int(exit_.code or 0)
-        finally:
-            signal.signal(signal.SIGTERM, before)
-    return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
-
-
-def export(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return command(*arguments, "--data", DATA)
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_checkpoint(
-        tmp_path_factory.mktemp("run") / "last.ckpt", DiffractionFieldNetConfig(width=32, blocks=1, beam=True)
-    )
-
-
-@pytest.fixture(scope="module")
-def repository(checkpoint: Path) -> Path:
-    root = checkpoint.parent / "repository"
-    result = export(checkpoint, "--repository", root, "--precision", "fp32,fp16")
-    assert result.returncode == 0, result.stderr
-    assert "agrees with PyTorch" in result.stdout
-    assert "The gradient agrees with torch.autograd" in result.stdout
-    assert "fp16 deviates from fp32" in result.stdout
-    assert not result.stderr
-    result = export(checkpoint, "--repository", root, "--precision", "int8", "--no-gradient", "--name", "small")
-    assert result.returncode == 0, result.stderr
-    assert "int8 deviates from fp32" in result.stdout
-    return root
+def test_every_step_is_reported(published: tuple[Path, str]) -> None:
+    for line in (
+        "ONNX Runtime agrees with PyTorch to",
+        "The gradient agrees with torch.autograd to",
+        "fp16 deviates from fp32 by",
+    ):
+        assert published[1].count(line) >= 2
 
 
 def test_layout_and_config(repository: Path) -> None:
-    names = [f"diffractionnet{precision}{kind}" for precision in ("", "_fp16") for kind in ("", "_vjp")]
-    names.append("small_int8")
-    assert sorted(path.name for path in repository.iterdir()) == sorted(names)
-    for name in names:
+    assert sorted(path.name for path in repository.iterdir()) == sorted(NAMES)
+    for name in NAMES:
         files = {str(path.relative_to(repository / name)) for path in (repository / name).rglob("*") if path.is_file()}
-        options = set() if "int8" in name else {"1/tensorrt.json"}
-        assert files == {"config.pbtxt", "1/model.onnx", "1/MODEL_CARD.md"} | options
+        assert files == {"config.pbtxt", "1/model.onnx", "1/MODEL_CARD.md", "1/tensorrt.json"}
         config = text_format.Parse((repository / name / "config.pbtxt").read_text(), model_config_pb2.ModelConfig())
         session = onnxruntime.InferenceSession(repository / name / "1" / "model.onnx")
         assert config.name == name
@@ -104,50 +67,128 @@ def test_layout_and_config(repository: Path) -> None:
             (t.name, tuple(t.shape[1:])) for t in session.get_outputs()
         ]
         assert config.response_cache.enable
-        assert [sample.batch_size for sample in config.model_warmup] == [1, 128]
+        assert [sample.batch_size for sample in config.model_warmup] == [1, 32 if "symmetric" in name else 128]
         accelerators = [a.name for a in config.optimization.execution_accelerators.gpu_execution_accelerator]
-        assert accelerators == ([] if "int8" in name else ["tensorrt"])
+        assert accelerators == ["tensorrt"]
+        parameter = json.loads(config.parameters["metaspec"].string_value)
+        assert parameter["process"]["period_um"] == 1.6
+        assert parameter["wavelengths_nm"] == list(range(450, 751, 10))
+        assert parameter["merged_greens"] is False
 
 
 def test_tensorrt_options_cover_every_batch(repository: Path) -> None:
     options = json.loads((repository / "diffractionnet_vjp" / "1" / "tensorrt.json").read_text())
-    assert options["trt_profile_min_shapes"] == "structure:1x1x128x128,cotangent:1x4x301"
-    assert options["trt_profile_max_shapes"] == "structure:256x1x128x128,cotangent:256x4x301"
+    assert options["trt_profile_min_shapes"] == "structure:1x1x128x128,cotangent:1x4x31"
+    assert options["trt_profile_max_shapes"] == "structure:256x1x128x128,cotangent:256x4x31"
     assert not any("fp16" in key for key in options)  # TensorRT 11 takes the precision from the graph
 
 
-def test_any_batch_size_equals_pytorch(repository: Path, checkpoint: Path) -> None:
-    session = onnxruntime.InferenceSession(repository / "diffractionnet" / "1" / "model.onnx")
-    network = load_network(checkpoint)
-    structures = load(DATA).of("test").structures
+def test_any_batch_size_equals_pytorch(graph: Graph, network: nn.Module, unseen: Structure) -> None:
+    session = onnxruntime.InferenceSession(graph("diffractionnet").SerializeToString())
     for count in (1, 3, 8):
-        density = structures[:count, None].astype(np.float32)
+        density = unseen[:count, None].astype(np.float32)
         with torch.inference_mode():
             expected = network(torch.from_numpy(density)).flatten(1, 2).numpy()
         np.testing.assert_allclose(session.run(["spectra"], {"structure": density})[0], expected, atol=1e-5)
 
 
-def test_metadata(repository: Path) -> None:
-    model = onnx.load(repository / "diffractionnet" / "1" / "model.onnx")
-    metadata = json.loads({p.key: p.value for p in model.metadata_props}["metaspec"])
-    assert metadata["weights_sha256"] == weights_sha256(model)
-    assert metadata["channels"] == ["R", "G1", "G2", "B"]
-    assert metadata["wavelengths_nm"] == list(range(400, 701))
-    assert metadata["process"]["thickness_um"] == 0.6
-    assert 0 < metadata["metrics"]["test"]["mae"] < 1
-    assert metadata["tolerance"]["measured"] <= 1e-5
+def test_metadata_come_from_the_checkpoint(graph: Graph, process: Process, trained_on: Provenance) -> None:
+    model = graph("diffractionnet")
+    metadata = read(model)
+    assert metadata.schema_version == 2
+    assert metadata.process == process
+    assert metadata.wavelengths_nm == list(range(450, 751, 10))
+    assert metadata.channels == ["R", "G1", "G2", "B"]
+    assert metadata.merged_greens is False
+    assert metadata.training.network == "DiffractionFieldNet"
+    assert metadata.training.preset == "field"
+    assert metadata.training.data == list(trained_on.data)
+    assert metadata.evaluated_on == "narrow-450nm"
+    assert metadata.weights_sha256 == weights_sha256(model)
+    assert 0 < metadata.metrics["test"]["mae"] < 1
+    assert metadata.tolerance["measured"] <= 1e-5
+    assert read(graph("diffractionnet_fp16")).deviation["max_abs"] > 0
+
+
+def test_cards(repository: Path, graph: Graph, trained_on: Provenance) -> None:
+    metadata = read(graph("diffractionnet"))
     card = (repository / "diffractionnet" / "1" / "MODEL_CARD.md").read_text()
-    assert f"| test | {metadata['metrics']['test']['count']} | {metadata['metrics']['test']['mae']:.4f} |" in card
-    assert metadata["weights_sha256"] in card
+    title, _, first, *_ = card.splitlines()
+    assert title == "# diffractionnet"
+    millions = f"{metadata.training.parameters / 1e6:.1f}"
+    assert first == f"Field decoder (DiffractionFieldNet, preset field), {millions} million parameters, fp32."
+    words = " ".join(card.split())
+    assert "Period 1.6 um, 0.6 um of Si3N4 in vacuum on SiO2, detectors 2.0 um below" in words
+    assert "31 wavelengths from 450 to 750 nm" in words
+    assert f"- narrow-450nm: {trained_on.data[0].structures} training structures, labelled by imported" in words
+    assert f"| test | {metadata.metrics['test']['count']} | {metadata.metrics['test']['mae']:.4f} |" in card
+    assert f"SHA-256 of the weights {metadata.weights_sha256}." in card
+    assert "mean of G1 and G2" not in card
     card = (repository / "diffractionnet_fp16_vjp" / "1" / "MODEL_CARD.md").read_text()
     assert "million parameters, fp16." in card
     assert "from those of fp32, its gradient by" in card
 
 
-@pytest.mark.parametrize(("checkpoint", "name"), [("field", "diffractionnet"), ("fast", "diffractionnet_fast")])
-def test_the_bundled_checkpoints_are_the_bundled_models(checkpoint: str, name: str) -> None:
-    network = load_network(ROOT / "training" / "checkpoints" / f"{checkpoint}.ckpt")
-    structures = load(DATA).of("test").structures[:4]
+def test_what_was_published_is_sound(repository: Path, command: Command, tmp_path: Path) -> None:
+    result = command("inspect", repository)
+    assert result.returncode == 0, result.stdout
+    assert result.stdout.count(" intact ") == len(NAMES) + 1  # one in the legend
+    assert "DiffractionFieldNet" in result.stdout
+    assert "period 1.6 um, 450 to 750 nm" in result.stdout
+    shutil.copytree(repository / "diffractionnet", tmp_path / "diffractionnet")
+    file = tmp_path / "diffractionnet" / "1" / "model.onnx"
+    model = onnx.load(file)
+    weight = next(
+        tensor for tensor in model.graph.initializer if onnx.numpy_helper.to_array(tensor).dtype == np.float32
+    )
+    weight.CopyFrom(onnx.numpy_helper.from_array(2 * onnx.numpy_helper.to_array(weight), weight.name))
+    onnx.save(model, file)
+    result = command("inspect", tmp_path)
+    assert result.returncode == 1
+    assert f"{file}: the weights are not those that were exported: SHA-256 differs" in result.stdout
+
+
+def test_an_old_checkpoint_of_merged_greens_without_provenance(
+    checkpoint: Path, make_data: Callable[..., Path], command: Command, tmp_path: Path
+) -> None:
+    state = torch.load(checkpoint, weights_only=True)
+    del state["provenance"]
+    torch.save(state, tmp_path / "old.ckpt")
+    data = make_data(tmp_path / "merged", merged_greens=True)
+    variants = ("--precision", "fp32,int8", "--no-gradient", "--name", "small")
+    arguments = ("--repository", tmp_path / "repository", *variants, "--allow-dirty")
+    result = command(tmp_path / "old.ckpt", *arguments)
+    assert result.returncode == 2
+    assert "does not record what it was trained on" in result.stderr
+    result = command(tmp_path / "old.ckpt", *arguments, "--data", data)
+    assert result.returncode == 0, result.stderr
+    assert "does not record what it was trained on: taken from --data, merged." in result.stdout
+    assert "int8 deviates from fp32 by" in result.stdout
+    folder = tmp_path / "repository" / "small" / "1"
+    metadata = read(onnx.load(folder / "model.onnx"))
+    assert metadata.merged_greens
+    assert metadata.metrics["test"]["mae_by_detector"]["G1"] == pytest.approx(
+        metadata.metrics["test"]["mae_by_detector"]["G2"]
+    )
+    sentence = "he training data held only the mean of G1 and G2: both channels are that mean."
+    assert sentence in (folder / "MODEL_CARD.md").read_text()
+    assert '\\"merged_greens\\":true' in (folder.parent / "config.pbtxt").read_text()
+    assert sentence in command("inspect", tmp_path / "repository").stdout
+    reduced = tmp_path / "repository" / "small_int8"
+    assert sorted(path.name for path in (reduced / "1").iterdir()) == ["MODEL_CARD.md", "model.onnx"]
+    assert "gpu_execution_accelerator" not in (reduced / "config.pbtxt").read_text()
+    assert "KIND_CPU" in (reduced / "config.pbtxt").read_text()
+    before = (folder / "model.onnx").read_bytes()
+    result = command(tmp_path / "old.ckpt", *arguments, "--data", data, "--version", 1)
+    assert result.returncode == 2
+    assert "exists already" in result.stderr
+    assert (folder / "model.onnx").read_bytes() == before
+
+
+@pytest.mark.parametrize(("checkpoint_name", "name"), [("field", "diffractionnet"), ("fast", "diffractionnet_fast")])
+def test_the_bundled_checkpoints_are_the_bundled_models(checkpoint_name: str, name: str) -> None:
+    network = load_network(ROOT / "training" / "checkpoints" / f"{checkpoint_name}.ckpt")
+    structures = load(ROOT / "datasets" / "bayer-600nm").of("test").structures[:4]
     models = ROOT / "server" / "models"
     graph = (models / name / "1" / "model.onnx").read_bytes()
     assert check_parity(network, graph, structures) <= 1e-5
@@ -155,170 +196,10 @@ def test_the_bundled_checkpoints_are_the_bundled_models(checkpoint: str, name: s
     assert check_gradient_parity(network, graph, structures[:2]).autograd <= 1e-4
 
 
-def test_versions_count_up_and_never_change(repository: Path, checkpoint: Path) -> None:
-    assert export(checkpoint, "--repository", repository, "--no-gradient").returncode == 0
-    file = repository / "diffractionnet" / "2" / "model.onnx"
-    before = file.read_bytes()
-    result = export(checkpoint, "--repository", repository, "--version", 2)
-    assert result.returncode == 2
-    assert "exists already" in result.stderr
-    assert file.read_bytes() == before
-
-
-def test_a_wrong_graph_is_found_out(checkpoint: Path) -> None:
-    network = load_network(checkpoint)
-    graph = forward_graph(network).SerializeToString()
-    with torch.no_grad():
-        next(network.head.parameters()).add_(0.01)
-    with pytest.raises(ParityError, match="deviates from PyTorch"):
-        check_parity(network, graph, load(DATA).of("test").structures[:2])
-
-
-def test_what_cannot_be_exported(tmp_path: Path, checkpoint: Path) -> None:
-    root = tmp_path / "repository"
-
-    def refused(file: Path) -> str:
-        result = export(file, "--repository", root)
-        assert result.returncode == 2
-        assert "Traceback" not in result.stderr
-        assert not root.exists()
-        return result.stderr
-
-    garbage = tmp_path / "garbage.ckpt"
-    garbage.write_bytes(b"x" * 100)
-    assert "is not a checkpoint" in refused(garbage)
-    state = torch.load(checkpoint, weights_only=True)
-    broken = dict(state["state_dict"])
-    name = next(iter(broken))
-    torch.save(state | {"state_dict": {k: v for k, v in broken.items() if k != name}}, garbage)
-    assert "Missing key" in refused(garbage) or "is not a checkpoint" in refused(garbage)
-    broken[name] = torch.full_like(broken[name], torch.nan)
-    torch.save(state | {"state_dict": broken}, garbage)
-    assert f"not finite, in {name.removeprefix('network.')}" in refused(garbage)
-    assert "does not exist" in refused(tmp_path / "missing.ckpt")
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (("--precision", "fp8"), "expected one or more of fp32, fp16, int8, got 'fp8'"),
-        (("--precision", "bf16"), "no bfloat16 convolution on CPUs"),
-        (("--tensorrt",), "has no TensorrtExecutionProvider"),
-        (("--data", "no/such/data"), "no/such/data"),
-        (("--name", "../models"), "name must be 1 to 64 of a-z, 0-9 and _ and begin with a letter, got '../models'"),
-        (("--name", "fast_vjp"), "must not end with _vjp, as the names of its variants do"),
-    ],
-)
-def test_bad_options_end_with_one_line(
-    tmp_path: Path, checkpoint: Path, arguments: tuple[str, ...], message: str
-) -> None:
-    if arguments == ("--tensorrt",) and "TensorrtExecutionProvider" in onnxruntime.get_available_providers():
-        pytest.skip("this machine has TensorRT")
-    result = export(checkpoint, "--repository", tmp_path / "repository", *arguments)
-    assert result.returncode == 2
-    assert message in result.stderr
-    assert len(result.stderr.splitlines()) == 1
-    assert not (tmp_path / "repository").exists()
-
-
-def publication(name: str, content: str) -> Publication:
-    return Publication(name, f"config {content}", {"model.onnx": content.encode(), "tensorrt/engine": b"engine"})
-
-
-def snapshot(root: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
-
-
-def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    publish(tmp_path, 1, [publication("forward", "first"), publication("vjp", "first")])
-    before = snapshot(tmp_path)
-    fsync = os.fsync
-
-    def fails_after(calls: int) -> None:
-        remaining = iter(range(calls))
-
-        def full_disk(descriptor: int) -> None:
-            if next(remaining, None) is None:
-                raise OSError(28, "No space left on device")
-            fsync(descriptor)
-
-        monkeypatch.setattr("os.fsync", full_disk)
-
-    second = [publication("forward", "second"), publication("vjp", "second")]
-    total = 2 * 3 + 2 + 1  # files of two models, their folders, the repository
-    for calls in range(total):
-        fails_after(calls)
-        with pytest.raises(OSError, match="No space left"):
-            publish(tmp_path, 2, second)
-        assert snapshot(tmp_path) == before
-        assert sorted(path.name for path in tmp_path.iterdir()) == ["forward", "vjp"]
-    fails_after(total)
-    publish(tmp_path, 2, second)
-    assert (tmp_path / "vjp" / "2" / "model.onnx").read_bytes() == b"second"
-    assert (tmp_path / "vjp" / "config.pbtxt").read_text() == "config second"
-
-
-def test_a_first_publication_that_fails_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full_disk(descriptor: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("os.fsync", full_disk)
-    with pytest.raises(OSError, match="No space left"):
-        publish(tmp_path / "new" / "repository", 1, [publication("forward", "first")])
-    assert not (tmp_path / "new").exists()
-
-
-def test_an_interrupted_export_leaves_nothing_behind(tmp_path: Path, checkpoint: Path) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "metaspec_export.cli",
-        str(checkpoint),
-        "--repository",
-        str(tmp_path / "repository"),
-    ]
-    process = subprocess.Popen([*command, "--data", str(DATA)], stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    assert "Tracing" in process.stdout.readline()
-    process.terminate()
-    assert process.wait(timeout=60) != 0
-    assert not (tmp_path / "repository").exists()
-
-
-def inspect(repository: Path) -> subprocess.CompletedProcess[str]:
-    return command("inspect", repository)
-
-
-def test_inspect(repository: Path, tmp_path: Path) -> None:
-    result = inspect(repository)
-    assert result.returncode == 0
-    assert "diffractionnet_fp16_vjp" in result.stdout
-    assert "intact" in result.stdout
-    assert "CPU" in result.stdout
-    assert "DiffractionFieldNet" in result.stdout
-    damaged = tmp_path / "damaged"
-    shutil.copytree(repository / "diffractionnet", damaged / "diffractionnet")
-    file = damaged / "diffractionnet" / "1" / "model.onnx"
-    model = onnx.load(file)
-    weight = model.graph.initializer[0]
-    weight.CopyFrom(onnx.numpy_helper.from_array(2 * onnx.numpy_helper.to_array(weight), weight.name))
-    onnx.save(model, file)
-    result = inspect(damaged)
-    assert result.returncode == 1
-    assert "BROKEN" in result.stdout
-    assert "SHA-256 differs" in " ".join(result.stdout.split())
-    file.write_bytes(b"no onnx")
-    assert "cannot be read" in inspect(damaged).stdout
-    (tmp_path / "empty").mkdir()
-    result = inspect(tmp_path / "empty")
-    assert result.returncode == 2
-    assert "no model here" in result.stderr
-
-
-def test_the_served_models_through_a_real_triton(repository: Path, tmp_path: Path) -> None:
-    structures = load(DATA).of("test").structures[:5]
-    density = structures[:, None].astype(np.float32)
-    cotangent = np.random.default_rng(0).standard_normal((5, 4, 301), np.float32)
+@pytest.mark.triton
+def test_the_served_models_through_a_real_triton(repository: Path, unseen: Structure, tmp_path: Path) -> None:
+    density = unseen[:5, None].astype(np.float32)
+    cotangent = np.random.default_rng(0).standard_normal((len(density), 4, 31), np.float32)
     feeds = {
         "diffractionnet": {"structure": density},
         "diffractionnet_vjp": {"structure": density, "cotangent": cotangent},

@@ -3,17 +3,21 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from metaspec_server.core.batching import Closed, DeadlineExceeded, EngineFailure, MicroBatch, MicroBatcher, QueueFull
-from metaspec_server.core.tensors import Rows
+from metaspec_server.core.batching import MicroBatch, MicroBatcher
+from metaspec_server.core.cache import computing_repeats_once
+from metaspec_server.core.errors import Closed, DeadlineExceeded, EngineFailure, QueueFull
+from metaspec_server.core.tensors import Piece, Rows
+from metaspec_testing.small_models import Array
 
 
-def rows(start: int, count: int) -> dict[str, np.ndarray]:
+def rows(start: int, count: int) -> dict[str, Array]:
     return {"x": np.arange(start, start + count, dtype=np.int64)[:, None]}
 
 
@@ -28,10 +32,10 @@ class Recorder:
         self.fail_on, self.die_on = fail_on, die_on
         self.result = np.empty((100, 1), np.int64)
 
-    def __call__(self, pieces: Sequence[Rows]) -> Rows:
+    def __call__(self, pieces: Sequence[Piece]) -> Rows:
         self.entered.set()
-        assert self.gate.wait(10)
-        batch = np.concatenate([piece["x"] for piece in pieces])
+        assert self.gate.wait(60)
+        batch = np.concatenate([piece.rows["x"] for piece in pieces])
         values = batch[:, 0].tolist()
         self.batches.append(values)
         if self.fail_on in values:
@@ -42,19 +46,19 @@ class Recorder:
         return {"y": self.result[: len(batch)]}
 
 
-def batcher_of(*engines: Recorder, max_batch: int, max_queue: int, **options: object) -> MicroBatcher:
+def batcher_of(*engines: Recorder, max_batch: int, max_queue: int, **options: Any) -> MicroBatcher:
     batcher = MicroBatcher(max_batch, max_queue, **options)
     for engine in engines:
         batcher.start(engine)
     return batcher
 
 
-async def hold(batcher: MicroBatcher, engine: Recorder) -> asyncio.Task[dict[str, np.ndarray]]:
+async def hold(batcher: MicroBatcher, engine: Recorder) -> asyncio.Task[dict[str, Array]]:
     """Occupy the engine with one row, so that what follows waits in the queue."""
     engine.gate.clear()
     engine.entered.clear()
     task = asyncio.create_task(batcher.submit(rows(-1, 1)))
-    assert await asyncio.to_thread(engine.entered.wait, 10)
+    assert await asyncio.to_thread(engine.entered.wait, 60)
     return task
 
 
@@ -98,6 +102,7 @@ async def test_a_full_queue_refuses_at_once_and_says_when_to_return() -> None:
     await asyncio.sleep(0)
     with pytest.raises(QueueFull, match="3 of 3") as caught:
         await batcher.submit(rows(5, 1))
+    assert caught.value.retry_after is not None
     assert caught.value.retry_after >= 1
     engine.gate.set()
     await asyncio.gather(first, waiting)
@@ -150,7 +155,7 @@ async def test_closing_finishes_accepted_work_and_takes_no_more() -> None:
 
 
 @pytest.mark.parametrize("bad", [{}, {"x": np.zeros((0, 1))}, {"x": np.zeros((2, 1)), "z": np.zeros((3, 1))}])
-async def test_rows_of_unequal_or_no_length_are_refused(bad: dict[str, np.ndarray]) -> None:
+async def test_rows_of_unequal_or_no_length_are_refused(bad: dict[str, Array]) -> None:
     batcher = batcher_of(Recorder(), max_batch=4, max_queue=100)
     with pytest.raises(ValueError, match="equal, positive length"):
         await batcher.submit(bad)
@@ -169,8 +174,9 @@ async def test_what_waits_goes_on_waiting_when_an_engine_dies_and_another_takes_
     await first
     with pytest.raises(EngineFailure, match="thread ends"):
         await fatal
-    while batcher.engines:
-        await asyncio.sleep(0.001)
+    async with asyncio.timeout(60):
+        while batcher.engines:
+            await asyncio.sleep(0.001)
     assert batcher.waiting == 2
     assert not waiting.done()
     batcher.start(Recorder())
@@ -185,6 +191,29 @@ async def test_what_nobody_is_left_to_compute_is_refused_at_the_end() -> None:
     await batcher.close(1)
     with pytest.raises(Closed):
         await waiting
+
+
+async def test_keys_stay_with_their_rows() -> None:
+    """Requests are split and joined; a row that repeats within a micro-batch reaches the engine once."""
+    computed: list[int] = []
+
+    def double(pieces: Sequence[Rows]) -> Rows:
+        batch = np.concatenate([piece["x"] for piece in pieces])
+        computed.extend(batch[:, 0].tolist())
+        return {"y": 2 * batch}
+
+    batcher = MicroBatcher(max_batch=3, max_queue=100)
+    values = [[1, 2, 1, 1], [2, 2], [1, 3, 2, 1, 1]]
+    tasks = [
+        asyncio.create_task(batcher.submit({"x": np.array(some)[:, None]}, keys=[b"%d" % value for value in some]))
+        for some in values
+    ]
+    await asyncio.sleep(0)
+    batcher.start(computing_repeats_once(double))
+    for some, result in zip(values, await asyncio.gather(*tasks), strict=True):
+        assert result["y"][:, 0].tolist() == [2 * value for value in some]
+    assert len(computed) < sum(map(len, values))
+    await batcher.close(60)
 
 
 async def test_two_engines_share_one_queue() -> None:
@@ -243,7 +272,7 @@ def test_every_caller_gets_exactly_its_own_rows_or_exactly_one_error(
 
             async def call(
                 start: int = start, size: int = size, pause: int = pause, timeout: float | None = timeout
-            ) -> tuple[int, int, np.ndarray]:
+            ) -> tuple[int, int, Array]:
                 await asyncio.sleep(pause / 2000)
                 return start, size, (await batcher.submit(rows(start, size), timeout))["y"]
 
@@ -253,11 +282,12 @@ def test_every_caller_gets_exactly_its_own_rows_or_exactly_one_error(
             tasks.append(task)
             start += size
         everybody = asyncio.gather(*tasks, return_exceptions=True)
-        while not everybody.done():
-            await asyncio.wait([everybody], timeout=0.05)
-            if batcher.engines == 0:  # the last one died: callers who can wait get their rows from the next
-                engines.append(Recorder(fail_on=bad))
-                batcher.start(engines[-1])
+        async with asyncio.timeout(60):
+            while not everybody.done():
+                await asyncio.wait([everybody], timeout=0.05)
+                if batcher.engines == 0:  # the last one died: callers who can wait get their rows from the next
+                    engines.append(Recorder(fail_on=bad))
+                    batcher.start(engines[-1])
         for result in everybody.result():
             if isinstance(result, BaseException):
                 assert isinstance(result, QueueFull | EngineFailure | DeadlineExceeded | asyncio.CancelledError)

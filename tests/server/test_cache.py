@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metaspec_server.core.cache import KEY, ResultCache, computing_repeats_once, keys
+from metaspec_server.core.cache import ResultCache, computing_repeats_once, keys
+from metaspec_server.core.tensors import Piece, Rows
 
 
 def test_keys_are_the_bytes_of_all_tensors_of_a_row() -> None:
@@ -52,18 +55,15 @@ def test_kept_results_do_not_change_with_the_arrays_they_came_from() -> None:
 def test_repeats_are_computed_once_and_everybody_gets_them(requests: list[tuple[list[int], bool]]) -> None:
     computed: list[int] = []
 
-    def run(pieces):
+    def run(pieces: Sequence[Rows]) -> Rows:
         batch = np.concatenate([piece["x"] for piece in pieces])
         computed.extend(batch[:, 0].tolist())
-        assert all(set(piece) == {"x"} for piece in pieces)
         return {"y": 2 * batch}
 
     pieces = []
     for values, keyed in requests:
-        piece = {"x": np.array(values)[:, None]}
-        if keyed:
-            piece[KEY] = np.array([b"%d" % value for value in values], object)
-        pieces.append(piece)
+        keys = [b"%d" % value for value in values] if keyed else None
+        pieces.append(Piece({"x": np.array(values)[:, None]}, keys))
     results = computing_repeats_once(run)(pieces)["y"]
     assert results[:, 0].tolist() == [2 * value for values, _ in requests for value in values]
     repeatable = {value for values, keyed in requests if keyed for value in values}

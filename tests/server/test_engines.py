@@ -1,30 +1,37 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from metaspec_server.core.tensors import Rows
 from metaspec_server.engines.onnx import OnnxEngine, describe
 from metaspec_server.repository import RepositoryError, find_models
+from metaspec_testing.small_models import Array, Expected, ExpectedGradient
 
 
-def engine(repository: Path, name: str = "diffractionnet", **options: object) -> OnnxEngine:
+def engine(repository: Path, name: str = "diffractionnet", **options: Any) -> OnnxEngine:
     (file,) = find_models(repository)[name]
     return OnnxEngine(file, **options)
 
 
-def test_pieces_packed_or_not_come_back_row_for_row(small_repository, structures, expected) -> None:
+def test_pieces_packed_or_not_come_back_row_for_row(
+    small_repository: Path, structures: Array, expected: Expected
+) -> None:
     density = np.random.default_rng(0).random((2, 1, 128, 128)).astype(np.float32)
     bits = np.packbits(structures.reshape(5, -1), axis=1)
-    pieces = [{"structure": bits[:3]}, {"structure": density}, {"structure": bits[3:]}]
+    pieces: list[Rows] = [{"structure": bits[:3]}, {"structure": density}, {"structure": bits[3:]}]
     spectra = engine(small_repository).run(pieces)["spectra"]
     together = np.concatenate([structures[:3], density[:, 0], structures[3:]])
     np.testing.assert_allclose(spectra, expected(together), atol=1e-6)
 
 
 @pytest.mark.parametrize("max_batch", [1, 5, 8])
-def test_bound_tensors_of_fixed_sizes_compute_the_same(small_repository, expected_gradient, max_batch: int) -> None:
+def test_bound_tensors_of_fixed_sizes_compute_the_same(
+    small_repository: Path, expected_gradient: ExpectedGradient, max_batch: int
+) -> None:
     """What runs on GPUs, on the CPU: batches filled up to the next size, tensors allocated once."""
     model = engine(small_repository, "diffractionnet_vjp", max_batch=max_batch)
     model._bind("cpu", 0, cuda_graphs=False)
@@ -39,7 +46,7 @@ def test_bound_tensors_of_fixed_sizes_compute_the_same(small_repository, expecte
 
 
 @pytest.mark.parametrize("provider", ["cuda", "tensorrt"])
-def test_a_provider_that_is_not_here(small_repository, provider: str) -> None:
+def test_a_provider_that_is_not_here(small_repository: Path, provider: str) -> None:
     import onnxruntime
 
     if any(provider in name.lower() for name in onnxruntime.get_available_providers()):
@@ -48,7 +55,7 @@ def test_a_provider_that_is_not_here(small_repository, provider: str) -> None:
         engine(small_repository, provider=provider)
 
 
-def test_a_description_is_that_of_the_engine(small_repository) -> None:
+def test_a_description_is_that_of_the_engine(small_repository: Path) -> None:
     (file,) = find_models(small_repository)["diffractionnet_vjp"]
     about, loaded = describe(file, "elsewhere"), OnnxEngine(file).about
     assert (about.metadata, about.inputs, about.outputs) == (loaded.metadata, loaded.inputs, loaded.outputs)

@@ -3,26 +3,30 @@ from __future__ import annotations
 import base64
 import io
 import json
+from collections.abc import Iterator
 
 import httpx
 import numpy as np
 import pytest
 
+from metaspec_testing.servers import RunningServer
+from metaspec_testing.small_models import Array, Expected, ExpectedGradient
+
 JSON, NPY, RAW = "application/json", "application/x-npy", "application/octet-stream"
 
 
 @pytest.fixture
-def http(server) -> httpx.Client:
-    with httpx.Client(base_url=server.url, timeout=30) as client:
+def http(server: RunningServer) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=server.url, timeout=60) as client:
         yield client
 
 
 @pytest.fixture
-def cotangent(structures) -> np.ndarray:
+def cotangent(structures: Array) -> Array:
     return np.random.default_rng(3).normal(size=(len(structures), 4, 301)).astype(np.float32)
 
 
-def npy(*arrays: np.ndarray) -> bytes:
+def npy(*arrays: Array) -> bytes:
     buffer = io.BytesIO()
     for array in arrays:
         np.save(buffer, array)
@@ -33,12 +37,14 @@ def post(http: httpx.Client, content: bytes, content_type: str, accept: str = JS
     return http.post("/gradient" + query, content=content, headers={"Content-Type": content_type, "Accept": accept})
 
 
-def loaded(answer: httpx.Response) -> tuple[np.ndarray, np.ndarray]:
+def loaded(answer: httpx.Response) -> tuple[Array, Array]:
     file = io.BytesIO(answer.raise_for_status().content)
     return np.load(file), np.load(file)
 
 
-def test_the_small_gradient_model_is_what_the_tests_think(structures, cotangent, expected, expected_gradient) -> None:
+def test_the_small_gradient_model_is_what_the_tests_think(
+    structures: Array, cotangent: Array, expected: Expected, expected_gradient: ExpectedGradient
+) -> None:
     density = np.random.default_rng(1).random(structures.shape)
     step = np.zeros_like(density)
     step[:, 40:60, 80:100] = 1e-2
@@ -47,7 +53,9 @@ def test_the_small_gradient_model_is_what_the_tests_think(structures, cotangent,
     np.testing.assert_allclose(predicted, difference, rtol=1e-2, atol=1e-5)
 
 
-def test_every_way_in_and_out_gives_the_same(http, structures, cotangent, expected, expected_gradient) -> None:
+def test_every_way_in_and_out_gives_the_same(
+    http: httpx.Client, structures: Array, cotangent: Array, expected: Expected, expected_gradient: ExpectedGradient
+) -> None:
     packed = np.packbits(structures, axis=None).tobytes()
     fields = {"packed": base64.b64encode(packed).decode(), "cotangent": cotangent.tolist()}
     bodies = [
@@ -73,7 +81,9 @@ def test_every_way_in_and_out_gives_the_same(http, structures, cotangent, expect
         assert body["model"] == "diffractionnet_vjp"
 
 
-def test_densities_and_some_wavelengths(http, expected, expected_gradient) -> None:
+def test_densities_and_some_wavelengths(
+    http: httpx.Client, expected: Expected, expected_gradient: ExpectedGradient
+) -> None:
     rng = np.random.default_rng(5)
     density = rng.random((3, 128, 128))
     wavelengths, channels = [400.0, 450.25, 450.25, 700.0], ["B", "R"]
@@ -97,7 +107,9 @@ def test_densities_and_some_wavelengths(http, expected, expected_gradient) -> No
     np.testing.assert_allclose(binary, expected_gradient(density > 0.5, whole), atol=1e-6)
 
 
-def test_half_precision_answers(http, structures, cotangent, expected_gradient) -> None:
+def test_half_precision_answers(
+    http: httpx.Client, structures: Array, cotangent: Array, expected_gradient: ExpectedGradient
+) -> None:
     answer = post(http, npy(structures, cotangent), NPY, NPY, "?dtype=float16")
     spectra, gradient = loaded(answer)
     assert spectra.dtype == gradient.dtype == np.float16
@@ -115,14 +127,14 @@ def test_half_precision_answers(http, structures, cotangent, expected_gradient) 
         (np.full((5, 4, 301), "x"), "expected numbers"),
     ],
 )
-def test_what_is_no_cotangent(http, structures, cotangent: np.ndarray, message: str) -> None:
+def test_what_is_no_cotangent(http: httpx.Client, structures: Array, cotangent: Array, message: str) -> None:
     answer = post(http, npy(structures, cotangent), NPY)
     assert answer.status_code == 422
     assert answer.json()["field"] == "cotangent"
     assert message in answer.json()["detail"]
 
 
-def test_bodies_without_a_cotangent(http, structures) -> None:
+def test_bodies_without_a_cotangent(http: httpx.Client, structures: Array) -> None:
     answer = http.post("/gradient", json={"structures": structures.tolist()})
     assert (answer.status_code, answer.json()["field"]) == (422, "cotangent")
     assert "two .npy files" in post(http, npy(structures), NPY).json()["detail"]
@@ -133,13 +145,13 @@ def test_bodies_without_a_cotangent(http, structures) -> None:
     assert "3 bytes are left over" in left_over.json()["detail"]
 
 
-def test_a_choice_given_twice(http, structures, cotangent) -> None:
+def test_a_choice_given_twice(http: httpx.Client, structures: Array, cotangent: Array) -> None:
     fields = {"structures": structures.tolist(), "cotangent": cotangent.tolist(), "channels": ["R"]}
     answer = http.post("/gradient?channels=B", json=fields)
     assert (answer.status_code, answer.json()["field"]) == (422, "channels")
 
 
-def test_each_route_has_its_own_kind_of_model(http, structures) -> None:
+def test_each_route_has_its_own_kind_of_model(http: httpx.Client, structures: Array) -> None:
     answer = http.post("/predict?model=diffractionnet_vjp", json={"structures": structures.tolist()})
     assert answer.status_code == 422
     assert "/gradient" in answer.json()["detail"]

@@ -1,4 +1,4 @@
-"""Versions come and go while callers call: none of them may notice, but by the version in their answers."""
+"""Versions are published and removed while callers call: callers may notice by the version in their answers only."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -18,12 +20,15 @@ import pytest
 import tritonclient.http as triton
 from tritonclient.utils import InferenceServerException
 
+from metaspec_testing.servers import RunningServer, running_server
+from metaspec_testing.small_models import Array, small_gradient_model, small_model, write_repository
+
 NPY = {"Content-Type": "application/octet-stream", "Accept": "application/octet-stream"}
 
 
 @pytest.fixture
-def root(tmp_path: Path, make_model, make_repository) -> Path:
-    return make_repository(tmp_path / "repository", make_model(seed=1), version=1)
+def root(tmp_path: Path) -> Path:
+    return write_repository(tmp_path / "repository", small_model(seed=1), version=1)
 
 
 def publish(root: Path, model: onnx.ModelProto, version: int) -> None:
@@ -34,36 +39,45 @@ def publish(root: Path, model: onnx.ModelProto, version: int) -> None:
     hidden.rename(root / "diffractionnet" / str(version))
 
 
-def until(condition: Callable[[], bool], seconds: float = 20) -> None:
+def until(condition: Callable[[], bool], seconds: float = 120) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"
         time.sleep(0.02)
 
 
-def version(server) -> str:
-    return httpx.get(server.url + "/v2/models/diffractionnet").json()["versions"][-1]
+def version(server: RunningServer) -> str:
+    return str(server.get("/v2/models/diffractionnet").json()["versions"][-1])
 
 
-def index(server) -> dict[tuple[str, str], dict[str, str]]:
-    entries = httpx.post(server.url + "/v2/repository/index").json()
+def serves(server: RunningServer, number: str) -> bool:
+    return version(server) == number
+
+
+def longer(answers: list[Any], length: int) -> bool:
+    return len(answers) > length
+
+
+def index(server: RunningServer) -> dict[tuple[str, str], dict[str, str]]:
+    entries = server.post("/v2/repository/index").json()
     return {(entry["name"], entry["version"]): entry for entry in entries}
 
 
-def spectra_of(model: onnx.ModelProto, structures: np.ndarray) -> np.ndarray:
+def spectra_of(model: onnx.ModelProto, structures: Array) -> Array:
     session = onnxruntime.InferenceSession(model.SerializeToString())
-    return session.run(None, {"structure": structures[:, None].astype(np.float32)})[0]
+    spectra: Array = session.run(None, {"structure": structures[:, None].astype(np.float32)})[0]
+    return spectra
 
 
 @contextmanager
-def callers(server, structures: np.ndarray, count: int = 6) -> Iterator[list[tuple[int, str, np.ndarray]]]:
-    """Several callers who ask again and again, with answers noted as status, version and spectra."""
-    answers: list[tuple[int, str, np.ndarray]] = []
+def callers(server: RunningServer, structures: Array, count: int = 6) -> Iterator[list[tuple[int, str, Array]]]:
+    """Several callers who call in a loop; yields their answers as status, version and spectra."""
+    answers: list[tuple[int, str, Array]] = []
     stop = threading.Event()
     body = np.packbits(structures, axis=None).tobytes()
 
     def call() -> None:
-        with httpx.Client(base_url=server.url, timeout=30) as http:
+        with httpx.Client(base_url=server.url, timeout=60) as http:
             while not stop.is_set():
                 answer = http.post("/predict", content=body, headers=NPY)
                 spectra = np.frombuffer(answer.content, np.float32) if answer.status_code == 200 else np.empty(0)
@@ -77,34 +91,32 @@ def callers(server, structures: np.ndarray, count: int = 6) -> Iterator[list[tup
     finally:
         stop.set()
         for thread in threads:
-            thread.join(30)
+            thread.join(60)
 
 
 @pytest.mark.parametrize("cache", ["0", "16"])
-def test_callers_do_not_notice_new_versions(root, make_model, start_server, structures, cache: str) -> None:
-    models = {str(number): make_model(seed=number) for number in (1, 2, 3)}
+def test_callers_do_not_notice_new_versions(root: Path, structures: Array, cache: str) -> None:
+    models = {str(number): small_model(seed=number) for number in (1, 2, 3)}
     flags = ("--repository", str(root), "--poll-interval", "0.05", "--keep-versions", "1", "--cache-mb", cache)
-    with start_server(*flags) as server, callers(server, structures) as answers:
+    with running_server(*flags) as server, callers(server, structures) as answers:
         for number in (2, 3):
-            until(lambda: len(answers) > 20)
+            until(partial(longer, answers, 20))
             publish(root, models[str(number)], number)
-            until(lambda number=number: version(server) == str(number))
-            seen = len(answers)
-            until(lambda seen=seen: len(answers) > seen + 20)
+            until(partial(serves, server, str(number)))
+            until(partial(longer, answers, len(answers) + 20))
         shutil.rmtree(root / "diffractionnet" / "3")  # rollback is removal
-        until(lambda: version(server) == "2")
-        seen = len(answers)
-        until(lambda: len(answers) > seen + 20)
+        until(partial(serves, server, "2"))
+        until(partial(longer, answers, len(answers) + 20))
     expected = {number: spectra_of(model, structures).ravel() for number, model in models.items()}
     assert {status for status, *_ in answers} == {200}
     assert {number for _, number, _ in answers} == {"1", "2", "3"}
-    for _, number, spectra in answers:
-        np.testing.assert_allclose(spectra, expected[number], atol=1e-6)
+    for _, answered, spectra in answers:
+        np.testing.assert_allclose(spectra, expected[answered], atol=1e-6)
     assert not [line for line in server.log if "Traceback" in line]
 
 
-def test_a_broken_version_never_replaces_a_working_one(root, make_model, start_server) -> None:
-    with start_server("--repository", str(root), "--poll-interval", "0.05") as server:
+def test_a_broken_version_never_replaces_a_working_one(root: Path) -> None:
+    with running_server("--repository", str(root), "--poll-interval", "0.05") as server:
         (root / "diffractionnet" / "2").mkdir()
         (root / "diffractionnet" / "2" / "model.onnx").write_bytes(b"no graph")
         until(lambda: ("diffractionnet", "2") in index(server))
@@ -113,20 +125,20 @@ def test_a_broken_version_never_replaces_a_working_one(root, make_model, start_s
         assert entries["diffractionnet", "2"]["state"] == "UNAVAILABLE"
         assert "ONNX Runtime cannot load it" in entries["diffractionnet", "2"]["reason"]
         assert version(server) == "1"
-        assert httpx.get(server.url + "/v2/health/ready").status_code == 200
+        assert server.get("/v2/health/ready").status_code == 200
         until(lambda: any("diffractionnet version 2 is not served" in line for line in server.log))
-        assert 'metaspec_load_failures_total{model="diffractionnet"} 1.0' in httpx.get(server.url + "/metrics").text
+        assert 'metaspec_load_failures_total{model="diffractionnet"} 1.0' in server.get("/metrics").text
 
-        def answer() -> tuple[str, list]:
-            answered = httpx.post(server.url + "/predict", json={"structures": np.eye(128).tolist()}).json()
+        def answer() -> tuple[str, list[Any]]:
+            answered = server.post("/predict", json={"structures": np.eye(128).tolist()}).json()
             return answered["version"], answered["spectra"]
 
         def replace(seed: int) -> None:
-            onnx.save(make_model(seed=seed), root / "diffractionnet" / "2" / "whole.onnx")
+            onnx.save(small_model(seed=seed), root / "diffractionnet" / "2" / "whole.onnx")
             os.replace(root / "diffractionnet" / "2" / "whole.onnx", root / "diffractionnet" / "2" / "model.onnx")
 
         replace(seed=2)
-        until(lambda: version(server) == "2")
+        until(partial(serves, server, "2"))
         before = answer()
         assert before == answer(), "from the cache"
         replace(seed=3)
@@ -139,19 +151,19 @@ def test_a_broken_version_never_replaces_a_working_one(root, make_model, start_s
         assert index(server)["diffractionnet", "2"]["state"] == "READY", "what is loaded goes on"
 
 
-def test_at_the_start_an_older_version_stands_in_for_a_broken_one(root, start_server) -> None:
+def test_at_the_start_an_older_version_stands_in_for_a_broken_one(root: Path) -> None:
     (root / "diffractionnet" / "7").mkdir()
     (root / "diffractionnet" / "7" / "model.onnx").write_bytes(b"no graph")
-    with start_server("--repository", str(root)) as server:
+    with running_server("--repository", str(root)) as server:
         assert version(server) == "1"
         assert index(server)["diffractionnet", "7"]["state"] == "UNAVAILABLE"
         assert "diffractionnet version 7 is not served" in server.banner
 
 
-def test_load_and_unload_by_the_stock_client(root, make_model, make_gradient_model, make_repository, start_server):
-    make_repository(root, make_gradient_model())
+def test_load_and_unload_by_the_stock_client(root: Path) -> None:
+    write_repository(root, small_gradient_model())
     with (
-        start_server("--repository", str(root), "--poll-interval", "0") as server,
+        running_server("--repository", str(root), "--poll-interval", "0") as server,
         triton.InferenceServerClient(server.address) as client,
     ):
         client.unload_model("diffractionnet")
@@ -159,7 +171,7 @@ def test_load_and_unload_by_the_stock_client(root, make_model, make_gradient_mod
         assert client.is_model_ready("diffractionnet_vjp")
         with pytest.raises(InferenceServerException, match="no model 'diffractionnet' here"):
             client.unload_model("diffractionnet")
-        publish(root, make_model(seed=2), 2)
+        publish(root, small_model(seed=2), 2)
         assert not client.is_model_ready("diffractionnet"), "nobody looks for new versions here"
         client.load_model("diffractionnet")
         assert client.is_model_ready("diffractionnet", "2")
@@ -172,18 +184,18 @@ def test_load_and_unload_by_the_stock_client(root, make_model, make_gradient_mod
             client.load_model("other")
 
 
-def test_what_callers_may_not_do(root, start_server) -> None:
-    with start_server("--repository", str(root), "--no-model-control") as server:
-        answer = httpx.post(server.url + "/v2/repository/models/diffractionnet/unload")
+def test_what_callers_may_not_do(root: Path) -> None:
+    with running_server("--repository", str(root), "--no-model-control") as server:
+        answer = server.post("/v2/repository/models/diffractionnet/unload")
         assert answer.status_code == 403
         assert "--no-model-control" in answer.json()["error"]
         assert version(server) == "1"
 
 
-def test_a_repository_that_vanishes_for_a_while(root, start_server) -> None:
-    with start_server("--repository", str(root), "--poll-interval", "0.05") as server:
+def test_a_repository_that_vanishes_for_a_while(root: Path) -> None:
+    with running_server("--repository", str(root), "--poll-interval", "0.05") as server:
         root.rename(root.parent / "away")
         until(lambda: any("no such folder" in line for line in server.log))
         assert version(server) == "1"
         (root.parent / "away").rename(root)
-        assert httpx.get(server.url + "/v2/health/ready").status_code == 200
+        assert server.get("/v2/health/ready").status_code == 200

@@ -7,21 +7,26 @@ import json
 import pickle
 import socket
 import threading
+from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import numpy as np
 import pytest
 
+from metaspec_testing.servers import RunningServer, running_server
+from metaspec_testing.small_models import Array, Expected
+
 JSON, NPY, RAW = "application/json", "application/x-npy", "application/octet-stream"
 
 
 @pytest.fixture
-def http(server) -> httpx.Client:
-    with httpx.Client(base_url=server.url, timeout=30) as client:
+def http(server: RunningServer) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=server.url, timeout=60) as client:
         yield client
 
 
-def npy(array: np.ndarray, allow_pickle: bool = False) -> bytes:
+def npy(array: Array, allow_pickle: bool = False) -> bytes:
     buffer = io.BytesIO()
     np.save(buffer, array, allow_pickle=allow_pickle)
     return buffer.getvalue()
@@ -31,7 +36,7 @@ def post(http: httpx.Client, content: bytes, content_type: str, accept: str = JS
     return http.post("/predict", content=content, headers={"Content-Type": content_type, "Accept": accept})
 
 
-def test_json(http, structures, expected) -> None:
+def test_json(http: httpx.Client, structures: Array, expected: Expected) -> None:
     answer = http.post("/predict", json={"structures": structures.tolist()})
     body = answer.raise_for_status().json()
     np.testing.assert_allclose(np.float32(body["spectra"]), expected(structures), atol=1e-6)
@@ -42,13 +47,46 @@ def test_json(http, structures, expected) -> None:
     assert body["units"] == "efficiency"
 
 
-def test_one_structure_and_densities(http, expected) -> None:
+def test_one_structure_and_densities(http: httpx.Client, expected: Expected) -> None:
     density = np.random.default_rng(1).random((128, 128))
     body = http.post("/predict", json={"structures": density.tolist()}).raise_for_status().json()
     np.testing.assert_allclose(np.float32(body["spectra"]), expected(density), atol=1e-6)
 
 
-def test_every_way_in_and_out_gives_the_same(http, structures, expected) -> None:
+def test_rest_and_the_open_inference_protocol_check_structures_alike(
+    server: RunningServer, http: httpx.Client, expected: Expected
+) -> None:
+    """Both clip what leaves [0, 1] by rounding, and refuse the rest with the same words."""
+
+    def ask_oip(density: Array) -> httpx.Response:
+        tensor = {"name": "structure", "datatype": "FP64", "shape": [1, 1, 128, 128], "data": density.ravel().tolist()}
+        return server.post("/v2/models/diffractionnet/infer", json={"inputs": [tensor]})
+
+    density = np.random.default_rng(4).random((128, 128))
+    density[0, :2] = -5e-7, 1 + 5e-7
+    body = http.post("/predict", json={"structures": density.tolist()}).raise_for_status().json()
+    np.testing.assert_allclose(np.float32(body["spectra"]), expected(density.clip(0, 1)), atol=1e-6)
+    (output,) = ask_oip(density).raise_for_status().json()["outputs"]
+    np.testing.assert_allclose(np.float32(output["data"]), np.float32(body["spectra"]).ravel(), atol=1e-6)
+
+    for value in (-2e-6, 1 + 2e-6, 255.0):
+        density[5, 7] = value
+        problem = http.post("/predict", json={"structures": density.tolist()})
+        refused = ask_oip(density)
+        assert problem.status_code == refused.status_code == 422
+        assert problem.json()["field"] == "structures"
+        assert "at structure 0, row 5, column 7" in problem.json()["detail"]
+        assert refused.json()["error"] == problem.json()["detail"]
+    missing = np.full((1, 1, 128, 128), np.nan, np.float32).tobytes()
+    tensor = {"name": "structure", "datatype": "FP32", "shape": [1, 1, 128, 128]}
+    header = json.dumps({"inputs": [tensor | {"parameters": {"binary_data_size": len(missing)}}]}).encode()
+    headers = {"Inference-Header-Content-Length": str(len(header))}
+    refused = server.post("/v2/models/diffractionnet/infer", content=header + missing, headers=headers)
+    assert refused.status_code == 422
+    assert "got nan at structure 0, row 0, column 0" in refused.json()["error"]
+
+
+def test_every_way_in_and_out_gives_the_same(http: httpx.Client, structures: Array, expected: Expected) -> None:
     packed = np.packbits(structures, axis=None).tobytes()
     bodies = [
         (npy(structures), NPY),
@@ -67,7 +105,7 @@ def test_every_way_in_and_out_gives_the_same(http, structures, expected) -> None
         )
 
 
-def test_channels_and_interpolated_wavelengths(http, structures, expected) -> None:
+def test_channels_and_interpolated_wavelengths(http: httpx.Client, structures: Array, expected: Expected) -> None:
     wanted = {"structures": structures.tolist(), "wavelengths_nm": [400, 450.25, 700], "channels": ["B", "R"]}
     body = http.post("/predict", json=wanted).raise_for_status().json()
     full = expected(structures)[:, [3, 0]]
@@ -75,13 +113,13 @@ def test_channels_and_interpolated_wavelengths(http, structures, expected) -> No
     np.testing.assert_allclose(body["spectra"], np.stack([full[..., 0], between, full[..., 300]], axis=-1), atol=1e-6)
 
 
-def test_compressed_body(http, structures, expected) -> None:
+def test_compressed_body(http: httpx.Client, structures: Array, expected: Expected) -> None:
     headers = {"Content-Type": RAW, "Accept": NPY, "Content-Encoding": "gzip"}
     answer = http.post("/predict", content=gzip.compress(np.packbits(structures).tobytes()), headers=headers)
     np.testing.assert_allclose(np.load(io.BytesIO(answer.content)), expected(structures), atol=1e-6)
 
 
-def test_damaged_compressed_bodies(http, structures) -> None:
+def test_damaged_compressed_bodies(http: httpx.Client, structures: Array) -> None:
     whole = gzip.compress(np.packbits(structures).tobytes())
     headers = {"Content-Type": RAW, "Content-Encoding": "gzip"}
     for content, message in ((whole[:-9], "incomplete"), (b"\0" + whole, "not valid gzip")):
@@ -105,7 +143,7 @@ GOOD = np.zeros((128, 128))
         (np.zeros((128, 128), complex), "got complex128"),
     ],
 )
-def test_what_is_no_structure(http, structures: np.ndarray, message: str) -> None:
+def test_what_is_no_structure(http: httpx.Client, structures: Array, message: str) -> None:
     answer = post(http, npy(structures), NPY)
     assert answer.status_code == 422
     assert answer.headers["Content-Type"] == "application/problem+json"
@@ -120,15 +158,15 @@ def test_what_is_no_structure(http, structures: np.ndarray, message: str) -> Non
         (b"[]", "body", "JSON object"),
         (b"{}", "structures", "exactly one of"),
         (b'{"structures": [], "packed": ""}', "structures", "exactly one of"),
-        (b'{"structures": [[1], [1, 2]]}', "structures", "ragged"),
-        (b'{"structures": "x"}', "structures", "expected numbers"),
+        (b'{"structures": [[1], [1, 2]]}', "structures", "must be an array"),
+        (b'{"structures": "x"}', "structures", "must be numbers from 0 (void) to 1 (solid)"),
         (b'{"packed": "%%"}', "packed", "base64"),
         (b'{"packed": 3}', "packed", "base64"),
         (b'{"packed": "AAAA"}', "body", "2048 bytes each, got 3"),
         (b'{"packed": "", "colour": 1}', "colour", "unknown field"),
     ],
 )
-def test_malformed_json(http, body: bytes, field: str, message: str) -> None:
+def test_malformed_json(http: httpx.Client, body: bytes, field: str, message: str) -> None:
     answer = post(http, body, JSON)
     assert answer.status_code == 422
     assert answer.json()["field"] == field
@@ -145,20 +183,20 @@ def test_malformed_json(http, body: bytes, field: str, message: str) -> None:
         ({"channels": "R"}, "channels"),
     ],
 )
-def test_bad_selections(http, extra: dict[str, object], field: str) -> None:
+def test_bad_selections(http: httpx.Client, extra: dict[str, object], field: str) -> None:
     answer = http.post("/predict", json={"structures": GOOD.tolist(), **extra})
     assert answer.status_code == 422
     assert answer.json()["field"] == field
 
 
-def test_damaged_and_pickled_npy(http) -> None:
+def test_damaged_and_pickled_npy(http: httpx.Client) -> None:
     assert "cannot be read" in post(http, npy(GOOD)[:-1], NPY).json()["detail"]
     pickled = npy(np.array([{"a": 1}], object), allow_pickle=True)
     assert "allow_pickle=False" in post(http, pickled, NPY).json()["detail"]
     assert post(http, pickle.dumps(GOOD), RAW).status_code == 422
 
 
-def test_types_that_are_not_spoken(http) -> None:
+def test_types_that_are_not_spoken(http: httpx.Client) -> None:
     assert post(http, b"", "text/csv").status_code == 415
     assert post(http, npy(GOOD), NPY, accept="image/png").status_code == 406
     assert http.post("/predict?model=other", json={"structures": GOOD.tolist()}).status_code == 404
@@ -167,32 +205,34 @@ def test_types_that_are_not_spoken(http) -> None:
     assert http.post("/predict", content=b"x", headers=headers).status_code == 415
 
 
-def test_too_much(http, start_server, small_repository) -> None:
+def test_too_much(http: httpx.Client, small_repository: Path) -> None:
     assert post(http, npy(np.zeros((601, 128, 128), bool)), NPY).status_code == 413
-    with start_server("--repository", str(small_repository), "--max-body-bytes", "50000") as small:
+    with running_server("--repository", str(small_repository), "--max-body-bytes", "50000") as small:
         headers = {"Content-Type": NPY}
-        answer = httpx.post(small.url + "/predict", content=npy(GOOD), headers=headers)
+        answer = small.post("/predict", content=npy(GOOD), headers=headers)
         assert answer.status_code == 413
         assert "50000 bytes" in answer.json()["detail"]
-        streamed = httpx.post(small.url + "/predict", content=iter([b"x" * 30000] * 3), headers=headers)
+        streamed = small.post("/predict", content=iter([b"x" * 30000] * 3), headers=headers)
         assert streamed.status_code == 413, "also without a Content-Length"
         bomb = gzip.compress(b"\0" * 10**7)
-        answer = httpx.post(small.url + "/predict", content=bomb, headers={**headers, "Content-Encoding": "gzip"})
+        answer = small.post("/predict", content=bomb, headers={**headers, "Content-Encoding": "gzip"})
         assert answer.status_code == 413
 
 
-def test_more_than_the_queue_could_ever_hold_and_a_late_answer(start_server, small_repository) -> None:
+def test_more_than_the_queue_could_ever_hold_and_a_late_answer(small_repository: Path) -> None:
     flags = ("--repository", str(small_repository), "--max-queue", "4", "--request-timeout", "1e-6")
-    with start_server(*flags) as server:
+    with running_server(*flags) as server:
         body = npy(np.zeros((5, 128, 128), bool))
-        answer = httpx.post(server.url + "/predict", content=body, headers={"Content-Type": NPY})
+        answer = server.post("/predict", content=body, headers={"Content-Type": NPY})
         assert answer.status_code == 413
         assert "at most 4 structures" in answer.json()["detail"]
-        answer = httpx.post(server.url + "/predict", content=npy(GOOD), headers={"Content-Type": NPY})
+        answer = server.post("/predict", content=npy(GOOD), headers={"Content-Type": NPY})
         assert answer.status_code == 504
 
 
-def test_a_client_that_hangs_up_harms_nobody(server, http, structures, expected) -> None:
+def test_a_client_that_hangs_up_harms_nobody(
+    server: RunningServer, http: httpx.Client, structures: Array, expected: Expected
+) -> None:
     before = list(server.log)  # other tests share the server
     host, port = server.address.split(":")
 

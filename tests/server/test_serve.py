@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-import json
+import os
 import signal
 import socket
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
-import httpx
 import numpy as np
 import onnx
 import pytest
 
+import metaspec_server
+from metaspec_testing.servers import RunningServer, running_server
+from metaspec_testing.small_models import Expected, small_model, write_repository
+
 
 def serve(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "metaspec_server.ops.cli", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    command = [sys.executable, "-m", "metaspec_server", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
 
 
-def test_it_says_what_it_serves_and_where(server) -> None:
+def test_it_says_what_it_serves_and_where(server: RunningServer) -> None:
     assert "diffractionnet version 1 on onnxruntime" in server.banner
     assert f"MetaSpec serves at {server.url}" in server.banner
     assert f"{server.url}/docs" in server.banner
@@ -38,6 +42,7 @@ def test_help_names_every_setting() -> None:
         (("--port", "99999"), "--port: Input should be less than or equal to 65535"),
         (("--max-batch", "0"), "--max-batch"),
         (("--repository", "no/such/folder"), "no/such/folder: no such folder"),
+        (("--prot", "8000"), "unrecognized arguments: --prot 8000"),
     ],
 )
 def test_bad_settings_end_with_one_line(arguments: tuple[str, ...], message: str) -> None:
@@ -57,7 +62,7 @@ def test_a_port_in_use(small_repository: Path) -> None:
     assert f"cannot listen on 127.0.0.1:{port}" in result.stderr
 
 
-def test_damaged_repositories(tmp_path: Path, make_model, make_repository) -> None:
+def test_damaged_repositories(tmp_path: Path) -> None:
     def refused(root: Path) -> str:
         result = serve("--repository", str(root), "--port", "0")
         assert result.returncode == 2
@@ -71,61 +76,72 @@ def test_damaged_repositories(tmp_path: Path, make_model, make_repository) -> No
     (tmp_path / "hollow" / "diffractionnet" / "1").mkdir(parents=True)
     assert "model.onnx: missing" in refused(tmp_path / "hollow")
 
-    root = make_repository(tmp_path / "cut", make_model())
+    root = write_repository(tmp_path / "cut", small_model())
     file = root / "diffractionnet" / "1" / "model.onnx"
     file.write_bytes(file.read_bytes()[:-1000])
     assert "ONNX Runtime cannot load it" in refused(root)
 
-    silent = make_model()
-    silent.metadata_props.clear()
-    assert 'has no "metaspec" entry' in refused(make_repository(tmp_path / "silent", silent))
-    assert "schema_version" in refused(make_repository(tmp_path / "vague", make_model({"name": "diffractionnet"})))
-    metadata = json.loads(make_model().metadata_props[0].value)
-    stranger = make_model(metadata | {"name": "other"})
-    assert "is model 'other'" in refused(make_repository(tmp_path / "stranger", stranger))
-    fixed = make_model()
-    for value in (*fixed.graph.input, *fixed.graph.output):
-        value.type.tensor_type.shape.dim[0].ClearField("dim_param")
-        value.type.tensor_type.shape.dim[0].dim_value = 4
-    assert "expected [N, fixed, ...]" in refused(make_repository(tmp_path / "fixed", fixed))
 
-
-def test_the_newest_version_is_served(tmp_path: Path, make_model, make_repository, start_server) -> None:
-    root = make_repository(tmp_path, make_model(seed=1), version=2)
-    make_repository(root, make_model(seed=2), version=10)
-    with start_server("--repository", str(root)) as server:
-        assert httpx.get(server.url + "/v2/models/diffractionnet").json()["versions"] == ["2", "10"]
+def test_the_newest_version_is_served(tmp_path: Path) -> None:
+    root = write_repository(tmp_path, small_model(seed=1), version=2)
+    write_repository(root, small_model(seed=2), version=10)
+    with running_server("--repository", str(root)) as server:
+        assert server.get("/v2/models/diffractionnet").json()["versions"] == ["2", "10"]
         assert "diffractionnet version 10 on" in server.banner
         answers = {}
         for query in ("", "?version=2", "?version=10"):
-            answer = httpx.post(server.url + "/predict" + query, json={"structures": np.eye(128).tolist()}).json()
+            answer = server.post("/predict" + query, json={"structures": np.eye(128).tolist()}).json()
             answers[query] = (answer["version"], answer["spectra"])
         assert [version for version, _ in answers.values()] == ["10", "2", "10"]
         assert answers[""] == answers["?version=10"]
         assert answers[""][1] != answers["?version=2"][1]
-        assert httpx.get(server.url + "/v2/models/diffractionnet/versions/3").status_code == 404
+        assert server.get("/v2/models/diffractionnet/versions/3").status_code == 404
 
 
-def test_it_ends_cleanly_when_told_to(small_repository: Path, start_server) -> None:
-    with start_server("--repository", str(small_repository)) as server:
-        httpx.get(server.url + "/v2/health/ready").raise_for_status()
+def test_it_ends_cleanly_when_told_to(small_repository: Path) -> None:
+    with running_server("--repository", str(small_repository)) as server:
+        server.get("/v2/health/ready").raise_for_status()
         server.process.send_signal(signal.SIGTERM)
         server.process.wait(20)
         assert server.process.returncode in (0, -signal.SIGTERM)
         assert not server.log
 
 
-def test_the_server_needs_neither_torch_nor_our_other_packages() -> None:
+def test_its_version() -> None:
+    assert serve("--version").stdout == f"metaspec-serve {metaspec_server.__version__}\n"
+    assert metaspec_server.__version__ == version("metaspec-server")
+
+
+def test_its_version_travels(server: RunningServer) -> None:
+    assert server.get("/openapi.json").json()["info"]["version"] == metaspec_server.__version__
+    assert server.get("/v2").json()["version"] == metaspec_server.__version__
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments", "environment", "extra"),
+    [
+        ("tritonclient", ["--engine", "triton"], {}, "metaspec-server[triton]"),
+        ("opentelemetry.sdk", [], {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9"}, "metaspec-server[telemetry]"),
+    ],
+)
+def test_a_missing_extra_is_named(
+    small_repository: Path, module: str, arguments: list[str], environment: dict[str, str], extra: str
+) -> None:
     code = (
-        "import sys, metaspec_server.ops.cli\n"
-        "unwanted = {'torch', 'metaspec', 'metaspec_simulation', 'metaspec_training', 'metaspec_export', 'onnx'}\n"
-        "print(sorted(unwanted & set(sys.modules)))"
+        f"import sys; sys.modules[{module!r}] = None\n"  # an import of it fails as if it were not installed
+        "from metaspec_server.ops.cli import main; main()"
     )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert result.stdout.strip() == "[]"
+    command = [sys.executable, "-c", code, "--repository", str(small_repository), "--port", "0", *arguments]
+    result = subprocess.run(
+        command, capture_output=True, text=True, timeout=240, check=False, env=os.environ | environment
+    )
+    assert result.returncode == 2
+    assert len(result.stderr.splitlines()) == 1, result.stderr
+    assert f"{module.split('.')[0]}" in result.stderr
+    assert f"pip install '{extra}'" in result.stderr
 
 
-def test_the_small_model_is_what_the_tests_think(small_repository: Path, expected) -> None:
+def test_the_small_model_is_what_the_tests_think(small_repository: Path, expected: Expected) -> None:
     model = onnx.load(small_repository / "diffractionnet" / "1" / "model.onnx")
     weight = onnx.numpy_helper.to_array(next(t for t in model.graph.initializer if t.name == "weight"))
     density = np.random.default_rng(3).random((2, 128, 128))

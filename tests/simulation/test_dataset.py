@@ -8,7 +8,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,161 +18,209 @@ import xarray
 import zarr
 
 from metaspec_contract.process import Process
-from metaspec_contract.structures import symmetries
+from metaspec_contract.structures import Structure, symmetries
 from metaspec_simulation import Solver
 from metaspec_simulation import dataset as data
+from metaspec_simulation.data.designs import candidates, read_designs
 from metaspec_simulation.data.families import orbit_key, random_structure, split_of
-from metaspec_simulation.designs import candidates, read_designs
+from metaspec_simulation.data.store import new_folder
 from metaspec_simulation.physics.farfield import shifted_basis
-from metaspec_testing.optimised import write_folder
+from metaspec_testing.run_folders import PROCESS as SPARSE
+from metaspec_testing.run_folders import write_run_folder
 
-CELLS = 24
+CELLS, COUNT, SHARD = 24, 12, 4
+RECIPE = data.Recipe(Process(), seed=5, cells=CELLS)
 DATASETS = Path(__file__).parents[2] / "datasets"
 
+Command = Callable[..., Any]
+Start = Callable[..., subprocess.Popen[str]]
+Refusal = Callable[..., str]
 
-def command(out: Path, count: int, *more: str) -> list[str]:
-    settings = ["--count", str(count), "--out", str(out), "--seed", "5", "--cells", str(CELLS)]
-    return [sys.executable, "-m", "metaspec_simulation.cli", *settings, *more]
+
+def settings(out: Path, count: int = COUNT) -> list[str]:
+    return ["--count", str(count), "--out", str(out), "--seed", "5", "--cells", str(CELLS)]
 
 
-def simulate(out: Path, count: int, *more: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(out, count, *more), capture_output=True, text=True, timeout=300, check=False)
+def wait_for_a_shard(out: Path, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 120
+    while not (out / "complete" / "c" / "0").exists():
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.01)
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("data") / "set"
-    result = simulate(out, 70, "--workers", "2")
+    data.open_dataset(out, RECIPE, COUNT, shard=SHARD)
+    arguments = [sys.executable, "-m", "metaspec_simulation", *settings(out), "--workers", "2"]
+    result = subprocess.run(arguments, capture_output=True, text=True, timeout=120, check=False)
     assert result.returncode == 0, result.stderr
-    assert "has 70 samples" in result.stdout
+    assert f"has {COUNT} samples" in result.stdout
     assert "WARNING" not in result.stderr
     return out
 
 
-def test_samples_are_what_the_solver_says(finished: Path) -> None:
+def test_samples_are_those_of_the_solver(finished: Path, coarsest: Solver) -> None:
     samples = data.load(finished)
-    recipe = data.Recipe(Process(), seed=5, cells=CELLS)
-    solver = Solver(Process(), CELLS)
-    assert len(samples) == 70
-    for sample in (0, 69):
-        np.testing.assert_array_equal(samples.structures[sample], recipe.structure(sample))
-        solved = solver.simulate(recipe.structure(sample))
+    assert len(samples) == COUNT
+    for sample in (0, COUNT - 1):
+        np.testing.assert_array_equal(samples.structures[sample], RECIPE.structure(sample))
+        solved = coarsest.simulate(RECIPE.structure(sample))
         np.testing.assert_allclose(samples.spectra[sample], solved.spectra, atol=data.STEP)
         basis = shifted_basis(np.array([9]), np.array([-30]))[0]
         np.testing.assert_allclose(
             basis @ (samples.harmonics[sample] * data.HARMONIC_STEP), basis @ solved.harmonics[:, ::2], atol=6e-3
         )
-        assert samples.family[sample] == recipe.family(sample)
+        assert samples.family[sample] == RECIPE.family(sample)
         assert samples.energy_error[sample] == pytest.approx(np.sqrt(np.mean(solved.energy_error**2)), rel=1e-5)
 
 
-def test_a_killed_run_goes_on_and_ends_up_the_same(finished: Path, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_a_killed_run_resumes_and_ends_up_the_same(
+    finished: Path, tmp_path: Path, command: Command, start_command: Start
+) -> None:
     out = tmp_path / "set"
-    process = subprocess.Popen(command(out, 70), stderr=subprocess.DEVNULL, start_new_session=True)
-    deadline = time.monotonic() + 120
-    while not (out / "complete" / "c" / "0").exists():
-        assert time.monotonic() < deadline
-        assert process.poll() is None
-        time.sleep(0.02)
+    data.open_dataset(out, RECIPE, COUNT, shard=SHARD)
+    process = start_command(*settings(out), start_new_session=True)
+    wait_for_a_shard(out, process)
     os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    left = len(data.missing_shards(data.read_dataset(out)))
-    assert left == 1, "the first shard is there, the second is not"
-    assert simulate(out, 70).returncode == 0
+    process.communicate(timeout=60)
+    assert 0 < len(data.missing_shards(data.read_dataset(out))) < COUNT // SHARD
+    assert command(*settings(out)).code == 0
     for array in ("structure", "spectra", "harmonics", "family", "split", "energy_error"):
-        # One step of the integers: how memory is aligned decides over the last bit of a float.
+        # One step of the integers: memory alignment decides the last bit of a float.
         tolerance = {"spectra": 1, "harmonics": 1, "energy_error": 1e-6}.get(array, 0)
-        ours, theirs = (zarr.open_group(folder)[array][:].astype(float) for folder in (out, finished))
+        ours, theirs = (data.read_dataset(folder)[array][:].astype(float) for folder in (out, finished))
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=tolerance)
 
 
-def test_an_interrupted_run_says_how_to_go_on(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_an_interrupted_run_says_how_to_resume(tmp_path: Path, start_command: Start) -> None:
     out = tmp_path / "set"
-    process = subprocess.Popen(
-        command(out, 200),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        # A shell's background job ignores Ctrl-C, and would hand that down to what it starts.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-    deadline = time.monotonic() + 120
-    while not (out / "complete" / "c" / "0").exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    data.open_dataset(out, RECIPE, 100, shard=SHARD)
+    process = start_command(*settings(out, 100))
+    wait_for_a_shard(out, process)
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "of 200 samples written. Repeat the command to go on." in output
+    assert "of 100 samples written. Repeat the command to resume." in output
 
 
-def test_more_samples_and_nothing_to_do(finished: Path, tmp_path: Path) -> None:
+def test_more_samples_and_nothing_to_do(finished: Path, tmp_path: Path, command: Command) -> None:
     out = tmp_path / "set"
     shutil.copytree(finished, out)
-    assert simulate(out, 72).returncode == 0
+    assert command(*settings(out, COUNT + 2)).code == 0
     before, after = data.load(finished), data.load(out)
-    assert len(after) == 72
-    np.testing.assert_array_equal(after.spectra[:70], before.spectra)
-    assert "nothing to do" in simulate(out, 72).stdout
+    assert len(after) == COUNT + 2
+    np.testing.assert_array_equal(after.spectra[:COUNT], before.spectra)
+    assert "nothing to do" in command(*settings(out, COUNT + 2)).out
 
 
 def test_xarray_reads_it(finished: Path) -> None:
     with xarray.open_zarr(finished, consolidated=False, chunks=None) as opened:
-        assert dict(opened.spectra.sizes) == {"sample": 70, "channel": 4, "wavelength": 301}
+        assert dict(opened.spectra.sizes) == {"sample": COUNT, "channel": 4, "wavelength": 301}
         np.testing.assert_allclose(opened.spectra.values, data.load(finished).spectra, atol=1e-6)
         assert opened.wavelength.attrs["units"] == "nm"
         assert Process.model_validate(opened.attrs["process"]) == Process()
+        assert opened.attrs["made_with"].startswith("metaspec-lab ")
 
 
-def test_what_is_refused(finished: Path, tmp_path: Path) -> None:
-    def message(*arguments: object) -> str:
-        result = simulate(*arguments)  # type: ignore[arg-type]
-        assert result.returncode == 2
-        assert "Traceback" not in result.stderr
-        return result.stderr
-
-    assert "was made with seed = 5, not 6" in message(finished, 70, "--seed", "6")
-    assert "was made with solver" in message(finished, 70, "--cells", "26")
+def test_refusals(finished: Path, tmp_path: Path, refusal: Refusal) -> None:
+    assert "was made with seed = 5, not 6" in refusal(*settings(finished), "--seed", 6)
+    assert "was made with solver" in refusal(*settings(finished), "--cells", 26)
     other = tmp_path / "other"
     other.mkdir()
     (other / "file").write_text("x")
-    assert "is not a MetaSpec data set" in message(other, 70)
-    assert "--count" in message(other, 0)
+    assert "is not a MetaSpec data set" in refusal(*settings(other))
+    assert "give --count" in refusal("--out", other)
     with pytest.raises(ValueError, match="no Zarr group"):
         data.load(tmp_path / "missing")
     zarr.create_group(tmp_path / "foreign")
     with pytest.raises(ValueError, match="schema version 2, it says None"):
         data.load(tmp_path / "foreign")
-    data.open_dataset(tmp_path / "fresh", data.Recipe(Process(), seed=0, cells=CELLS), count=3)
+    data.open_dataset(tmp_path / "fresh", RECIPE, count=3)
     with pytest.raises(ValueError, match="no finished samples"):
         data.load(tmp_path / "fresh")
 
 
-def test_given_structures(tmp_path: Path) -> None:
+def test_a_process_that_is_not_complete(finished: Path, tmp_path: Path) -> None:
+    out = tmp_path / "set"
+    shutil.copytree(finished, out)
+    group = data.read_dataset(out, mode="r+")
+    group.attrs["process"] = {k: v for k, v in group.attrs["process"].items() if k != "period_um"}
+    with pytest.raises(ValueError, match="set: process must state period_um"):
+        data.load(out)
+
+
+def test_of_two_that_create_one_folder_the_first_stays(tmp_path: Path) -> None:
+    def create() -> None:
+        with new_folder(tmp_path / "set") as mine:
+            mine.mkdir()
+            with new_folder(tmp_path / "set") as theirs:
+                theirs.mkdir()
+                (theirs / "theirs").touch()
+
+    with pytest.raises(OSError, match="not empty"):
+        create()
+    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")] == ["set", "set/theirs"]
+
+
+def test_provenance(finished: Path) -> None:
+    random = data.load(finished)
+    thick = Process(thickness_um=0.8)
+
+    def changed(process: Process | None = None, **attributes: object) -> data.Samples:
+        few = random.take(np.arange(4))
+        fields = {"process": process or few.process, "attributes": few.attributes | attributes}
+        return data.Samples(**{name: getattr(few, name) for name in few.__dataclass_fields__} | fields)
+
+    old = changed(made_with="metaspec 0.1.0")
+    found = data.provenance({"random": random, "old": old}, preset="field")
+    assert (found.process, found.preset, found.merged_greens) == (Process(), "field", False)
+    assert [source.name for source in found.data] == ["random", "old"]
+    assert found.data[0].structures == len(random.of("train")) < COUNT
+    assert found.data[0].solver == {"name": "metaspec-fdtd", "cells": CELLS, "tail": 25.0}
+    assert found.data[0].made_with.startswith("metaspec-lab ")
+    assert found.data[1].made_with == "metaspec 0.1.0"
+    assert data.provenance({"merged": changed(merged_greens=True)}).merged_greens
+    with pytest.raises(
+        ValueError, match=r"random and other are of different processes: thickness_um 0\.6 against 0\.8"
+    ):
+        data.provenance({"random": random, "other": changed(process=thick)})
+    with pytest.raises(ValueError, match="merged knows only the mean of G1 and G2, random knows each of them"):
+        data.provenance({"random": random, "merged": changed(merged_greens=True)})
+    with pytest.raises(ValueError, match="channels must be R, G1, G2, B, got B, G1, G2, R"):
+        data.provenance({"random": random, "other": changed(channels=["B", "G1", "G2", "R"])})
+    with pytest.raises(ValueError, match="at least one data set"):
+        data.provenance({})
+
+
+def test_given_structures(tmp_path: Path, command: Command, refusal: Refusal, coarsest: Solver) -> None:
     rng = np.random.default_rng(3)
     given = np.stack([random_structure(rng, "rectangles") for _ in range(2)])
-    np.save(tmp_path / "given.npy", given)
-    settings = ["--structures", str(tmp_path / "given.npy"), "--out", str(tmp_path / "set"), "--cells", str(CELLS)]
-
-    def run(*more: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "metaspec_simulation.cli", "run", *settings, *more]
-        return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-
-    assert run().returncode == 0
+    file = tmp_path / "given.npy"
+    np.save(file, given)
+    arguments = ["run", "--structures", file, "--out", tmp_path / "set", "--cells", CELLS]
+    assert command(*arguments).code == 0
     samples = data.load(tmp_path / "set")
     np.testing.assert_array_equal(samples.structures, given)
     assert set(samples.family) == {"design"}
-    solved = Solver(Process(), CELLS).simulate(given[1])
-    np.testing.assert_allclose(samples.spectra[1], solved.spectra, atol=data.STEP)
-    assert "nothing to do" in run().stdout
-    assert "exclude each other" in run("--count", "3").stderr
-    np.save(tmp_path / "given.npy", 1 - given)
-    assert "was made with given" in run().stderr
-    np.save(tmp_path / "given.npy", given[:, :64])
-    assert "structures must have shape (N, 128, 128), got (2, 64, 128)" in run().stderr
+    np.testing.assert_allclose(samples.spectra[1], coarsest.simulate(given[1]).spectra, atol=data.STEP)
+    assert "nothing to do" in command(*arguments).out
+    assert "exclude each other" in refusal(*arguments, "--count", 3)
+    np.save(file, 1 - given)
+    assert "was made with given" in refusal(*arguments)
+    for wrong, message in (
+        (given[:, :64], "structures must be (128, 128), (N, 128, 128) or (N, 1, 128, 128), got (2, 64, 128)"),
+        (given / 2, "structures must be binary, 0 (void) or 1 (solid), got 0.5"),
+        (given[:0], "structures must be at least one, got none"),
+    ):
+        np.save(file, wrong)
+        assert message in refusal(*arguments)
 
 
-def images(structures: np.ndarray) -> np.ndarray:
+def images(structures: Structure) -> Structure:
     """Another copy by symmetry of each structure."""
     moved = np.roll(structures, (3, -17), axis=(1, 2))
     return np.stack([list(symmetries())[5 + k % 3].apply(one) for k, one in enumerate(moved)])
@@ -178,42 +228,41 @@ def images(structures: np.ndarray) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def optimised(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Three optimisations with 2 + 3, 1 + 2 and 2 + 0 structures that differ, and with copies of their own and each other's."""
+    """Three optimisations with 2 + 3, 1 + 2 and 2 + 0 distinct structures, and with copies of their own and each other's."""
     rng = np.random.default_rng(11)
     new = np.stack([random_structure(rng, "rectangles") for _ in range(10)])
     nothing = np.zeros((3, 4, 61), np.float32)
     folder = tmp_path_factory.mktemp("optimised")
     return [
-        write_folder(folder / "a", new[:2], nothing[:2], np.concatenate([images(new[:2]), new[2:5], new[2:4]])),
-        write_folder(folder / "b", np.concatenate([images(new[:1]), new[5:6]]), nothing[:2], new[5:8]),
-        write_folder(folder / "c", np.concatenate([new[8:], images(new[3:4])]), nothing),
+        write_run_folder(folder / "a", new[:2], nothing[:2], np.concatenate([images(new[:2]), new[2:5], new[2:4]])),
+        write_run_folder(folder / "b", np.concatenate([images(new[:1]), new[5:6]]), nothing[:2], new[5:8]),
+        write_run_folder(folder / "c", np.concatenate([new[8:], images(new[3:4])]), nothing),
     ]
 
 
-def from_designs(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "metaspec_simulation.cli", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-
-
-def test_designs_become_a_data_set_and_more_are_appended(optimised: list[Path], tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_designs_become_a_data_set_and_more_are_appended(
+    optimised: list[Path], tmp_path: Path, command: Command, refusal: Refusal
+) -> None:
     out = tmp_path / "set"
-    settings = ["--out", out, "--cells", CELLS]
-    result = from_designs("--from-designs", *optimised[:2], *settings)
-    assert result.returncode == 0, result.stderr
-    assert f"14 structures found, 8 of them taken, 8 new to {out}." in result.stdout
+    arguments = ["--out", out, "--cells", CELLS]
+    result = command("--from-designs", *optimised[:2], *arguments)
+    assert result.code == 0, result.err
+    assert "report.json, against the default: wavelength_step_nm 5.0 against 1.0." in result.out
+    assert f"14 structures found, 8 of them taken, 8 new to {out}." in result.out
     first = data.load(out)
     assert len({orbit_key(one) for one in first.structures}) == len(first) == 8
     np.testing.assert_array_equal(first.structures[:2], np.load(optimised[0] / "designs.npy"))
     assert set(first.family) == {"design"}
-    solved = Solver(Process(), CELLS).simulate(first.structures[7])
+    solved = Solver(SPARSE, CELLS).simulate(first.structures[7])
     np.testing.assert_allclose(first.spectra[7], solved.spectra, atol=data.STEP)
 
-    marked = zarr.open_group(out, mode="r+")["energy_error"]
+    marked = data.read_dataset(out, mode="r+")["energy_error"]
     marked[3] = 42.0  # is lost if this sample is simulated again
-    command = [*settings, "--from-designs", optimised[2], optimised[0]]
-    result = from_designs(*command)
-    assert result.returncode == 0, result.stderr
-    assert f"12 structures found, 7 of them taken, 2 new to {out}." in result.stdout
+    more = [*arguments, "--from-designs", optimised[2], optimised[0]]
+    result = command(*more)
+    assert result.code == 0, result.err
+    assert f"12 structures found, 7 of them taken, 2 new to {out}." in result.out
     both = data.load(out)
     assert len({orbit_key(one) for one in both.structures}) == len(both) == 10
     np.testing.assert_array_equal(both.structures[8:], np.load(optimised[2] / "designs.npy")[:2])
@@ -225,24 +274,21 @@ def test_designs_become_a_data_set_and_more_are_appended(optimised: list[Path], 
     with xarray.open_zarr(out, consolidated=False, chunks=None) as opened:
         assert opened.sizes["sample"] == 10
 
-    assert "already has 10 samples: nothing to do" in from_designs(*command).stdout
-    result = from_designs("from-designs", optimised[0], "--out", out, "--cells", CELLS + 2)
-    assert result.returncode == 2
-    assert "was made with solver" in result.stderr
+    assert "already has 10 samples: nothing to do" in command(*more).out
+    assert "was made with solver" in refusal("from-designs", optimised[0], "--out", out, "--cells", CELLS + 2)
 
 
-def test_appending_goes_on_where_it_was_killed(
-    optimised: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_appending_resumes_where_it_was_killed(
+    optimised: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, coarsest: Solver
 ) -> None:
     out = tmp_path / "set"
     wanted = candidates([read_designs(folder) for folder in optimised])
     assert len(wanted) == 10
-    solver = Solver(Process(), CELLS)
 
     def simulate_missing(recipe: data.Recipe) -> None:
         group = data.read_dataset(out, mode="r+")
         for start, stop in data.missing_shards(group):
-            data.write_samples(group, recipe, solver, start, stop, report=lambda: None)
+            data.write_samples(group, recipe, coarsest, start, stop, report=lambda: None)
 
     recipe, new = data.add_structures(out, Process(), CELLS, wanted[:3])
     assert new == 3
@@ -264,7 +310,7 @@ def test_appending_goes_on_where_it_was_killed(
         with pytest.raises(Killed):
             data.add_structures(out, Process(), CELLS, wanted[::-1])
         monkeypatch.undo()
-        assert not data.missing_shards(data.read_dataset(out)), "nothing that is not whole is simulated"
+        assert not data.missing_shards(data.read_dataset(out)), "no half-added structure is simulated"
         np.testing.assert_array_equal(data.load(out).spectra, before.spectra)
 
     assert data.add_structures(out, Process(), CELLS, wanted[:5])[1] == 2  # then killed before anything is simulated
@@ -274,7 +320,7 @@ def test_appending_goes_on_where_it_was_killed(
     after = data.load(out)
     np.testing.assert_array_equal(after.structures, wanted[:5])
     np.testing.assert_array_equal(after.spectra[:3], before.spectra)
-    np.testing.assert_allclose(after.spectra[4], solver.simulate(wanted[4]).spectra, atol=data.STEP)
+    np.testing.assert_allclose(after.spectra[4], coarsest.simulate(wanted[4]).spectra, atol=data.STEP)
 
 
 def test_a_limit_takes_designs_first_and_the_same_ones_again(optimised: list[Path]) -> None:
@@ -286,29 +332,33 @@ def test_a_limit_takes_designs_first_and_the_same_ones_again(optimised: list[Pat
     kept = candidates(found, limit=8)
     assert len(kept) == 8
     assert [orbit_key(one) in ends for one in kept] == 6 * [True] + 2 * [False]
-    np.testing.assert_array_equal(kept[[0, -1]], everything[[0, -1]])  # evenly from the first to the last on the way
+    np.testing.assert_array_equal(kept[[0, -1]], everything[[0, -1]])  # evenly spaced over the trajectories
     np.testing.assert_array_equal(candidates(found, limit=8), kept)
     np.testing.assert_array_equal(candidates(found, limit=99), everything)
 
 
-def test_designs_that_do_not_belong_in_a_data_set(finished: Path, optimised: list[Path], tmp_path: Path) -> None:
+def test_designs_that_do_not_belong_in_a_data_set(
+    finished: Path, optimised: list[Path], tmp_path: Path, refusal: Refusal
+) -> None:
     wanted = np.load(optimised[0] / "designs.npy")
     with pytest.raises(ValueError, match="not given but random or imported"):
         data.add_structures(finished, Process(), CELLS, wanted)
     data.add_structures(tmp_path / "set", Process(), CELLS, wanted)
+    thick = SPARSE.model_copy(update={"thickness_um": 0.8})
     with pytest.raises(ValueError, match="was made with process"):
-        data.add_structures(tmp_path / "set", Process(thickness_um=0.5), CELLS, wanted)
-    thick = Process(thickness_um=0.8).model_dump(mode="json")
-    other = write_folder(tmp_path / "other", wanted, np.zeros((2, 4, 61), np.float32), process=thick)
-    result = from_designs("--from-designs", optimised[0], other, "--out", tmp_path / "new")
-    assert result.returncode == 2
-    assert "designs for different processes" in result.stderr
+        data.add_structures(tmp_path / "set", thick, CELLS, wanted)
+    other = write_run_folder(tmp_path / "other", wanted, np.zeros((2, 4, 61), np.float32), process=thick)
+    line = refusal("--from-designs", optimised[0], other, "--out", tmp_path / "new")
+    assert (
+        f"{other} hold designs for different processes: thickness_um 0.6 against 0.8. Make a data set of each" in line
+    )
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "cells", "count"), [("bayer-600nm", 80, 3000), ("bayer-600nm-coarse", 48, 20000)])
 def test_the_reference_data_sets(name: str, cells: int, count: int) -> None:
-    """Complete, distinct, small, the same structures on both grids, and what today's solver says of them."""
+    """Complete, distinct, small, the same structures on both grids, and labelled as by today's solver."""
     path = DATASETS / name
     samples = data.load(path)
     assert len(samples) >= count
@@ -318,7 +368,7 @@ def test_the_reference_data_sets(name: str, cells: int, count: int) -> None:
     distinct, times = np.unique(samples.packed, axis=0, return_counts=True)
     assert len(distinct) >= 0.999 * len(samples)  # the empty cell comes up now and then
     repeated = np.unpackbits(distinct[times > 1], axis=1).mean(axis=1)
-    assert np.isin(repeated, (0, 1)).all(), "only a cell that is empty or full comes twice by chance"
+    assert np.isin(repeated, (0, 1)).all(), "only an empty or full structure is drawn twice"
     recipe = data.Recipe(samples.process, seed=samples.attributes["seed"], cells=cells)
     np.testing.assert_array_equal(samples.structures[320], recipe.structure(320))
     solved = Solver(samples.process, cells).simulate(recipe.structure(320))

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from metaspec_contract.process import Process
-from metaspec_contract.structures import symmetries
+from metaspec_contract.structures import InvalidStructure, Structure, symmetries
 from metaspec_simulation import Simulation, Solver
 from metaspec_simulation.data.families import random_structure
 from metaspec_simulation.physics.farfield import shifted_basis
-from metaspec_testing.fmmax_reference import efficiencies
 
 PROCESS = Process()
+
+Floats = NDArray[np.float64]
 
 
 @pytest.fixture(scope="module")
@@ -21,85 +25,89 @@ def coarse() -> Solver:
 
 
 @pytest.fixture(scope="module")
-def structure() -> np.ndarray:
-    return random_structure(np.random.default_rng(4), "random_field")
-
-
-@pytest.fixture(scope="module")
-def solved(coarse: Solver, structure: np.ndarray) -> Simulation:
+def solved(coarse: Solver, structure: Structure) -> Simulation:
     return coarse.simulate(structure)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("family", "seed"), [("random_field", 1), ("pillars", 2)])
 def test_against_rigorous_coupled_wave_analysis(family: str, seed: int) -> None:
-    """Both methods err by some .005 here: FDTD by its grid, FMMAX by its number of terms."""
+    """Both methods have an error of about .005 here: FDTD from its grid, FMMAX from its number of terms."""
+    from metaspec_testing.fmmax_reference import efficiencies  # JAX: slow to import
+
     structure = random_structure(np.random.default_rng(seed), family)
     solution = Solver(PROCESS, cells=64).simulate(structure)
-    wavelengths = (430.0, 530.0, 640.0)
-    reference = np.stack([efficiencies(structure, PROCESS, w, terms=301) for w in wavelengths], axis=1)
+    wavelengths = (450.0, 620.0)
+    reference = np.stack([efficiencies(structure, PROCESS, w, terms=221) for w in wavelengths], axis=1)
     ours = solution.spectra[:, [int(w) - 400 for w in wavelengths]]
     assert np.sqrt(np.mean((ours - reference) ** 2)) < 0.01
 
 
-def test_the_reference_knows_where_the_detectors_are(structure: np.ndarray) -> None:
-    """A pattern that equals its mirror image sends the same through both of its halves."""
+@pytest.mark.slow
+def test_the_reference_has_the_detectors_in_the_same_places(structure: Structure) -> None:
+    """A structure that equals its mirror image transmits the same through both halves."""
+    from metaspec_testing.fmmax_reference import efficiencies  # JAX: slow to import
+
     mirrored = np.concatenate([structure[:, :64], structure[:, 63::-1]], axis=1)
     red, green_1, green_2, blue = efficiencies(mirrored, PROCESS, 530.0, terms=60)
     assert abs(red - green_2) > 1e-3
     np.testing.assert_allclose([red, green_2], [green_1, blue], atol=1e-8)
 
 
-def film_transmission(index_film: np.ndarray, index_substrate: np.ndarray, thickness_um: float) -> np.ndarray:
+def film_transmission(index_film: Floats, index_substrate: Floats, thickness_um: float) -> Floats:
     """Airy's formula for a film between vacuum and a substrate at normal incidence."""
     k0 = 2 * np.pi * 1000 / PROCESS.wavelengths_nm
     r1, r2 = (1 - index_film) / (1 + index_film), (index_film - index_substrate) / (index_film + index_substrate)
     t1, t2 = 2 / (1 + index_film), 2 * index_film / (index_film + index_substrate)
     phase = np.exp(1j * k0 * index_film * thickness_um)
-    return index_substrate * np.abs(t1 * t2 * phase / (1 + r1 * r2 * phase**2)) ** 2
+    transmission: Floats = index_substrate * np.abs(t1 * t2 * phase / (1 + r1 * r2 * phase**2)) ** 2
+    return transmission
 
 
 @pytest.mark.parametrize(("value", "finest"), [(0, 0.004), (1, 0.025)])
 def test_uniform_layers_converge_to_thin_films_at_second_order(value: int, finest: float) -> None:
-    """A full film is the hardest case of all: its Fabry-Perot resonances see every error of phase and impedance."""
+    """A full film is the hardest case: its Fabry-Perot resonances show every error of phase and impedance."""
     substrate = PROCESS.substrate.index(PROCESS.wavelengths_nm)
     film = PROCESS.solid.index(PROCESS.wavelengths_nm) if value else np.ones_like(substrate)
     exact = film_transmission(film, substrate, PROCESS.thickness_um)
     rms = []
-    for cells in (48, 80):
+    for cells in (40, 64):
         solution = Solver(PROCESS, cells).simulate(np.full((128, 128), value))
         rms.append(np.sqrt(np.mean((solution.spectra.sum(axis=0) - exact) ** 2)))
         assert np.sqrt(np.mean((solution.reflection - 1 + exact) ** 2)) < 1.5 * rms[-1] + 1e-3
         np.testing.assert_allclose(solution.spectra, np.tile(solution.spectra[:1], (4, 1)), atol=1e-5)
     assert rms[1] < finest
-    assert rms[0] / rms[1] > (80 / 48) ** 1.5
+    assert rms[0] / rms[1] > (64 / 40) ** 1.5
 
 
-def test_energy_is_conserved_and_better_so_the_longer_one_records(structure: np.ndarray) -> None:
+def test_energy_is_conserved_and_better_with_longer_recordings(structure: Structure) -> None:
     errors = [Solver(PROCESS, cells=32, tail=tail).simulate(structure).energy_error for tail in (10, 25, 100)]
     rms = [float(np.sqrt(np.mean(error**2))) for error in errors]
     assert rms[1] < 0.03
     assert rms[2] < rms[1] < rms[0]
 
 
-def test_all_symmetries(coarse: Solver, structure: np.ndarray, solved: Simulation) -> None:
-    seen = set()
-    for symmetry in symmetries():
-        image = np.asarray(symmetry.apply(structure))
-        seen.add(image.tobytes())
-        np.testing.assert_allclose(coarse.simulate(image).spectra, solved.spectra[list(symmetry.channels)], atol=2e-4)
-    assert len(seen) == 32
+def test_symmetries(coarsest: Solver, structure: Structure) -> None:
+    """The five generators, and all of them at once; that the other 26 are products of these is in their definition."""
+    spectra, elements = coarsest.simulate(structure).spectra, list(symmetries())
+    for number in (1, 2, 4, 8, 16, 31):
+        symmetry = elements[number]
+        image = symmetry.apply(structure)
+        assert not np.array_equal(image, structure)
+        np.testing.assert_allclose(coarsest.simulate(image).spectra, spectra[list(symmetry.channels)], atol=2e-4)
+    assert len({symmetry.apply(structure).tobytes() for symmetry in elements}) == 32
 
 
-def test_translations_follow_from_the_harmonics(coarse: Solver, structure: np.ndarray, solved: Simulation) -> None:
-    """Exact for whole grid cells, of 4 pixels here; in between, the grid itself changes the answer a little."""
-    for rows, columns, tolerance in ((4, 0, 2e-5), (-20, 52, 2e-5), (64, 64, 2e-5), (7, 33, 2e-2)):
+def test_translations_follow_from_the_harmonics(coarse: Solver, structure: Structure, solved: Simulation) -> None:
+    """Exact for whole grid cells, of 4 pixels here; in between, the grid itself changes the result slightly."""
+    for rows, columns, tolerance in ((-20, 52, 2e-5), (7, 33, 2e-2)):
         moved = coarse.simulate(np.roll(structure, (rows, columns), axis=(0, 1)))
         predicted = shifted_basis(np.array([rows]), np.array([columns]))[0] @ solved.harmonics
         np.testing.assert_allclose(predicted, moved.spectra, atol=tolerance)
 
 
-def test_orders_of_the_field_make_the_spectra(coarse: Solver, structure: np.ndarray, solved: Simulation) -> None:
-    """Propagated as plane waves of the continuum, they send through the detectors what `simulate` says."""
+def test_spectra_follow_from_the_orders_of_the_field(coarse: Solver, structure: Structure, solved: Simulation) -> None:
+    """Propagated as plane waves of the continuum, they carry the power that `simulate` reports."""
     orders = coarse.orders(structure)
     assert orders.shape == (2, 2, 301, 15, 15)
     orders, wavelengths_nm = orders[:, :, ::20], PROCESS.wavelengths_nm[::20]
@@ -118,8 +126,8 @@ def test_orders_of_the_field_make_the_spectra(coarse: Solver, structure: np.ndar
     np.testing.assert_allclose(quadrants, solved.spectra[:, ::20], atol=3e-3)
 
 
-def test_orders_have_the_phase_of_the_light_that_came(coarse: Solver) -> None:
-    """Through no pattern: Fresnel's amplitude, and the phase of vacuum between the faces."""
+def test_orders_have_the_phase_of_the_incident_light(coarse: Solver) -> None:
+    """Through an empty structure: Fresnel's amplitude, and the phase of vacuum between the faces."""
     orders = coarse.orders(np.zeros((128, 128)))
     index = PROCESS.substrate.index(PROCESS.wavelengths_nm)
     phase = 2 * np.pi * 1000 / PROCESS.wavelengths_nm * PROCESS.thickness_um
@@ -138,31 +146,23 @@ def test_efficiencies_are_efficiencies(solved: Simulation) -> None:
 
 
 @pytest.mark.parametrize(
-    ("structure", "message"),
+    ("array", "message"),
     [
-        (np.zeros((64, 64)), r"shape \(128, 128\), got \(64, 64\)"),
-        (np.full((128, 128), 0.5), "binary.*0.5"),
-        (np.full((128, 128), 255), "binary.*255"),
-        (np.full((128, 128), np.nan), "binary.*nan"),
+        (np.zeros((64, 64)), r"structure must be \(128, 128\), .*got \(64, 64\)"),
+        (np.zeros((2, 128, 128)), "structure must be a single one, got 2"),
+        (np.full((128, 128), 0.5), "structure must be binary.*0.5"),
+        (np.full((128, 128), 255), "structure must lie between 0 .*got 255 .*divide 8-bit images by 255"),
+        (np.full((128, 128), np.nan), "structure must lie between 0 .*got nan"),
     ],
 )
-def test_what_cannot_be_simulated(coarse: Solver, structure: np.ndarray, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        coarse.simulate(structure)
+def test_arrays_that_are_no_structure(coarsest: Solver, array: NDArray[Any], message: str) -> None:
+    for method in (coarsest.simulate, coarsest.orders):
+        with pytest.raises(InvalidStructure, match=message):
+            method(array)
 
 
 def test_a_grid_that_is_too_coarse() -> None:
     with pytest.raises(ValueError, match="cells must be at least 24, got 16"):
         Solver(PROCESS, cells=16)
-
-
-def test_materials_and_process() -> None:
-    wavelengths = np.array([400.0, 450, 550, 650, 700])
-    np.testing.assert_allclose(PROCESS.solid.index(wavelengths), [2.100, 2.079, 2.052, 2.037, 2.032], atol=1e-3)
-    np.testing.assert_allclose(PROCESS.substrate.index(wavelengths[[0, -1]]), [1.470, 1.455], atol=1e-3)
-    assert PROCESS.wavelengths_nm.shape == (301,)
-    assert Process.model_validate_json(PROCESS.model_dump_json()) == PROCESS
-    with pytest.raises(ValueError, match="greater than 0"):
-        Process(thickness_um=-1)
-    with pytest.raises(ValueError, match="whole number"):
-        Process(wavelength_step_nm=0.7)
+    with pytest.raises(ValueError, match=r"too coarse: no stable material model .* cells of 0\.124 um; use more cells"):
+        Solver(Process(period_um=3), cells=24)

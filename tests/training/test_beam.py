@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from metaspec_contract.process import Process
 from metaspec_training.networks.beam import INDEX, SLICES, BeamPropagation
@@ -17,9 +18,10 @@ def density() -> torch.Tensor:
     return torch.from_numpy(np.random.default_rng(0).integers(0, 2, (2, 1, 128, 128)).astype(np.float32))
 
 
-def complex_field(density: torch.Tensor) -> np.ndarray:
+def complex_field(density: torch.Tensor) -> NDArray[np.complex64]:
     real, imag = BeamPropagation(PROCESS, points=16)(density).chunk(2, dim=1)
-    return (real + 1j * imag).numpy()
+    field: NDArray[np.complex64] = (real + 1j * imag).numpy()
+    return field
 
 
 @pytest.mark.parametrize("solid", [False, True])
@@ -45,7 +47,7 @@ def test_equals_the_split_step_method_by_fourier_transforms(density: torch.Tenso
         diffract = np.exp(1j * (kz - INDEX * k0) * dz) * np.outer(kept, kept)
         epsilon = PROCESS.solid.index(np.array([wavelength]))[0] ** 2
         screen = np.exp(1j * k0 * dz * (np.sqrt(1 + (epsilon - 1) * pooled) - INDEX))
-        wave = np.ones((32, 32))
+        wave = np.ones((32, 32), complex)
         for _ in range(SLICES):
             wave = np.fft.ifft2(np.fft.fft2(wave * screen) * diffract)
         np.testing.assert_allclose((real + 1j * imag)[0, n].numpy(), wave, atol=1e-5)
@@ -57,10 +59,10 @@ def test_moves_with_the_pattern(density: torch.Tensor) -> None:
 
 
 def test_a_network_reads_the_wave(density: torch.Tensor) -> None:
-    config = DiffractionFieldNetConfig(width=32, blocks=1, beam=True)
+    config = DiffractionFieldNetConfig(stem=8, width=32, blocks=1, beam=True)
     assert DiffractionFieldNetConfig.from_dict(config.to_dict()) == config
     network = config.build().eval()
-    plain = DiffractionFieldNet(DiffractionFieldNetConfig(width=32, blocks=1)).eval()
+    plain = DiffractionFieldNet(DiffractionFieldNetConfig(stem=8, width=32, blocks=1)).eval()
     taken_over = network.load_state_dict(plain.state_dict(), strict=False)
     assert taken_over.missing_keys == ["beam.1.weight", "beam.1.bias"]
     assert network.beam is not None

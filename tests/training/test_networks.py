@@ -46,7 +46,8 @@ def test_each_improvement_changes_what_it_says() -> None:
 
 
 def baseline_shift(network: DiffractionNet, pooled: torch.Tensor) -> torch.Tensor:
-    return network.film.out(network.film.hidden(pooled))[:, None, 256:].expand(-1, 301, -1)
+    shift: torch.Tensor = network.film.out(network.film.hidden(pooled))[:, None, 256:].expand(-1, 301, -1)
+    return shift
 
 
 def test_detector_heads_share_nothing(density: torch.Tensor) -> None:
@@ -76,7 +77,8 @@ def test_propagation_is_the_solvers_own_far_field() -> None:
     maps = torch.randn(1, 8 * basis, 16, 16, dtype=torch.float64)
     node = 40
     wavelength = np.linspace(400, 700, 76)[node]
-    field = (maps.unflatten(1, (2, 2, 2, basis)) * layer.splines[node][:, None, None]).sum(dim=4).numpy()[0]
+    splines = maps.reshape(1, 2, 2, 2, basis, 16, 16)
+    field = (splines * layer.splines[node][:, None, None]).sum(dim=4).numpy()[0]
     field = field[:, :, 0] + 1j * field[:, :, 1]
     k0, k = 2 * np.pi * 1000 / wavelength, np.pi * np.arange(-7, 8)
     position = (np.arange(16) * 8 + 0.5) / 128 * 2.0
@@ -100,7 +102,7 @@ def test_propagation_is_the_solvers_own_far_field() -> None:
 
 def test_positions_over_the_detectors_are_those_of_the_moved_structure(density: torch.Tensor) -> None:
     """Half a period swaps detectors exactly; translations by the stem's stride move all that the network sees with them."""
-    network = DiffractionFieldNet(DiffractionFieldNetConfig(width=32, blocks=1)).eval()
+    network = DiffractionFieldNet(DiffractionFieldNetConfig(stem=8, width=32, blocks=1)).eval()
     shift = torch.tensor([[0.0, 0.0], [64.0, 0.0], [24.0, -40.0]]).expand(2, -1, -1)
     with torch.inference_mode():
         spectra = network.at(density, shift)
@@ -113,8 +115,14 @@ def test_positions_over_the_detectors_are_those_of_the_moved_structure(density: 
     assert (still - moved).abs().max() > 2e-3
 
 
+def test_a_process_of_more_orders_than_the_field_can_hold_is_refused() -> None:
+    assert Propagation(Process(period_um=2.1), basis=8, nodes=4).phase_cos.shape[-1] == 15
+    with pytest.raises(ValueError, match=r"orders up to 7; with period_um 2.5 .* orders up to 9 propagate"):
+        Propagation(Process(period_um=2.5), basis=8, nodes=4)
+
+
 def test_field_net_starts_transparent_and_round_trips(density: torch.Tensor) -> None:
-    config = DiffractionFieldNetConfig(width=32, blocks=1)
+    config = DiffractionFieldNetConfig(stem=8, width=32, blocks=1)
     spectra = DiffractionFieldNet(config).eval()(density)
     assert spectra.shape == (2, 2, 2, 301)
     assert 0.7 < spectra.sum(dim=(1, 2)).mean().item() < 1.1
@@ -123,18 +131,21 @@ def test_field_net_starts_transparent_and_round_trips(density: torch.Tensor) -> 
 
 def test_field_net_gradient_reaches_every_pixel(density: torch.Tensor) -> None:
     density.requires_grad_(True)
-    DiffractionFieldNet(DiffractionFieldNetConfig(width=32, blocks=1)).eval()(density)[:, 0, 0, 150].sum().backward()
+    DiffractionFieldNet(DiffractionFieldNetConfig(stem=8, width=32, blocks=1)).eval()(density)[
+        :, 0, 0, 150
+    ].sum().backward()
     assert density.grad is not None
     assert (density.grad != 0).float().mean() > 0.99
 
 
 def test_the_coarse_head_changes_only_what_was_simulated_coarsely(density: torch.Tensor) -> None:
-    network = DiffractionFieldNet(DiffractionFieldNetConfig(width=32, blocks=1, coarse_head=True)).eval()
+    network = DiffractionFieldNet(DiffractionFieldNetConfig(stem=8, width=32, blocks=1, coarse_head=True)).eval()
     coarse, shift = torch.tensor([False, True]), torch.zeros(2, 3, 2)
     with torch.inference_mode():
         served = network(density)
         torch.testing.assert_close(network(density, coarse), served, atol=0, rtol=0)
         assert network.coarse_head is not None
+        assert network.coarse_head.bias is not None
         network.coarse_head.bias.fill_(0.05)
         torch.testing.assert_close(network(density), served, atol=0, rtol=0)
         for prediction in (network(density, coarse), network.at(density, shift, coarse)[:, 0]):
@@ -142,9 +153,11 @@ def test_the_coarse_head_changes_only_what_was_simulated_coarsely(density: torch
             assert (prediction[1] - served[1]).abs().max() > 1e-3
 
 
-def test_a_field_net_goes_on_with_more_splines(density: torch.Tensor) -> None:
+def test_the_splines_of_a_field_net_can_be_refined(density: torch.Tensor) -> None:
     """Exactly, where the new knots include the old ones: halved, 16 splines become 29."""
-    before = DiffractionFieldNet(DiffractionFieldNetConfig(width=32, blocks=1, spectral_basis=16, coarse_head=True))
+    before = DiffractionFieldNet(
+        DiffractionFieldNetConfig(stem=8, width=32, blocks=1, spectral_basis=16, coarse_head=True)
+    )
     assert before.coarse_head is not None
     torch.nn.init.normal_(before.coarse_head.weight, std=0.05)
     after = before.with_basis(29)

@@ -17,7 +17,7 @@ STRUCTURES = np.random.default_rng(0).integers(0, 2, (3, 128, 128), np.uint8)
 @pytest.fixture(scope="module")
 def network() -> DiffractionFieldNet:
     torch.manual_seed(0)
-    return DiffractionFieldNetConfig(width=32, blocks=1, wavelength_nodes=20).build().eval()
+    return DiffractionFieldNetConfig(stem=8, width=32, blocks=1, wavelength_nodes=20).build().eval()
 
 
 @pytest.mark.parametrize("images", GROUPS)

@@ -1,53 +1,52 @@
-"""`metaspec-train`: fit a network to a data set and report how good it is."""
+"""`metaspec-train`: train a network, report its errors, steer a running training, make designs to simulate."""
 
 from __future__ import annotations
 
 import sys
+import warnings
+from pathlib import Path
 
-import torch
-from lightning.pytorch.cli import LightningCLI
-
-from metaspec_training.data.datamodule import SpectraDataModule
-from metaspec_training.fit.live_weights import change_weights
-from metaspec_training.fit.module import SpectraModule
+from metaspec_training import __version__
 
 _USAGE = """\
-usage: metaspec-train fit --config FILE ...                        train, or go on with --ckpt_path RUN/checkpoints/last.ckpt
-       metaspec-train report RUN [--split test ...]                    how good the run's best network is, as a page
+usage: metaspec-train fit --config FILE ...                        train, or resume with --ckpt_path RUN/checkpoints/last.ckpt
+       metaspec-train report RUN [--split test ...]                    errors of the run's best network, as a page
        metaspec-train weights RUN [--w_grad 50 ...]                    change the loss weights of a running training
        metaspec-train designs --checkpoint FILE --out FILE.npy         structures optimised by a network, to simulate
-Each of them has a --help of its own."""
+       metaspec-train --version
+Each command has its own --help."""
 
 
 def fit(arguments: list[str] | None = None) -> None:
-    """Train as the command line says; `--help` lists every setting, `--print_config` writes them out as YAML.
+    """Train as the command line says; `--help` lists every setting, `--print_config` writes them as YAML.
 
-    A run that was stopped goes on with the same command and `--ckpt_path RUN/last.ckpt`.
+    A run that was stopped resumes with the same command and `--ckpt_path RUN/checkpoints/last.ckpt`.
     """
+    import torch
+    from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+    from metaspec_training.data.datamodule import SpectraDataModule
+    from metaspec_training.fit.module import SpectraModule
+
+    class TrainingCLI(LightningCLI):
+        def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+            parser.link_arguments("data.provenance", "model.provenance", apply_on="instantiate")
+
+        def before_instantiate_classes(self) -> None:
+            settings = self.config.fit
+            if not settings.model.preset:
+                files = [Path(str(file)).stem for file in settings.config or [] if file is not None]
+                settings.model.preset = "+".join(files)
+
+    warnings.filterwarnings("ignore", "LightningCLI's args parameter")  # they are those of the command line
     torch.set_float32_matmul_precision("high")
-    LightningCLI(
+    TrainingCLI(
         SpectraModule,
         SpectraDataModule,
         seed_everything_default=0,
         trainer_defaults={"reload_dataloaders_every_n_epochs": 1},  # each epoch draws its own translations
         args=["fit", *(sys.argv[1:] if arguments is None else arguments)],
     )
-
-
-def main() -> None:
-    """Entry point of the command."""
-    commands = {"fit": fit, "report": report, "weights": weights, "designs": designs}
-    if sys.argv[1:2] in (["-h"], ["--help"]):
-        print(_USAGE)
-        raise SystemExit(0)
-    if len(sys.argv) < 2 or sys.argv[1] not in commands:
-        print(_USAGE, file=sys.stderr)
-        raise SystemExit(2)
-    try:
-        commands[sys.argv[1]](sys.argv[2:])
-    except (ValueError, FileNotFoundError) as error:
-        print(f"metaspec-train: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
 
 
 def report(arguments: list[str] | None = None) -> None:
@@ -72,9 +71,31 @@ def weights(arguments: list[str] | None = None) -> None:
     """Show or change the loss weights of a running training."""
     from jsonargparse import auto_cli
 
+    from metaspec_training.fit.live_weights import change_weights
+
     given = ["--" + a[2:].replace("-", "_") if a.startswith("--") else a for a in arguments or []]
     print(auto_cli(change_weights, args=given).model_dump_json(indent=2))
-    print("The training takes them up at its next epoch.")
+    print("The training reads them at the start of its next epoch.")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point of the command."""
+    command, *rest = (sys.argv[1:] if arguments is None else arguments) or [""]
+    commands = {"fit": fit, "report": report, "weights": weights, "designs": designs}
+    if command in ("-h", "--help"):
+        print(_USAGE)
+        return
+    if command == "--version":
+        print(f"metaspec-train {__version__}")
+        return
+    if command not in commands:
+        print(_USAGE, file=sys.stderr)
+        raise SystemExit(2)
+    try:
+        commands[command](rest)
+    except (ValueError, OSError) as error:
+        print(f"metaspec-train: {' '.join(str(error).split())}", file=sys.stderr)
+        raise SystemExit(2) from None
 
 
 if __name__ == "__main__":

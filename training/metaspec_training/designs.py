@@ -1,7 +1,8 @@
-"""Structures as optimisers make them, to simulate and train on: where a surrogate is used is not where random ones lie."""
+"""Structures such as optimisers visit, to simulate and train on: random structures alone do not cover them."""
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
@@ -11,16 +12,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
+from metaspec_contract import files
 from metaspec_contract.detectors import COLOURS
 from metaspec_contract.figures_of_merit import efficiency_weights
+from metaspec_contract.process import Process, complete_process
 from metaspec_contract.structures import PIXELS
 from metaspec_simulation.data.families import without_small_features
-from metaspec_training.fit.module import load_network
+from metaspec_training.fit.checkpoint import Trained, read_checkpoint
 
-_BATCH = 16
+_BATCH = 16  # at most
 
 
-def make_designs(checkpoint: Path, out: Path, count: int = 256, seed: int = 0, steps: int = 24) -> None:
+def make_designs(
+    checkpoint: Path, out: Path, count: int = 256, seed: int = 0, steps: int = 24, process: Path | None = None
+) -> None:
     """Optimise random structures for random colour-routing objectives by a network's gradient, and save them.
 
     Each start is a Gaussian random field, half of them symmetric about the diagonal. Its objective weighs the three colour
@@ -28,25 +33,28 @@ def make_designs(checkpoint: Path, out: Path, count: int = 256, seed: int = 0, s
     result and the structure half-way are saved: an optimiser asks for the spectra of those, too.
 
     Args:
-        checkpoint: of the network.
+        checkpoint: checkpoint of the network.
         out: .npy file to write, uint8 (count, 128, 128); simulate it with `metaspec-simulate run --structures`.
-        count: structures.
-        seed: of starts and objectives.
-        steps: of the optimiser.
+        count: number of structures.
+        seed: seed of starts and objectives.
+        steps: steps of the optimiser.
+        process: JSON file of the process, for a checkpoint that does not state it.
 
     Raises:
-        ValueError: the checkpoint cannot be read, or a count below 2.
+        ValueError: a file cannot be read, the process is unknown or contradicted, or a count below 2.
     """
     if count < 2 or steps < 2:
         raise ValueError(f"count and steps must be at least 2, got {count} and {steps}")
-    network = load_network(checkpoint).requires_grad_(False)
-    bands = colour_bands(int(network(torch.zeros(1, 1, PIXELS, PIXELS)).shape[-1]))
+    trained = read_checkpoint(checkpoint)
+    network = trained.network.requires_grad_(False)
+    bands = colour_bands(_process(checkpoint, trained, process).wavelengths_nm)
     rng = np.random.default_rng([seed, 0x0DE5])
     found: list[NDArray[np.uint8]] = []
+    size = min(_BATCH, count)
     with tqdm(total=count, unit="structure") as bar:
         while len(found) < count:
-            latent = torch.from_numpy(_starts(rng, _BATCH)).requires_grad_(True)
-            weight = torch.from_numpy(rng.dirichlet((1.5, 1.5, 1.5), _BATCH)).float()
+            latent = torch.from_numpy(_starts(rng, size)).requires_grad_(True)
+            weight = torch.from_numpy(rng.dirichlet((1.5, 1.5, 1.5), size)).float()
             optimizer = torch.optim.Adam([latent], lr=0.15)
             for step in range(steps):
                 density = torch.sigmoid(4.0 * math.exp(2.5 * step / steps) * latent).unsqueeze(1)
@@ -54,7 +62,7 @@ def make_designs(checkpoint: Path, out: Path, count: int = 256, seed: int = 0, s
                 efficiency = torch.einsum("ncw,kcw->nk", spectra, bands)
                 optimizer.zero_grad()
                 (-(weight * efficiency).sum()).backward()
-                # Only what the shortest feature allows: the gradient's fine structure makes no difference to light.
+                # Only what the shortest feature allows: light does not resolve the fine structure of the gradient.
                 latent.grad = smooth(latent.grad)
                 optimizer.step()
                 if step in (steps // 2, steps - 1):
@@ -63,12 +71,28 @@ def make_designs(checkpoint: Path, out: Path, count: int = 256, seed: int = 0, s
                     found += [one for one in usable if 0 < one.mean() < 1]
             bar.update(min(count, len(found)) - bar.n)
     out.parent.mkdir(parents=True, exist_ok=True)
-    np.save(out, np.stack(found[:count]))
+    files.write_array(out, np.stack(found[:count]))
     print(f"{count} structures in {out}")
 
 
+def _process(checkpoint: Path, trained: Trained, file: Path | None) -> Process:
+    """The process of a checkpoint, or that of a file where the checkpoint states none."""
+    stated = None if trained.provenance is None else trained.provenance.process
+    if file is None:
+        if stated is None:
+            raise ValueError(f"{checkpoint} does not state its process: give it with --process FILE.json")
+        return stated
+    try:
+        given = complete_process(json.loads(file.read_text(encoding="utf-8")))
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from None
+    if stated is not None and (difference := stated.difference(given)):
+        raise ValueError(f"{checkpoint} and {file} are of different processes: {difference}")
+    return given
+
+
 def colour_bands(wavelengths_nm: NDArray[np.float64]) -> Tensor:
-    """What spectra (4, W) are multiplied with and summed for each colour's efficiency: float32 (3, 4, W)."""
+    """Weights on spectra (4, W) that sum up to the efficiencies of R, G and B: float32 (3, 4, W)."""
     return torch.from_numpy(np.stack([efficiency_weights(colour, wavelengths_nm) for colour in COLOURS])).float()
 
 
@@ -85,13 +109,13 @@ def _starts(rng: np.random.Generator, count: int) -> NDArray[np.float32]:
 
 
 def smooth(gradient: Tensor | None) -> Tensor:
-    """A gradient (..., 128, 128) without what is finer than the shortest feature."""
+    """A gradient (..., 128, 128) without details finer than the shortest feature."""
     assert gradient is not None
     kept = torch.from_numpy(low_pass(6.0)).float()
     return torch.fft.irfft2(torch.fft.rfft2(gradient) * kept, s=gradient.shape[-2:])
 
 
 def low_pass(correlation: float) -> NDArray[np.float64]:
-    """Gaussian low-pass of a correlation length in pixels, on the grid of `rfft2`."""
+    """Gaussian low-pass filter of a correlation length in pixels, on the grid of `rfft2`."""
     k, half = 2 * np.pi * np.fft.fftfreq(PIXELS), 2 * np.pi * np.fft.rfftfreq(PIXELS)
     return np.exp(-(k[:, None] ** 2 + half**2) * correlation**2 / 4)

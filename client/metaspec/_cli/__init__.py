@@ -1,1 +1,1 @@
-"""The command `metaspec`."""
+"""The command `metaspec`. Private; needs the extra "optimise"."""

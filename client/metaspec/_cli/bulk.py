@@ -1,4 +1,4 @@
-"""Spectra of a file of structures, larger than memory if need be, as a file: what `metaspec predict` does."""
+"""`metaspec predict`: from a file of structures to a file of spectra, both possibly larger than memory."""
 
 from __future__ import annotations
 
@@ -12,32 +12,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metaspec._spectra import Spectra
-from metaspec._surrogate.arrays import check_structures
+from metaspec._structures import check_structures
 from metaspec._surrogate.client import Surrogate
-from metaspec_contract.files import replacing
+from metaspec_contract.files import read_array, replacing, sync_folder
 
 _CHUNK = 256  # structures between two writes
 
 
-def open_structures(path: Path, pixels: tuple[int, int]) -> NDArray[Any]:
-    """The structures of a .npy file, mapped into memory and checked.
+def open_structures(path: Path) -> NDArray[Any]:
+    """The structures of a .npy file, memory-mapped and checked.
 
     Args:
-        path: of the file: (y, x), (N, y, x) or (N, 1, y, x), bool, integer or float, values from 0 to 1.
-        pixels: rows and columns of a structure, (y, x).
+        path: path of the file: (y, x), (N, y, x) or (N, 1, y, x), bool, integer or float, values from 0 to 1.
 
     Returns:
-        (N, 1, y, x), of the file's dtype.
+        (N, 1, y, x), dtype of the file.
 
     Raises:
-        ValueError: not a .npy file of numbers, or no structures in it.
-        InvalidStructure: the numbers cannot be structures.
+        ValueError: not a .npy file of numbers, or without structures.
+        InvalidStructure: the array is not one of structures.
     """
-    try:
-        mapped = np.lib.format.open_memmap(path, mode="r")
-    except ValueError as error:
-        raise ValueError(f"{path} is not a .npy file of structures: {error}") from None
-    structures = check_structures(mapped, pixels)
+    mapped = read_array(path, mmap_mode="r")
+    structures = check_structures(mapped)
     if not len(structures):
         raise ValueError(f"{path} holds no structures: its shape is {mapped.shape}")
     return structures
@@ -48,20 +44,20 @@ def predict_to_file(
 ) -> Spectra:
     """Predict structures into a .npy file, float32 (N, channels, wavelengths).
 
-    If the file exists, the prediction goes on where it ends, after two of its spectra have been compared with fresh ones.
+    An existing file is resumed, after two of its spectra have been compared with new predictions.
 
     Args:
-        surrogate: to ask.
-        structures: (N, 1, y, x), checked; they may be mapped from a file.
-        path: of the file. Until all is predicted it is shorter than its header says, and numpy refuses to load it.
-        advance: called with a number of structures, again and again, whenever so many more are in the file.
+        surrogate: remote model.
+        structures: checked structures (N, 1, y, x), possibly memory-mapped.
+        path: path of the file. Until complete it is shorter than its header states, so that numpy refuses to load it.
+        advance: callback after each write, with the number of structures written.
 
     Returns:
-        The spectra, mapped from the file.
+        The spectra, memory-mapped from the file.
 
     Raises:
-        ValueError: what is in the file is not of these structures and this model, or another version of the model took over.
-        MetaSpecError: the server cannot be asked; what is finished stays in the file.
+        ValueError: the file holds spectra of other structures or another model, or a new version of the model took over.
+        MetaSpecError: a prediction failed; finished spectra stay in the file.
     """
     info = surrogate.metadata()
     header, row = _header((len(structures), *info.spectra_shape)), 4 * info.spectra_shape[0] * info.spectra_shape[1]
@@ -72,7 +68,7 @@ def predict_to_file(
         started = file.read(len(header)) == header
         done = (file.seek(0, os.SEEK_END) - len(header)) // row
         if not started or not all(_agrees(surrogate, structures, path, n, len(header)) for n in {0, done - 1} if done):
-            raise ValueError(f"{path} has spectra of other structures or of another model: delete it to start anew")
+            raise ValueError(f"{path} holds spectra of other structures or another model: delete it to start over")
         file.truncate(len(header) + done * row)
         advance(done)
         for start in range(done, len(structures), _CHUNK):
@@ -85,18 +81,24 @@ def predict_to_file(
             file.write(spectra.values.tobytes())
             file.flush()
             advance(len(spectra))
-    values = np.lib.format.open_memmap(path, mode="r")
-    return Spectra(values, info.wavelengths_nm, info.channels, info.name, info.version)
+        os.fsync(file.fileno())
+    return Spectra.of_model(read_array(path, mmap_mode="r"), info)
+
+
+def finish(partial: Path, path: Path) -> None:
+    """Give a complete file of spectra its final name."""
+    partial.replace(path)
+    sync_folder(path.absolute().parent)
 
 
 def colour_efficiency(spectra: Spectra) -> NDArray[np.float32]:
-    """Efficiency of red, green (G1 + G2) and blue, (N, 3), of spectra that may be larger than memory."""
+    """Efficiency of red, green (G1 + G2) and blue, (N, 3); the spectra may be larger than memory."""
     parts = [spectra[start : start + _CHUNK].colour_efficiency() for start in range(0, len(spectra), _CHUNK)]
     return np.concatenate(parts)
 
 
 def write_csv(spectra: Spectra, path: Path) -> None:
-    """Write spectra as a table: a line for each structure and wavelength, a column for each channel."""
+    """Write spectra as a table with a row for each structure and wavelength and a column for each channel."""
     with replacing(path) as partial, partial.open("w", newline="") as file:
         file.write(",".join(["structure", "wavelength_nm", *spectra.channels]) + "\n")
         for n, values in enumerate(spectra.values):
@@ -105,14 +107,14 @@ def write_csv(spectra: Spectra, path: Path) -> None:
 
 
 def _header(shape: tuple[int, ...]) -> bytes:
-    """What a .npy file of float32 begins with."""
+    """Header of a .npy file of float32."""
     buffer = io.BytesIO()
     np.lib.format.write_array_header_1_0(buffer, {"descr": "<f4", "fortran_order": False, "shape": shape})
     return buffer.getvalue()
 
 
 def _agrees(surrogate: Surrogate, structures: NDArray[Any], path: Path, n: int, offset: int) -> bool:
-    """Whether spectrum n of a file is that of structure n, but for the rounding of another batch or precision."""
+    """Whether spectrum n of a file is that of structure n, up to the rounding of another batch or precision."""
     fresh = surrogate.predict(structures[n]).values[0]
     found = np.fromfile(path, "<f4", fresh.size, offset=offset + n * fresh.nbytes).reshape(fresh.shape)
     return bool(np.allclose(found, fresh, rtol=0, atol=0.005))

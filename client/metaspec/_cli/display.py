@@ -1,4 +1,4 @@
-"""What the command line shows: tables, and an optimisation while it runs. Needs rich."""
+"""Terminal output of the command: tables, and the live display of an optimisation. Needs rich."""
 
 from __future__ import annotations
 
@@ -16,36 +16,37 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bar
 from rich.table import Table
 
-from metaspec._spectra import Spectra
+from metaspec._spectra import MERGED_GREENS, Spectra
 from metaspec.optimise import Problem, Progress
-from metaspec_contract.detectors import COLOURS
+from metaspec_contract.detectors import COLOUR_NAMES, COLOURS
 
 _SHOWN = 10
-_LINES = 20  # that a run prints where there is no terminal
+_LINES = 20  # lines of progress that a run prints without a terminal
 
 
 def efficiencies(spectra: Spectra, efficiency: NDArray[np.float32]) -> Table:
-    """The colour efficiencies of structures, the best ones of many.
+    """Table of colour efficiencies; of many structures, the best ones.
 
     Args:
-        spectra: of which they are.
-        efficiency: of red, green and blue, (N, 3).
+        spectra: spectra of the structures.
+        efficiency: their efficiency of red, green and blue, (N, 3).
     """
     smallest = efficiency.min(axis=1)
     many = len(efficiency) > _SHOWN
     shown = np.argsort(-smallest, kind="stable")[:_SHOWN] if many else np.arange(len(efficiency))
     title = f"Colour efficiencies, {spectra.model} version {spectra.version}"
-    caption = f"the {_SHOWN} best of {len(efficiency)} structures" if many else None
-    table = _table(title, ["structure", "red", "green (G1 + G2)", "blue", "smallest"], caption)
+    captions = [f"the {_SHOWN} best of {len(efficiency)} structures"] if many else []
+    captions += [MERGED_GREENS] if spectra.merged_greens else []
+    table = _table(title, ["structure", "red", "green (G1 + G2)", "blue", "smallest"], "; ".join(captions) or None)
     for n in shown:
         table.add_row(str(n), *(f"{value:.3f}" for value in efficiency[n]), f"{smallest[n]:.3f}")
     return table
 
 
 def designs(report: Mapping[str, Any]) -> Table:
-    """The designs of a report, best first."""
+    """Table of the designs of a report, best first."""
     found = report["designs"]
-    headings = ["design", "start", "red", "green", "blue", "smallest", "solid (nm)", "void (nm)"]
+    headings = ["design", "start", *COLOUR_NAMES.values(), "smallest", "solid (nm)", "void (nm)"]
     caption = f"the {_SHOWN} best of {len(found)} designs" if len(found) > _SHOWN else None
     table = _table("Colour efficiencies, predicted, and narrowest features", headings, caption)
     for design in found[:_SHOWN]:
@@ -65,17 +66,17 @@ def _table(title: str, headings: list[str], caption: str | None) -> Table:
 
 
 class RunDisplay:
-    """An optimisation while it runs: a live picture in a terminal, some twenty lines elsewhere.
+    """Progress of an optimisation: a live display in a terminal, about twenty lines elsewhere.
 
-    It is the callback of `metaspec.optimise.run`, within a `with` statement.
+    Use it in a `with` statement, as the callback of `metaspec.optimise.run`.
 
     Args:
-        console: to show it on.
-        problem: that is solved.
-        steps: in all.
+        console: console to print to.
+        problem: problem that is being solved.
+        steps: total number of steps.
 
     Attributes:
-        step: the last one that was done, 0 if none was.
+        step: number of the last completed step, 0 before the first.
     """
 
     def __init__(self, console: Console, problem: Problem, steps: int) -> None:
@@ -106,7 +107,7 @@ class RunDisplay:
         self._live.stop()
 
     def __call__(self, progress: Progress) -> None:
-        """Show where the run stands."""
+        """Show the progress."""
         if self._progress is None:
             self._first = progress.step - 1
         best = int(progress.best.argmax())
@@ -120,7 +121,7 @@ class RunDisplay:
             self._console.print(self._line(progress), soft_wrap=True)
 
     def _merit_of(self, structure: NDArray[np.uint8]) -> str:
-        """The figure of merit that people compare, whatever is optimised."""
+        """The smallest colour efficiency, whatever the objective is."""
         efficiency = self._problem.surrogate.predict(structure).colour_efficiency()[0]
         colours = ", ".join(f"{colour} {value:.3f}" for colour, value in zip(COLOURS, efficiency, strict=True))
         return f"min efficiency {efficiency.min():.3f} ({colours})"

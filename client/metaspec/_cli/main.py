@@ -1,4 +1,4 @@
-"""`metaspec`: predict spectra of a file of structures, and design colour routers, both through a server."""
+"""`metaspec`: spectra of a file of structures, and inverse design of colour routers, both through a server."""
 
 from __future__ import annotations
 
@@ -16,13 +16,17 @@ from tqdm import tqdm
 from metaspec import objectives, optimise
 from metaspec._cli import bulk, display
 from metaspec._errors import MetaSpecError
+from metaspec._spectra import MERGED_GREENS, Spectra
 from metaspec._surrogate.base import DEFAULT_URL
 from metaspec._surrogate.client import Surrogate
-from metaspec.designs import begin, is_finished, mended, pixel_nm, write_designs
+from metaspec._version import __version__
+from metaspec.designs import begin, is_finished, mended, write_designs
 from metaspec.figures import draw_spectra
 from metaspec.gds import check_layer
 from metaspec.topology import Parameterisation, without_small_features
+from metaspec_contract.detectors import SPREAD
 from metaspec_contract.files import replacing
+from metaspec_contract.model import DEFAULT_MODEL
 
 app = typer.Typer(
     add_completion=False,
@@ -31,91 +35,111 @@ app = typer.Typer(
     help="Spectra and designs of metasurface colour routers from a MetaSpec server.",
 )
 
-_BATCH = 32  # structures in a request: small enough to be answered in seconds by a server without a GPU
+_BATCH = 32  # structures per request: answered within seconds by a server without a GPU
 
 _URL = Annotated[str, typer.Option(help="Address of the server.")]
-_MODEL = Annotated[str, typer.Option(help="Model to ask.")]
+_MODEL = Annotated[str, typer.Option(help="Name of the model.")]
 _API_KEY = Annotated[
-    str | None, typer.Option(help="For a server that wants one.", envvar="METASPEC_API_KEY", show_envvar=True)
+    str | None, typer.Option(help="API key, if the server requires one.", envvar="METASPEC_API_KEY", show_envvar=True)
 ]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"metaspec {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Options of the command itself."""
 
 
 @app.command()
 def predict(
     file: Annotated[Path, typer.Argument(help=".npy file of structures, (128, 128) or (N, 128, 128), 1 = solid.")],
     url: _URL = DEFAULT_URL,
-    model: _MODEL = "diffractionnet",
+    model: _MODEL = DEFAULT_MODEL,
     api_key: _API_KEY = None,
     out: Annotated[Path | None, typer.Option(help="Write the spectra to this .npy or .csv file.")] = None,
     plot: Annotated[
         Path | None, typer.Option(help="Draw the spectra of the best structure (.png, .svg, .pdf).")
     ] = None,
 ) -> None:
-    """Predict spectra, print the colour efficiencies.
+    """Predict spectra and print the colour efficiencies.
 
-    Files larger than memory work. Interrupted with Ctrl-C, the same command goes on where it stopped.
+    Files may be larger than memory. After Ctrl-C, the same command resumes.
     """
     if out is not None and out.suffix not in (".npy", ".csv"):
         raise ValueError(f"--out must end in .npy or .csv, got {out}")
     for name, path in (("--out", out), ("--plot", plot)):
         if path is not None and not path.absolute().parent.is_dir():
-            raise ValueError(f"{name}: there is no folder {path.parent}")
+            raise ValueError(f"{name}: folder {path.parent} does not exist")
     with _surrogate(url, model, api_key) as surrogate, tempfile.TemporaryDirectory() as scratch:
-        structures = bulk.open_structures(file, surrogate.metadata().pixels)
+        structures = bulk.open_structures(file)
         partial = Path(scratch) / "spectra.npy" if out is None else out.with_name(f"{out.name}.partial")
         with tqdm(total=len(structures), unit="structure", disable=None, leave=False) as bar:
             try:
                 spectra = bulk.predict_to_file(surrogate, structures, partial, bar.update)
             except KeyboardInterrupt:
-                again = "" if out is None else " Repeat the command to go on."
+                again = "" if out is None else " Repeat the command to resume."
                 typer.echo(f"\nInterrupted with {bar.n} of {len(structures)} structures predicted.{again}", err=True)
                 raise typer.Exit(130) from None
         efficiency = bulk.colour_efficiency(spectra)
         Console(highlight=False).print(display.efficiencies(spectra, efficiency))
         if plot is not None:
-            best = int(efficiency.min(axis=1).argmax())
-            title = f"structure {best} of {len(structures)}, predicted by {spectra.model} version {spectra.version}"
-            with replacing(plot) as path:
-                draw_spectra(spectra[best], title=title).savefig(path, dpi=110)
-            typer.echo(f"{plot} shows the spectra of structure {best}.")
+            _plot_best(spectra, int(efficiency.min(axis=1).argmax()), plot)
         if out is not None:
             if out.suffix == ".csv":
                 bulk.write_csv(spectra, out)
                 partial.unlink()
             else:
-                partial.replace(out)
-            typer.echo(f"{out} has the spectra, {' x '.join(map(str, spectra.values.shape))}.")
+                bulk.finish(partial, out)
+            typer.echo(f"{out} holds the spectra, {' x '.join(map(str, spectra.values.shape))}.")
+
+
+def _plot_best(spectra: Spectra, best: int, path: Path) -> None:
+    title = f"structure {best} of {len(spectra)}, predicted by {spectra.model} version {spectra.version}"
+    with replacing(path) as partial:
+        draw_spectra(spectra[best], title=title).savefig(partial, dpi=110)
+    typer.echo(f"{path} shows the spectra of structure {best}.")
 
 
 @app.command("optimise")
 def design(
-    out: Annotated[
-        Path, typer.Option(help="Folder for the designs. If it holds a run that was interrupted, it goes on.")
-    ],
+    out: Annotated[Path, typer.Option(help="Run folder. An interrupted run in it is resumed.")],
     objective: Annotated[str, typer.Option(help="bayer, min, red, green, blue or colour-matrix.")] = "bayer",
     steps: Annotated[int, typer.Option(help="Steps of the optimiser.", min=1)] = 200,
-    starts: Annotated[int, typer.Option(help="Random starts, one batch; or the size of a population.", min=1)] = 16,
+    starts: Annotated[int, typer.Option(help="Random starts, in one batch; or size of the population.", min=1)] = 16,
     optimiser: Annotated[str, typer.Option(help=f"{', '.join(optimise.NAMES)}.")] = "adam",
-    radius_nm: Annotated[float, typer.Option(help="Radius of the filter that sets the length scale.")] = 80.0,
+    radius_nm: Annotated[float, typer.Option(help="Radius of the density filter, which sets the length scale.")] = 80.0,
     symmetry: Annotated[str, typer.Option(help="diagonal or none.")] = "none",
     robust_delta: Annotated[
-        float, typer.Option(help="Optimise the worst of eroded, nominal and dilated; 0.5 +- this is the threshold.")
+        float,
+        typer.Option(help="Optimise the worst of eroded, nominal and dilated structure, thresholded at 0.5 +- this."),
     ] = 0.0,
     spread_penalty: Annotated[
-        float, typer.Option(help="Subtract this times the model's spread, where it tells how unsure it is.", min=0)
+        float,
+        typer.Option(
+            help="Weight of the model's channel spread, its uncertainty, subtracted from the objective.", min=0
+        ),
     ] = 0.0,
     min_feature_nm: Annotated[
-        float, typer.Option(help="Mend narrower features of the designs at the end.", min=0)
+        float, typer.Option(help="Repair narrower features of the designs at the end.", min=0)
     ] = 0.0,
-    seed: Annotated[int, typer.Option(help="Of the random starts.", min=0)] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the random starts.", min=0)] = 0,
     gds_layer: Annotated[str, typer.Option(help="Layer and datatype of the solid in the layouts.")] = "1/0",
     url: _URL = DEFAULT_URL,
-    model: _MODEL = "diffractionnet",
+    model: _MODEL = DEFAULT_MODEL,
     api_key: _API_KEY = None,
 ) -> None:
-    """Design colour routers from random starts, all starts as one batch.
+    """Design colour routers from random starts, all in one batch.
 
-    Interrupted with Ctrl-C or by a server that is gone, the same command goes on where it stopped, to the same designs.
+    After Ctrl-C or the loss of the server, the same command resumes and ends with the same designs.
     """
     goal = objectives.by_name(objective)
     layer = _layer(gds_layer)
@@ -134,26 +158,28 @@ def design(
         "model": model,
     }
     if is_finished(out, settings):
-        typer.echo(f"{out} is finished, there is nothing to do: see {out / 'report.html'}")
+        typer.echo(f"{out} is finished, nothing to do: see {out / 'report.html'}")
         return
+    method = optimise.by_name(optimiser, starts, seed)
     console = Console(highlight=False)
     with _surrogate(url, model, api_key) as surrogate:
         info = surrogate.metadata()
         if spread_penalty:
-            if "spread" not in info.channels:
-                raise ValueError(f"--spread-penalty: {model} has no channel spread, only {', '.join(info.channels)}")
+            if SPREAD not in info.channels:
+                raise ValueError(f"--spread-penalty: {model} has no channel {SPREAD}, only {', '.join(info.channels)}")
             goal = goal - spread_penalty * objectives.Spread()
-        parameterisation = Parameterisation(radius_nm, None if symmetry == "none" else symmetry, pixel_nm(info))
-        method = optimise.by_name(optimiser, starts, seed, shape=info.pixels)
+        parameterisation = Parameterisation(radius_nm, None if symmetry == "none" else symmetry, info.process.pixel_nm)
         problem = optimise.Problem(surrogate, goal, parameterisation, robust_delta=robust_delta)
-        if min_feature_nm:  # a width that cannot be had is said now, not after the run
-            without_small_features(np.zeros(info.pixels), min_feature_nm, pixel_nm(info))
+        if min_feature_nm:  # refuse an impossible width before the run
+            without_small_features(np.zeros(info.pixels), min_feature_nm, info.process.pixel_nm)
         begin(out, settings)
         checkpoint = out / "checkpoint.npz"
-        verb = "Going on with" if checkpoint.exists() else "Optimising"
+        verb = "Resuming" if checkpoint.exists() else "Optimising"
         typer.echo(
             f"{verb} objective {objective}, {starts} starts, {optimiser}; {model} version {info.version} at {url}"
         )
+        if info.merged_greens:
+            typer.echo(f"{MERGED_GREENS}.")
         shown = display.RunDisplay(console, problem, steps)
         try:
             with shown:
@@ -174,7 +200,7 @@ def design(
             failed = isinstance(error, MetaSpecError)
             why = f"metaspec: {error}\nStopped" if failed else "Interrupted"
             where = f" after step {shown.step} of {steps}" if shown.step else ""
-            typer.echo(f"{why}{where}. Repeat the command to go on.", err=True)
+            typer.echo(f"{why}{where}. Repeat the command to resume.", err=True)
             raise typer.Exit(2 if failed else 130) from None
         checkpoint.unlink()
     console.print(display.designs(report))
@@ -193,17 +219,17 @@ def _layer(text: str) -> tuple[int, int]:
     try:
         numbers = int(layer), int(datatype)
     except ValueError:
-        raise ValueError(f"--gds-layer must be two numbers, LAYER/DATATYPE, got {text!r}") from None
+        raise ValueError(f"--gds-layer must be two integers, LAYER/DATATYPE, got {text!r}") from None
     check_layer(numbers)
     return numbers
 
 
 def _terminated(number: int, frame: FrameType | None) -> None:
-    raise SystemExit(128 + number)  # unlike the default, this cleans up on the way out
+    raise SystemExit(128 + number)  # unlike the default action, this runs cleanup code
 
 
 def run_command() -> None:
-    """Run the command with the arguments of the process; errors are one line, with exit status 2."""
+    """Run the command with the arguments of the process; an error is one line on stderr and exit status 2."""
     signal.signal(signal.SIGTERM, _terminated)
     try:
         app(prog_name="metaspec")

@@ -1,1 +1,1 @@
-"""What objectives, topology and layouts share: filters, feature sizes, the array API."""
+"""Objectives, filters, feature sizes and the report page behind the public modules. Private."""

@@ -1,4 +1,4 @@
-"""What objectives and topology need beside the array API itself."""
+"""Helpers beyond the array API itself, for numpy, torch and jax."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from array_api_compat import array_namespace, device, is_jax_array, is_torch_arr
 from numpy.typing import ArrayLike
 
 Array: TypeAlias = Any
-"""An array of numpy, torch or jax: of any library with the array API."""
+"""An array of any library with the array API: numpy, torch or jax."""
 
 
 def namespace_of_floats(name: str, array: Array) -> Any:
-    """The library of an array of real floating-point numbers.
+    """The array API namespace of an array of real floating-point numbers.
 
     Raises:
-        ValueError: numbers of another kind: whole numbers would turn weights into zeros.
+        ValueError: another dtype; integers would truncate weights to zero.
         TypeError: not an array.
     """
     xp = array_namespace(array)
@@ -26,12 +26,12 @@ def namespace_of_floats(name: str, array: Array) -> Any:
 
 
 def constant_like(constant: ArrayLike, like: Array) -> Array:
-    """A constant as an array of the library, dtype and device of another."""
+    """A constant as an array with the library, dtype and device of another array."""
     return array_namespace(like).asarray(np.asarray(constant), dtype=like.dtype, device=device(like))
 
 
 def detached(array: Array) -> Array:
-    """The same numbers as a constant: derivatives do not pass."""
+    """The same values as a constant, without derivative."""
     if is_torch_array(array):
         return array.detach()
     if is_jax_array(array):

@@ -1,57 +1,60 @@
-"""Widths of features in binary structures: measured, and mended where they are too small to be made."""
+"""Minimum feature sizes of binary structures: measurement, and repair of features that are too small."""
 
 from __future__ import annotations
 
-from typing import Any
+from types import ModuleType
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from metaspec._design.filters import PIXEL_NM, conic_filter
+from metaspec._extras import missing_extra
+from metaspec._structures import check_one_binary
 
 _PERIODIC = (True, True)
 
 
 def feature_size(structure: ArrayLike, pixel_nm: float = PIXEL_NM) -> tuple[float, float]:
-    """The smallest widths of solid and of void in a periodic structure: (solid_nm, void_nm).
+    """Minimum widths of solid and void in a periodic structure: (solid_nm, void_nm).
 
-    A width is the diameter of the largest disc that can paint all of the solid, or all of the void, as the package imageruler
-    measures it: in whole pixels, single pixels at the edges of large features not counted. M. Chen et al., J. Opt. Soc. Am.
-    B 41, A161 (2024). Needs imageruler.
+    A width is the diameter of the largest disc that can paint all of the solid, or all of the void, as measured by the
+    package imageruler: in whole pixels, ignoring single pixels at the edges of large features. M. Chen et al., J. Opt. Soc.
+    Am. B 41, A161 (2024). Needs imageruler.
 
     Args:
-        structure: (y, x), 0 and 1.
-        pixel_nm: width of a pixel.
+        structure: binary structure (y, x).
+        pixel_nm: width of a pixel in nm.
 
     Raises:
-        ValueError: not one binary structure.
+        InvalidStructure: not one binary structure.
         ImportError: imageruler is not installed.
     """
-    solid, void = _imageruler().minimum_length_scale(_binary(structure), periodic=_PERIODIC)
+    solid, void = _imageruler().minimum_length_scale(check_one_binary(structure).astype(bool), periodic=_PERIODIC)
     return solid * pixel_nm, void * pixel_nm
 
 
 def without_small_features(structure: ArrayLike, width_nm: float, pixel_nm: float = PIXEL_NM) -> NDArray[np.uint8]:
-    """Mend a periodic structure where solid or void is narrower than a width, so that `feature_size` is at least that.
+    """Repair a periodic structure where solid or void is narrower than a width, so that `feature_size` is at least that.
 
-    Where imageruler finds a feature too small, the pattern around it is smoothed and thresholded, which makes it go or grow,
-    again and in growing circles until none is left. The rest of the structure stays as it is, and so does a diagonal
-    symmetry. Needs imageruler.
+    Where imageruler finds a feature too small, the structure around it is smoothed and thresholded, which removes or widens
+    it, repeatedly with growing radius until none is left. The rest of the structure and a diagonal symmetry are preserved.
+    Needs imageruler.
 
     Args:
-        structure: (y, x), 0 and 1.
-        width_nm: that solid and void are to have at least; rounded up to whole pixels.
-        pixel_nm: width of a pixel.
+        structure: binary structure (y, x).
+        width_nm: minimum width of solid and void in nm; rounded up to whole pixels.
+        pixel_nm: width of a pixel in nm.
 
     Returns:
-        uint8 (y, x). If features are many and the width is large, it can end up all solid or all void.
+        uint8 (y, x). With many features and a large width, it can end up entirely solid or void.
 
     Raises:
-        ValueError: not one binary structure, or a width that is not above 0 and at most a quarter of the cell.
+        InvalidStructure: not one binary structure.
+        ValueError: the width is not above 0 and at most a quarter of the cell.
         RuntimeError: no such structure was found.
         ImportError: imageruler is not installed.
     """
-    solid = _binary(structure)
+    solid = check_one_binary(structure).astype(bool)
     half = min(solid.shape) / 2
     if not 0 < width_nm <= half / 2 * pixel_nm:
         raise ValueError(
@@ -65,23 +68,15 @@ def without_small_features(structure: ArrayLike, width_nm: float, pixel_nm: floa
             return solid.astype(np.uint8)
         around = conic_filter(violations.astype(np.float64), radius, 1.0) > 1e-9
         smooth = conic_filter(solid.astype(np.float64), radius, 1.0)
-        # What lies on the threshold but for rounding is void, on both sides of a diagonal.
+        # Values within rounding of the threshold are void, which keeps a diagonal symmetry.
         solid = np.where(around, smooth > 0.5 + 1e-9, solid)
     raise RuntimeError(f"no structure without features below {width_nm:g} nm was found")
 
 
-def _binary(structure: ArrayLike) -> NDArray[np.bool_]:
-    array = np.asarray(structure)
-    if array.ndim != 2:
-        raise ValueError(f"structure must be one structure (y, x), got shape {array.shape}")
-    if not np.isin(array, (0, 1)).all():
-        raise ValueError("structure must be binary, 1 for solid and 0 for void")
-    return array.astype(bool)
-
-
-def _imageruler() -> Any:
+def _imageruler() -> ModuleType:
     try:
         import imageruler
     except ImportError as error:
-        raise ImportError('feature sizes need imageruler: pip install "metaspec[optimise]"') from error
-    return imageruler
+        raise missing_extra("feature sizes need", "imageruler", "optimise") from error
+    module: ModuleType = imageruler
+    return module

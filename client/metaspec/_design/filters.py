@@ -1,4 +1,4 @@
-"""The steps from a latent to a density: filter, symmetry, projection. For numpy, torch and jax alike."""
+"""The steps from a latent to a density: filter, symmetry, projection. For numpy, torch and jax."""
 
 from __future__ import annotations
 
@@ -11,27 +11,28 @@ from array_api_compat import array_namespace
 from numpy.typing import NDArray
 
 from metaspec._design.array_api import Array, constant_like, detached, namespace_of_floats
+from metaspec_contract.process import Process
 
-PIXEL_NM = 15.625
-"""Width of a pixel of the default cell: 2 um / 128."""
+PIXEL_NM = Process().pixel_nm
+"""Width of a pixel of the default process in nm."""
 
 
 def conic_filter(density: Array, radius_nm: float, pixel_nm: float = PIXEL_NM) -> Array:
     """The mean of a density around every pixel, weighted by a cone: 1 at the pixel, 0 at the radius. Periodic.
 
-    B. Bourdin, Int. J. Numer. Methods Eng. 50, 2143 (2001). It is linear, its own adjoint, and a circular convolution, done by
-    FFT without an approximation.
+    B. Bourdin, Int. J. Numer. Methods Eng. 50, 2143 (2001). It is linear, self-adjoint, and an exact circular convolution by
+    FFT.
 
     Args:
-        density: (..., y, x), floats of numpy, torch or jax.
-        radius_nm: of the cone; at most half the cell. Up to one pixel it changes nothing.
-        pixel_nm: width of a pixel.
+        density: (..., y, x), numpy, torch or jax floats.
+        radius_nm: radius of the cone in nm, at most half the cell; no effect up to one pixel.
+        pixel_nm: width of a pixel in nm.
 
     Returns:
-        (..., y, x), of the same dtype; within [0, 1], for a density within [0, 1], but for rounding.
+        (..., y, x), same dtype; within [0, 1] up to rounding if the density is.
 
     Raises:
-        ValueError: a radius out of range, or a density that is not of floats.
+        ValueError: the radius is out of range, or the density is not floating-point.
     """
     xp = namespace_of_floats("density", density)
     y, x = density.shape[-2:]
@@ -46,7 +47,7 @@ def conic_filter(density: Array, radius_nm: float, pixel_nm: float = PIXEL_NM) -
 
 @lru_cache(maxsize=64)
 def _conic_transfer(y: int, x: int, radius: float) -> NDArray[np.float64]:
-    """Fourier transform (y, x // 2 + 1) of a cone of a radius in pixels: real, because the cone is even."""
+    """Fourier transform (y, x // 2 + 1) of a cone with a radius in pixels; real, because the cone is even."""
     rows, columns = (np.minimum(np.arange(n), n - np.arange(n)) for n in (y, x))
     cone = np.maximum(0, 1 - np.hypot(rows[:, None], columns) / radius)
     transfer: NDArray[np.float64] = np.fft.rfft2(cone / cone.sum()).real
@@ -54,15 +55,14 @@ def _conic_transfer(y: int, x: int, radius: float) -> NDArray[np.float64]:
 
 
 def symmetrise(density: Array, symmetry: str | None) -> Array:
-    """The part of a density that has a symmetry: a projection, and its own adjoint.
+    """The symmetric part of a density: a self-adjoint projection.
 
     Args:
         density: (..., y, x).
-        symmetry: None; or "diagonal", the mean with the transpose. With quadrants [[R, G1], [G2, B]] that makes the spectra
-            of G1 and G2 equal.
+        symmetry: None; or "diagonal", the mean with the transpose, which makes the spectra of G1 and G2 equal.
 
     Raises:
-        ValueError: no such symmetry, or a cell that is not square.
+        ValueError: no such symmetry, or the cell is not square.
     """
     check_symmetry(symmetry)
     if symmetry is None:
@@ -79,21 +79,21 @@ def check_symmetry(symmetry: str | None) -> None:
 
 
 def tanh_projection(density: Array, beta: float, eta: float = 0.5) -> Array:
-    """Push densities below `eta` towards 0 and above it towards 1, the harder the larger `beta`.
+    """Push densities below `eta` towards 0 and above it towards 1, more steeply for larger `beta`.
 
-    (tanh(beta eta) + tanh(beta (density - eta))) / (tanh(beta eta) + tanh(beta (1 - eta))), which leaves 0 and 1 where they
-    are: F. Wang, B. S. Lazarov and O. Sigmund, Struct. Multidiscip. Optim. 43, 767 (2011).
+    (tanh(beta eta) + tanh(beta (density - eta))) / (tanh(beta eta) + tanh(beta (1 - eta))), which maps 0 and 1 to
+    themselves: F. Wang, B. S. Lazarov and O. Sigmund, Struct. Multidiscip. Optim. 43, 767 (2011).
 
     Args:
-        density: (...), floats in [0, 1] of numpy, torch or jax.
-        beta: steepness, above 0; infinite for the threshold, density > eta. It may be a number that jax traces.
-        eta: threshold, between 0 and 1; likewise.
+        density: (...), numpy, torch or jax floats in [0, 1].
+        beta: steepness, above 0; infinite for the threshold, density > eta. May be traced by jax.
+        eta: threshold, between 0 and 1. May be traced by jax.
 
     Returns:
-        (...), of the same dtype, in [0, 1] and never outside.
+        (...), same dtype, exactly within [0, 1].
 
     Raises:
-        ValueError: beta or eta out of range, or a density that is not of floats.
+        ValueError: beta or eta is out of range, or the density is not floating-point.
     """
     xp = namespace_of_floats("density", density)
     check_projection(beta, eta)
@@ -101,26 +101,26 @@ def tanh_projection(density: Array, beta: float, eta: float = 0.5) -> Array:
         return xp.astype(density > eta, density.dtype)
     low, high = _tanh(beta * eta), _tanh(beta * (1 - eta))
     projected = (low + xp.tanh(beta * (density - eta))) / (low + high)
-    # Rounding may lead out of [0, 1]: it is undone, and is none of the derivative's business.
+    # Rounding may leave [0, 1]: clip the value, but not the derivative.
     return projected + detached(xp.clip(projected, 0, 1) - projected)
 
 
 def tanh_slope(density: NDArray[Any], beta: float, eta: float) -> NDArray[Any]:
-    """The derivative of `tanh_projection` by the density, in numpy.
+    """The derivative of `tanh_projection` with respect to the density, in numpy.
 
     Raises:
-        ValueError: beta or eta out of range, or an infinite beta.
+        ValueError: beta or eta is out of range, or beta is infinite.
     """
     check_projection(beta, eta)
     if math.isinf(beta):
-        raise ValueError("beta must be finite where a derivative is wanted: a threshold has none")
+        raise ValueError("beta must be finite for a derivative: a threshold has none")
     span = math.tanh(beta * eta) + math.tanh(beta * (1 - eta))
     slope: NDArray[Any] = float(beta) / span * (1 - np.tanh(float(beta) * (density - eta)) ** 2)
     return slope
 
 
 def check_projection(beta: float, eta: float) -> None:
-    """Raise ValueError for numbers out of range; what is traced cannot be checked."""
+    """Raise ValueError for numbers out of range; traced values cannot be checked."""
     if _is_number(beta) and not beta > 0:
         raise ValueError(f"beta must be above 0, got {beta}")
     if _is_number(eta) and not 0 < eta < 1:

@@ -1,4 +1,4 @@
-"""What all objectives have in common: derivatives, and sums of objectives."""
+"""The base of all objectives: value, derivative, and sums of objectives."""
 
 from __future__ import annotations
 
@@ -20,29 +20,29 @@ Floats: TypeAlias = NDArray[np.float64]
 class Objective(ABC):
     """A number for every structure, from its spectra. Objectives add, subtract and scale: `a + 0.5 * b`, `-a`, `a / 2`.
 
-    A new kind defines `_score`, by the array API, and `_cotangent`, its derivative in numpy.
+    A subclass defines `_score` with the array API, and `_cotangent`, its derivative in numpy.
     """
 
     def score(self, values: Array, wavelengths_nm: ArrayLike, channels: Sequence[str]) -> Array:
-        """The objective of spectra, differentiable by the array's own library.
+        """The objective of spectra, differentiable by the library of the array.
 
         Args:
-            values: efficiencies (..., channels, wavelengths), floats of numpy, torch or jax.
-            wavelengths_nm: (wavelengths,) in nm, ascending; numbers, not traced.
+            values: efficiencies (..., channels, wavelengths), numpy, torch or jax floats.
+            wavelengths_nm: wavelengths in nm, ascending, not traced, (wavelengths,).
             channels: names of the channels.
 
         Returns:
-            (...), of the dtype and on the device of `values`.
+            (...), with the dtype and on the device of `values`.
 
         Raises:
-            ValueError: the shapes do not fit, or a channel or a band that is needed is missing.
+            ValueError: the shapes disagree, or a required channel or band is missing.
         """
         wavelength = np.asarray(wavelengths_nm, np.float64)
         _check_shape(values, wavelength, channels)
         return self._score(values, wavelength, tuple(channels))
 
     def cotangent(self, values: ArrayLike, wavelengths_nm: ArrayLike, channels: Sequence[str]) -> Floats:
-        """The derivative of the objective by the spectra, in numpy: float64 (..., channels, wavelengths).
+        """The derivative of the objective with respect to the spectra, in numpy: float64 (..., channels, wavelengths).
 
         Arguments and errors are those of `score`.
         """
@@ -57,20 +57,20 @@ class Objective(ABC):
     def _cotangent(self, values: Floats, wavelengths_nm: Floats, channels: tuple[str, ...]) -> Floats: ...
 
     def __call__(self, spectra: Spectra) -> tuple[Floats, Floats]:
-        """Values (N,) and their derivatives by the spectra (N, channels, wavelengths), both float64.
+        """Values (N,) and their derivatives with respect to the spectra (N, channels, wavelengths), both float64.
 
-        This is what `Surrogate.predict_and_gradient` takes.
+        This makes an objective an argument of `Surrogate.predict_and_gradient`.
         """
         arguments = spectra.values.astype(np.float64), spectra.wavelengths_nm, spectra.channels
         return self.score(*arguments), self.cotangent(*arguments)
 
-    __array_ufunc__ = None  # numpy's numbers leave `number * objective` to the objective
+    __array_ufunc__ = None  # numpy scalars defer `number * objective` to the objective
 
     def __add__(self, other: Objective) -> Objective:
         return _Sum((*_terms(self), *_terms(other))) if isinstance(other, Objective) else NotImplemented
 
     def __radd__(self, other: int) -> Objective:
-        return self if other == 0 else NotImplemented  # what sum() starts from
+        return self if other == 0 else NotImplemented  # the start value of sum()
 
     def __sub__(self, other: Objective) -> Objective:
         return self + (-other) if isinstance(other, Objective) else NotImplemented
@@ -78,20 +78,20 @@ class Objective(ABC):
     def __neg__(self) -> Objective:
         return -1.0 * self
 
-    def __mul__(self, factor: float) -> Objective:
+    def __mul__(self, factor: float | np.floating) -> Objective:
         if not isinstance(factor, int | float | np.floating):
             return NotImplemented
         return _Sum(tuple((float(factor) * weight, objective) for weight, objective in _terms(self)))
 
     __rmul__ = __mul__
 
-    def __truediv__(self, divisor: float) -> Objective:
-        return self * (1 / divisor) if isinstance(divisor, int | float | np.floating) else NotImplemented
+    def __truediv__(self, divisor: float | np.floating) -> Objective:
+        return self * (1 / float(divisor)) if isinstance(divisor, int | float | np.floating) else NotImplemented
 
 
 @dataclass(frozen=True)
 class _Sum(Objective):
-    """A weighted sum of objectives, none of which is a sum."""
+    """A weighted sum of objectives, flattened: no term is itself a sum."""
 
     terms: tuple[tuple[float, Objective], ...]
 

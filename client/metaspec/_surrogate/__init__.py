@@ -1,1 +1,7 @@
-"""`Surrogate` and `AsyncSurrogate`: calls, checks and batches."""
+"""`Surrogate` and `AsyncSurrogate`: a remote model as a function of arrays. Private; import from `metaspec`."""
+
+from metaspec._surrogate.async_client import AsyncSurrogate
+from metaspec._surrogate.base import Evaluation, ObjectiveFunction, Sent
+from metaspec._surrogate.client import Surrogate
+
+__all__ = ["AsyncSurrogate", "Evaluation", "ObjectiveFunction", "Sent", "Surrogate"]

@@ -1,4 +1,4 @@
-"""`AsyncSurrogate`: the same for asyncio."""
+"""`AsyncSurrogate`: `Surrogate` for asyncio."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from numpy.typing import ArrayLike, NDArray
 
 from metaspec._errors import MetaSpecError, ProtocolError, ServerBusy, ServerUnreachable
 from metaspec._spectra import Spectra
-from metaspec._surrogate.base import Evaluation, Objective, SurrogateBase, grpc_transports
+from metaspec._surrogate.base import Evaluation, ObjectiveFunction, SurrogateBase, grpc_transports
 from metaspec._surrogate.call import Call
 from metaspec._transport.http import AsyncHttpTransport
-from metaspec._transport.protocol import AsyncTransport, ModelInfo, Reply, Request, parse_model, tells_more
+from metaspec._transport.protocol import AsyncTransport, ModelInfo, Reply, Request, needs_config, parse_model
 
 
 class AsyncSurrogate(SurrogateBase):
-    """`Surrogate` for asyncio: the same arguments and methods, to be awaited.
+    """`Surrogate` for asyncio: the same arguments and methods, awaitable.
 
-    Large arrays are checked, packed and unpacked in threads, so that the event loop stays free.
+    Arrays are checked, packed and unpacked in threads, so that the event loop stays responsive.
     """
 
     _transport: AsyncTransport
@@ -37,26 +37,26 @@ class AsyncSurrogate(SurrogateBase):
         info = await self.metadata()
         if call.version not in ("", info.version):
             info = self._info = await self._describe(call.version)
-        return Spectra(call.values, info.wavelengths_nm, info.channels, info.name, info.version)
+        return Spectra.of_model(call.values, info)
 
     async def gradient(self, structures: ArrayLike, cotangent: ArrayLike) -> NDArray[np.float32]:
         """The gradient of sum(cotangent * spectra); see `Surrogate.gradient`."""
         return (await self._complete(structures, cotangent)).values
 
-    async def predict_and_gradient(self, structures: ArrayLike, objective: Objective) -> Evaluation:
+    async def predict_and_gradient(self, structures: ArrayLike, objective: ObjectiveFunction) -> Evaluation:
         """An objective of the spectra, and its gradient; see `Surrogate.predict_and_gradient`."""
         spectra = await self.predict(structures)
         value, cotangent = objective(spectra)
         return Evaluation(np.asarray(value), await self.gradient(structures, cotangent), spectra)
 
     async def metadata(self) -> ModelInfo:
-        """What the server says of the model; see `Surrogate.metadata`."""
+        """Description of the model; see `Surrogate.metadata`."""
         if self._info is None:
             self._info = await self._describe()
         return self._info
 
     async def is_ready(self) -> bool:
-        """Whether the server answers and the model takes work, right now."""
+        """Whether the server answers and the model is ready, now."""
         try:
             await self._transport.send(self._question("ready"))
         except MetaSpecError:
@@ -75,23 +75,23 @@ class AsyncSurrogate(SurrogateBase):
 
     async def _describe(self, version: str = "") -> ModelInfo:
         server, model = await self._send(self._question("server")), await self._send(self._question("model", version))
-        config = await self._send(self._question("config", version)) if tells_more(server, model) else None
+        config = await self._send(self._question("config", version)) if needs_config(server, model) else None
         return parse_model(server, model, config, version or self.version or "")
 
     async def _complete(self, structures: ArrayLike, cotangent: ArrayLike | None) -> Call:
-        """A call with its answers, all of one version of the model."""
+        """A call with its answers, all from one version of the model."""
         call = await asyncio.to_thread(self._call, structures, cotangent, await self.metadata())
         try:
             await self._infer(call, range(len(call)))
             newest, stale = call.stale()
             await self._infer(call, stale, newest)
         except ProtocolError:
-            self._info = None  # a new version may have other shapes: let the next call see them
+            self._info = None  # a new version may have other shapes: the next call asks for its description
             raise
         return call
 
     async def _infer(self, call: Call, which: Sequence[int], version: str = "") -> None:
-        """Send some requests of a call, a few at a time."""
+        """Send some requests of a call, at most `concurrency` at a time."""
         todo = iter(which)
 
         async def infer() -> None:

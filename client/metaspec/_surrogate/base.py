@@ -1,4 +1,4 @@
-"""What `Surrogate` and `AsyncSurrogate` share: all that does not wait."""
+"""The base of `Surrogate` and `AsyncSurrogate`: settings, requests, pauses; nothing that does I/O."""
 
 from __future__ import annotations
 
@@ -15,24 +15,29 @@ from numpy.typing import ArrayLike, NDArray
 from tqdm import tqdm
 
 from metaspec._errors import MetaSpecError
+from metaspec._extras import missing_extra
 from metaspec._spectra import Spectra
 from metaspec._surrogate.call import Call
 from metaspec._transport.protocol import ModelInfo, Request
+from metaspec_contract.model import DEFAULT_MODEL, STRUCTURE
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 _LONGEST_PAUSE = 8.0  # seconds before another attempt, if the server does not ask for more
 
-Objective = Callable[[Spectra], tuple[ArrayLike, ArrayLike]]
-"""From spectra of N structures to the objective's N values, and its N derivatives by the spectra (the cotangent)."""
+ObjectiveFunction = Callable[[Spectra], tuple[ArrayLike, ArrayLike]]
+"""From spectra of N structures to N values and N derivatives with respect to the spectra (the cotangent).
+
+An instance of `metaspec.objectives.Objective` is one.
+"""
 
 
 class Evaluation(NamedTuple):
     """An objective and its gradient at N structures.
 
     Attributes:
-        value: of the objective, (N,).
-        gradient: of the objective by the density of every pixel, float32 (N, y, x).
-        spectra: of the structures.
+        value: values of the objective, (N,).
+        gradient: gradient with respect to the density of every pixel, float32 (N, y, x).
+        spectra: predicted spectra of the structures.
     """
 
     value: NDArray[Any]
@@ -41,11 +46,11 @@ class Evaluation(NamedTuple):
 
 
 class Sent(NamedTuple):
-    """What a surrogate has sent so far. Asking a busy server again does not count.
+    """Counts of what a surrogate has sent so far; retries do not count.
 
     Attributes:
-        requests: for spectra or gradients.
-        structures: in these requests; one with several cotangents counts for each of them.
+        requests: number of requests for spectra or gradients.
+        structures: number of structures in them; a structure with K cotangents counts K times.
     """
 
     requests: int
@@ -53,13 +58,13 @@ class Sent(NamedTuple):
 
 
 class SurrogateBase:
-    """Settings, and what follows from them. The arguments are those of `Surrogate`."""
+    """Settings shared by both clients. The arguments are those of `Surrogate`."""
 
     def __init__(
         self,
         url: str = DEFAULT_URL,
         *,
-        model: str = "diffractionnet",
+        model: str = DEFAULT_MODEL,
         version: str | int | None = None,
         api_key: str | None = None,
         timeout: float = 60.0,
@@ -90,7 +95,7 @@ class SurrogateBase:
         self._connect(scheme, self.url, api_key)
 
     def _connect(self, scheme: Literal["http", "grpc"], url: str, api_key: str | None) -> None:
-        """Make the transport, and the gate that limits the requests in flight, also where callers share a surrogate."""
+        """Create the transport, and the gate that limits requests in flight for all callers that share a surrogate."""
         raise NotImplementedError
 
     def __repr__(self) -> str:
@@ -98,12 +103,12 @@ class SurrogateBase:
 
     @property
     def sent(self) -> Sent:
-        """How many requests, and structures in them, have been sent so far."""
+        """Requests and structures sent so far."""
         return self._sent
 
     def _count(self, request: Request) -> None:
         with self._counting:
-            self._sent = Sent(self._sent.requests + 1, self._sent.structures + len(request.inputs["structure"]))
+            self._sent = Sent(self._sent.requests + 1, self._sent.structures + len(request.inputs[STRUCTURE]))
 
     def _question(self, operation: Literal["server", "model", "config", "ready"], version: str = "") -> Request:
         if operation == "server":
@@ -111,19 +116,26 @@ class SurrogateBase:
         return Request(operation, self.model, version or self.version or "")
 
     def _call(self, structures: ArrayLike, cotangent: ArrayLike | None, info: ModelInfo) -> Call:
-        """All of a call, checked; nothing of it copied."""
-        return Call(structures, cotangent, info, self.model, self.version or "", self._batch_size)
+        """A call with checked arguments, which are not copied."""
+        return Call(
+            structures,
+            cotangent,
+            info=info,
+            model=self.model,
+            version=self.version or "",
+            batch_size=self._batch_size,
+        )
 
     def _bar(self, call: Call) -> Any:
-        """A progress bar that shows itself after two seconds, where people look."""
+        """A progress bar that appears after two seconds, in terminals only."""
         disable = None if self._progress and len(call) > 1 else True
         return tqdm(total=call.rows, unit="structure", delay=2.0, leave=False, disable=disable)
 
     def _pause(self, attempt: int, error: MetaSpecError) -> float:
-        """Seconds before another attempt: what the server asks for, and on top of it exponential with full jitter.
+        """Seconds before the next attempt: what the server asks for, plus exponential back-off with full jitter.
 
         Raises:
-            MetaSpecError: the error, if there have been enough attempts, or the server asks for more patience than `timeout`.
+            MetaSpecError: the given error, if no attempt is left or the server asks for a pause longer than `timeout`.
         """
         asked: float = getattr(error, "retry_after", None) or 0.0
         if attempt == self._retries or asked > self._timeout:
@@ -132,23 +144,23 @@ class SurrogateBase:
 
 
 def grpc_transports() -> ModuleType:
-    """The module of the transports for gRPC, whose dependencies are an extra.
+    """The module of the gRPC transports, which need the extra "grpc".
 
     Raises:
-        ImportError: it is not installed.
+        ImportError: the extra is not installed.
     """
     try:
         from metaspec._transport import grpc as _grpc
     except ImportError as error:
-        raise ImportError('grpc:// needs tritonclient: pip install "metaspec[grpc]"') from error
+        raise missing_extra("grpc:// needs", "tritonclient", "grpc") from error
     return _grpc
 
 
 def _scheme(url: str) -> Literal["http", "grpc"]:
-    """What an address speaks.
+    """The protocol of a URL.
 
     Raises:
-        ValueError: it is not an address of HTTP or gRPC.
+        ValueError: not a URL of HTTP or gRPC.
     """
     try:
         parts = urlsplit(url)

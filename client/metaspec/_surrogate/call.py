@@ -1,4 +1,4 @@
-"""One call of a client: the requests it is made of, and the array that their answers are written into."""
+"""One call of a client: the requests it consists of, and the array that their answers are written to."""
 
 from __future__ import annotations
 
@@ -6,22 +6,25 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from metaspec._errors import ProtocolError
-from metaspec._surrogate.arrays import as_sent, check_cotangent, check_structures
+from metaspec._structures import check_structures
+from metaspec._surrogate.arrays import as_sent, check_cotangent
 from metaspec._transport.protocol import ModelInfo, Reply, Request
+from metaspec_contract.model import COTANGENT, GRADIENT, SPECTRA, STRUCTURE, gradient_model
 
 
 class Call:
     """Spectra of structures, or gradients for their cotangents, in requests of `batch_size` rows.
 
-    A row is a structure, or a structure with one of its cotangents. A request is made when it is about to be sent, and
-    its answer goes to its place in `values`: beyond that array, only what is under way takes memory.
+    A row is a structure, or a structure with one of its cotangents. A request is built just before it is sent, and its
+    answer is written into `values`: beyond that array, only requests in flight take memory.
 
     Args:
-        structures: of the caller.
-        cotangent: of the caller; None to ask for spectra.
-        info: what the model takes and gives.
-        model: to ask. version: of it; the server's choice if empty.
-        batch_size: rows in a request.
+        structures: the caller's structures.
+        cotangent: the caller's cotangents; None to ask for spectra.
+        info: description of the model.
+        model: name of the model.
+        version: version of the model; "" for the server's choice.
+        batch_size: rows per request.
 
     Raises:
         InvalidStructure: see `check_structures`.
@@ -32,19 +35,21 @@ class Call:
         self,
         structures: ArrayLike,
         cotangent: ArrayLike | None,
+        *,
         info: ModelInfo,
         model: str,
         version: str,
         batch_size: int,
     ) -> None:
-        self._structures = check_structures(structures, info.pixels)
-        self._info, self._model, self._version, self._batch_size = info, model, version, batch_size
+        self._structures = check_structures(structures)
+        self._model, self._version, self._batch_size = model, version, batch_size
+        self._takes_bits = info.takes_bits
         self._cotangent = None
         self._lead: tuple[int, ...] = (len(self._structures),)
         if cotangent is not None:
             self._cotangent = check_cotangent(cotangent, len(self._structures), info.spectra_shape)
             self._lead = self._cotangent.shape[:-2]
-        self.output = "spectra" if cotangent is None else "gradient"
+        self.output = SPECTRA if cotangent is None else GRADIENT
         shape = info.spectra_shape if cotangent is None else (1, *info.pixels)
         self.rows = int(np.prod(self._lead))
         self._values = np.empty((self.rows, *shape), np.float32)
@@ -56,7 +61,7 @@ class Call:
 
     @property
     def version(self) -> str:
-        """Of the model that answered, as far as the server told."""
+        """Version of the model that answered; "" if the server did not say."""
         return self._versions[0] if self._versions else ""
 
     @property
@@ -64,21 +69,21 @@ class Call:
         """Spectra (N, channels, wavelengths), or gradients (N, y, x) or (N, K, y, x)."""
         if self._cotangent is None:
             return self._values
-        return self._values.reshape(*self._lead, *self._info.pixels)
+        return self._values.reshape(*self._lead, *self._values.shape[2:])
 
     def request(self, n: int, version: str = "") -> Request:
-        """The n-th request, of a certain version of the model if one is given."""
+        """The n-th request, for a certain version of the model if one is given."""
         start, stop = self._span(n)
         if self._cotangent is None:
-            model, inputs = self._model, {"structure": self._sent(slice(start, stop))}
+            model, inputs = self._model, {STRUCTURE: self._sent(slice(start, stop))}
         else:
-            at = np.unravel_index(range(start, stop), self._lead)  # which structure, and which of its cotangents
+            at = np.unravel_index(range(start, stop), self._lead)  # index of the structure, and of its cotangent
             cotangent = np.ascontiguousarray(self._cotangent[at], np.float32)
-            model, inputs = f"{self._model}_vjp", {"structure": self._sent(at[0]), "cotangent": cotangent}
+            model, inputs = gradient_model(self._model), {STRUCTURE: self._sent(at[0]), COTANGENT: cotangent}
         return Request("infer", model, version or self._version, inputs, (self.output,))
 
     def write(self, n: int, reply: Reply) -> int:
-        """Put the answer to the n-th request in its place, and return how many rows it has.
+        """Write the answer to the n-th request into `values`, and return its number of rows.
 
         Raises:
             ProtocolError: the answer has no such tensor, or one of another shape or type.
@@ -96,7 +101,7 @@ class Call:
         return stop - start
 
     def stale(self) -> tuple[str, list[int]]:
-        """If a new version took over in the middle of the call: that version, and which answers are of another one."""
+        """If a new version took over during the call: that version, and the requests that another one answered."""
         versions = set(self._versions)
         if len(versions) < 2:
             return "", []
@@ -107,4 +112,4 @@ class Call:
         return n * self._batch_size, min((n + 1) * self._batch_size, self.rows)
 
     def _sent(self, which: slice | NDArray[np.intp]) -> NDArray[np.generic]:
-        return as_sent(self._structures[which], self._info.takes_bits)
+        return as_sent(self._structures[which], self._takes_bits)

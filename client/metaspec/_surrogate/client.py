@@ -13,35 +13,35 @@ from numpy.typing import ArrayLike, NDArray
 
 from metaspec._errors import MetaSpecError, ProtocolError, ServerBusy, ServerUnreachable
 from metaspec._spectra import Spectra
-from metaspec._surrogate.base import Evaluation, Objective, SurrogateBase, grpc_transports
+from metaspec._surrogate.base import Evaluation, ObjectiveFunction, SurrogateBase, grpc_transports
 from metaspec._surrogate.call import Call
 from metaspec._transport.http import HttpTransport
-from metaspec._transport.protocol import ModelInfo, Reply, Request, Transport, parse_model, tells_more
+from metaspec._transport.protocol import ModelInfo, Reply, Request, Transport, needs_config, parse_model
 
 _NEVER = threading.Event()
 
 
 class Surrogate(SurrogateBase):
-    """A surrogate model on a server. Threads may share one; it keeps its connections open until it is closed.
+    """A surrogate model on a server. Threads may share one; connections stay open until `close`.
 
     Args:
-        url: of the server: http:// or https:// for ours or Triton's HTTP port, grpc://host:port or grpcs://host:port (with
-            TLS) for Triton's gRPC port. gRPC needs the extra `grpc`.
-        model: to ask.
-        version: of the model; the server's choice by default.
-        api_key: for a server that wants one; sent as a bearer token.
-        timeout: seconds to wait for an answer, and for a busy server that names a time.
-        retries: further attempts when the server is busy or unreachable, with growing, jittered pauses.
-        batch_size: structures in one request.
-        concurrency: requests in flight at a time.
-        progress: show a progress bar in a terminal when a call takes long.
+        url: address of the server: http:// or https:// for ours or Triton's HTTP port, grpc://host:port or
+            grpcs://host:port (TLS) for Triton's gRPC port. gRPC needs the extra `grpc`.
+        model: name of the model.
+        version: version of the model; the server's choice by default.
+        api_key: API key, if the server requires one; sent as a bearer token.
+        timeout: longest wait in seconds for an answer, and for the pause that a busy server asks for.
+        retries: number of further attempts when the server is busy or unreachable, with growing, jittered pauses.
+        batch_size: structures per request.
+        concurrency: largest number of requests in flight.
+        progress: whether long calls show a progress bar in a terminal.
 
     Attributes:
-        sent: how many requests for spectra or gradients, and structures in them, have been sent so far.
+        sent: counts of requests for spectra or gradients, and of structures in them, sent so far.
 
     Raises:
-        ValueError: a setting out of range, or a URL of another kind.
-        ImportError: the URL is one of gRPC and tritonclient is not installed.
+        ValueError: a setting is out of range, or the URL has another scheme.
+        ImportError: a gRPC URL, and tritonclient is not installed.
 
     Example:
         >>> with Surrogate("http://127.0.0.1:8000") as surrogate:
@@ -63,63 +63,63 @@ class Surrogate(SurrogateBase):
 
         Args:
             structures: (128, 128), (N, 128, 128) or (N, 1, 128, 128); 1 is solid, 0 is void, densities between are allowed.
-                Large N are sent as several requests at a time; the order is kept, and all are of one version of the model.
-                What does not fit into memory may be a `numpy.memmap`.
+                Large N are split over concurrent requests; the order is kept, and one version of the model answers all.
+                Arrays larger than memory may be a `numpy.memmap`.
 
         Raises:
-            InvalidStructure: before anything is sent.
-            MetaSpecError: one of its kinds, see there.
+            InvalidStructure: raised before anything is sent.
+            MetaSpecError: one of its subclasses, see there.
         """
         call = self._complete(structures, None)
         info = self.metadata()
         if call.version not in ("", info.version):
             info = self._info = self._describe(call.version)
-        return Spectra(call.values, info.wavelengths_nm, info.channels, info.name, info.version)
+        return Spectra.of_model(call.values, info)
 
     def gradient(self, structures: ArrayLike, cotangent: ArrayLike) -> NDArray[np.float32]:
-        """The gradient of sum(cotangent * spectra) by the density of every pixel (a vector-Jacobian product).
+        """The gradient of sum(cotangent * spectra) with respect to the density of every pixel.
 
         Args:
-            structures: as for `predict`.
-            cotangent: (N, channels, wavelengths), or (channels, wavelengths) for all structures: the derivative of an
-                objective by the spectra gives the objective's gradient. For K objectives of each structure (N, K, channels,
-                wavelengths).
+            structures: structures as for `predict`.
+            cotangent: (N, channels, wavelengths), or (channels, wavelengths) for all structures. The derivative of an
+                objective with respect to the spectra yields the objective's gradient. (N, K, channels, wavelengths) for K
+                objectives of each structure.
 
         Returns:
             float32 (N, 128, 128), or (N, K, 128, 128) for K cotangents of each structure.
 
         Raises:
-            InvalidStructure: before anything is sent.
-            InvalidCotangent: before anything is sent.
-            MetaSpecError: one of its kinds, see there.
+            InvalidStructure: raised before anything is sent.
+            InvalidCotangent: raised before anything is sent.
+            MetaSpecError: one of its subclasses, see there.
         """
         return self._complete(structures, cotangent).values
 
-    def predict_and_gradient(self, structures: ArrayLike, objective: Objective) -> Evaluation:
+    def predict_and_gradient(self, structures: ArrayLike, objective: ObjectiveFunction) -> Evaluation:
         """An objective of the spectra, and its gradient.
 
         Args:
-            structures: as for `predict`.
-            objective: from `Spectra` of N structures to N values and N derivatives by the spectra, (N, channels,
-                wavelengths). Spectra are asked for first, then the gradient for these derivatives.
+            structures: structures as for `predict`.
+            objective: function from `Spectra` of N structures to N values and N derivatives with respect to the spectra,
+                (N, channels, wavelengths). Spectra are requested first, then the gradient for these derivatives.
 
         Raises:
-            InvalidStructure: before anything is sent.
-            InvalidCotangent: the objective's derivatives are of another shape or not finite.
-            MetaSpecError: one of its kinds, see there.
+            InvalidStructure: raised before anything is sent.
+            InvalidCotangent: the objective's derivatives have another shape or are not finite.
+            MetaSpecError: one of its subclasses, see there.
         """
         spectra = self.predict(structures)
         value, cotangent = objective(spectra)
         return Evaluation(np.asarray(value), self.gradient(structures, cotangent), spectra)
 
     def metadata(self) -> ModelInfo:
-        """What the server says of the model; asked once, and again when another version has answered."""
+        """Description of the model; requested once, and again when another version has answered."""
         if self._info is None:
             self._info = self._describe()
         return self._info
 
     def is_ready(self) -> bool:
-        """Whether the server answers and the model takes work, right now."""
+        """Whether the server answers and the model is ready, now."""
         try:
             self._transport.send(self._question("ready"))
         except MetaSpecError:
@@ -138,23 +138,23 @@ class Surrogate(SurrogateBase):
 
     def _describe(self, version: str = "") -> ModelInfo:
         server, model = self._send(self._question("server")), self._send(self._question("model", version))
-        config = self._send(self._question("config", version)) if tells_more(server, model) else None
+        config = self._send(self._question("config", version)) if needs_config(server, model) else None
         return parse_model(server, model, config, version or self.version or "")
 
     def _complete(self, structures: ArrayLike, cotangent: ArrayLike | None) -> Call:
-        """A call with its answers, all of one version of the model."""
+        """A call with its answers, all from one version of the model."""
         call = self._call(structures, cotangent, self.metadata())
         try:
             self._infer(call, range(len(call)))
             newest, stale = call.stale()
             self._infer(call, stale, newest)
         except ProtocolError:
-            self._info = None  # a new version may have other shapes: let the next call see them
+            self._info = None  # a new version may have other shapes: the next call asks for its description
             raise
         return call
 
     def _infer(self, call: Call, which: Sequence[int], version: str = "") -> None:
-        """Send some requests of a call, a few at a time."""
+        """Send some requests of a call, at most `concurrency` at a time."""
         cancelled = threading.Event()
 
         def infer(n: int) -> int:
@@ -176,7 +176,7 @@ class Surrogate(SurrogateBase):
                         bar.update(future.result())
                     running |= {pool.submit(infer, n) for n in islice(todo, len(done))}
             except BaseException:
-                cancelled.set()  # who waits for another attempt need not any more
+                cancelled.set()  # ends the pauses before further attempts
                 raise
 
     def _send(self, request: Request, cancelled: threading.Event = _NEVER) -> Reply:

@@ -1,4 +1,4 @@
-"""The Open Inference Protocol over gRPC, as Triton serves it. Needs tritonclient."""
+"""The Open Inference Protocol over gRPC, as served by Triton. Needs tritonclient."""
 
 from __future__ import annotations
 
@@ -22,12 +22,14 @@ from metaspec._errors import (
     ServerUnreachable,
 )
 from metaspec._transport.protocol import Reply, Request
+from metaspec._version import USER_AGENT
 
 _CHANNEL = [
+    ("grpc.primary_user_agent", USER_AGENT),
     ("grpc.max_send_message_length", -1),
     ("grpc.max_receive_message_length", -1),
     ("grpc.use_local_subchannel_pool", 1),  # else all clients of a process share one connection and its back-off
-    # How long a broken connection refuses calls at once: shorter than the pauses of those who ask again.
+    # How long a broken connection refuses calls immediately: shorter than the pauses between attempts.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1000),
@@ -46,12 +48,12 @@ _ERRORS: dict[str, type[MetaSpecError]] = {
 }
 
 _CAUSES: dict[str, type[MetaSpecError]] = {
-    "Exceeds maximum queue size": ServerBusy,  # UNAVAILABLE, as a lost connection is
+    "Exceeds maximum queue size": ServerBusy,  # its status is that of a lost connection, UNAVAILABLE
     "batch-size must be <=": RequestTooLarge,
-    "message larger than max": RequestTooLarge,  # of a proxy
+    "message larger than max": RequestTooLarge,  # from a proxy
     "RST_STREAM": ServerUnreachable,
 }
-"""What Triton and gRPC say where the status alone does not tell."""
+"""Parts of messages of Triton and gRPC that tell errors apart where the status does not."""
 
 
 class GrpcTransport:
@@ -85,7 +87,7 @@ class AsyncGrpcTransport:
 
     async def send(self, request: Request) -> Reply:
         """The server's answer; see `Transport`."""
-        if self._client is None:  # it belongs to the event loop that it is made in
+        if self._client is None:  # bound to the running event loop
             self._client = tritonclient.grpc.aio.InferenceServerClient(**_address(self._url))
         tensors = await asyncio.to_thread(_tensors, request)
         try:
@@ -111,7 +113,7 @@ def _options(api_key: str | None, timeout: float) -> dict[str, Any]:
 
 
 def _tensors(request: Request) -> dict[str, Any]:
-    """Inputs and outputs of an inference request as tritonclient has them; nothing for the other operations."""
+    """Inputs and outputs of an inference request for tritonclient; empty for other operations."""
     if request.operation != "infer":
         return {}
     inputs = []
@@ -123,7 +125,7 @@ def _tensors(request: Request) -> dict[str, Any]:
 
 
 def _call(client: Any, request: Request, **arguments: Any) -> Any:
-    """What the client's method returns: with asyncio's client, something to wait for."""
+    """Call the client's method for an operation; with the asyncio client, the result is awaitable."""
     if request.operation == "server":
         return client.get_server_metadata(**arguments)
     method = {
@@ -136,11 +138,11 @@ def _call(client: Any, request: Request, **arguments: Any) -> Any:
 
 
 def _decode(answer: Any, request: Request, url: str) -> Reply:
-    """An answer of tritonclient as a reply.
+    """A reply from an answer of tritonclient.
 
     Raises:
         ModelUnavailable: the model is not ready.
-        ProtocolError: bytes and shape of a tensor do not fit.
+        ProtocolError: bytes and shape of a tensor disagree.
     """
     match request.operation:
         case "server":

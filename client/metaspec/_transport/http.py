@@ -26,8 +26,9 @@ from metaspec._errors import (
     ServerUnreachable,
 )
 from metaspec._transport.protocol import Reply, Request
+from metaspec._version import USER_AGENT
 
-_PIECE = 2**18  # bytes of a body that are copied at a time
+_PIECE = 2**18  # bytes of a body copied at a time
 _HEADER_LENGTH = "Inference-Header-Content-Length"
 _DTYPES: dict[str, np.dtype[Any]] = {"FP32": np.dtype("<f4"), "UINT8": np.dtype("u1")}
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
@@ -46,10 +47,10 @@ _ERRORS: dict[int, type[MetaSpecError]] = {
 
 
 class HttpTransport:
-    """Sends requests over up to `connections` connections, which it keeps open.
+    """Sends requests over up to `connections` persistent connections.
 
-    Bodies are written and read piece by piece: an httpx.Response refers to itself and lives on for a while, with the bodies
-    that it and its request hold.
+    Bodies are written and read in pieces: an httpx.Response is part of a reference cycle, so that it would keep whole
+    bodies alive until the next garbage collection.
     """
 
     def __init__(self, url: str, api_key: str | None, timeout: float, connections: int) -> None:
@@ -100,10 +101,10 @@ class AsyncHttpTransport:
 def _settings(url: str, api_key: str | None, timeout: float, connections: int) -> dict[str, Any]:
     return {
         "base_url": url,
-        "verify": url.startswith("https://"),  # reading all authorities' certificates takes a tenth of a second
-        "timeout": httpx.Timeout(timeout, pool=None),  # the callers before this one are patient themselves
+        "verify": url.startswith("https://"),  # loading the certificates of all authorities takes 0.1 s
+        "timeout": httpx.Timeout(timeout, pool=None),  # waiting for a connection is not waiting for an answer
         "limits": httpx.Limits(max_connections=connections, max_keepalive_connections=connections),
-        "headers": {"User-Agent": "metaspec"} | ({"Authorization": f"Bearer {api_key}"} if api_key else {}),
+        "headers": {"User-Agent": USER_AGENT} | ({"Authorization": f"Bearer {api_key}"} if api_key else {}),
     }
 
 
@@ -148,16 +149,16 @@ async def _async_pieces(pieces: Iterator[bytes]) -> AsyncIterator[bytes]:
 
 
 def decode(request: Request, response: httpx.Response, content: bytearray) -> Reply:
-    """Read an answer.
+    """Decode an answer.
 
     Args:
-        request: that it is the answer to.
-        response: status and headers.
-        content: the body.
+        request: the answered request.
+        response: status and headers of the answer.
+        content: body of the answer.
 
     Raises:
-        ProtocolError: it cannot be read.
-        MetaSpecError: what its status stands for.
+        ProtocolError: the answer cannot be read.
+        MetaSpecError: the error that its status stands for.
     """
     if not response.is_success:
         raise _error_of(request, response, content)
@@ -186,7 +187,7 @@ def _tensors(content: bytearray, length: int) -> Reply:
 
 
 def _error_of(request: Request, response: httpx.Response, content: bytearray) -> MetaSpecError:
-    """The error that an answer without success stands for."""
+    """The error that an unsuccessful answer stands for."""
     status = response.status_code
     try:
         body = json.loads(content)
@@ -196,7 +197,7 @@ def _error_of(request: Request, response: httpx.Response, content: bytearray) ->
     if response.has_redirect_location:
         detail = f"the server redirects to {response.headers['Location']}: use that address as url"
     message = f"{detail} (HTTP {status} from {response.request.url})"
-    if status == 400 and "batch-size must be <=" in detail:  # how Triton says 413
+    if status == 400 and "batch-size must be <=" in detail:  # Triton's 413
         return RequestTooLarge(message)
     if status == 404 and request.operation == "server":
         return ProtocolError(message)
@@ -205,7 +206,7 @@ def _error_of(request: Request, response: httpx.Response, content: bytearray) ->
 
 
 def retry_after(response: httpx.Response) -> float | None:
-    """Seconds that the server asks to wait (RFC 9110, 10.2.3: a number, or a date), if it does."""
+    """Seconds to wait that the server asks for, if it does: a number or a date (RFC 9110, 10.2.3)."""
     value = response.headers.get("Retry-After", "")
     try:
         return max(0.0, float(value))

@@ -1,13 +1,13 @@
-"""The Open Inference Protocol as a client speaks it, whatever carries it: requests, replies, what a model is.
+"""The client's side of the Open Inference Protocol, independent of HTTP and gRPC: requests, replies, model descriptions.
 
-A transport has one method, `send`: a `Request` in, a `Reply` out or one of the errors of this package. Those for HTTP and
-for gRPC know nothing of structures and spectra, and the clients nothing of HTTP and gRPC.
+A transport has one method, `send`: a `Request` in, a `Reply` out or one of the errors of this package. Transports know
+nothing of structures and spectra, and the clients nothing of HTTP and gRPC.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -15,20 +15,33 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metaspec._errors import ProtocolError
+from metaspec_contract.model import (
+    METADATA_KEY,
+    PACKED_STRUCTURES,
+    STRUCTURE,
+    ModelMetadata,
+    ModelMismatch,
+    TensorSpec,
+    check_tensors,
+    is_gradient_model,
+    parse_metadata,
+)
+from metaspec_contract.process import Process
+from metaspec_contract.structures import PIXELS
 
-_PACKED = "metaspec_packed_structures"  # the extension of servers that take structures as bits
+_REQUIRED = ("process", "wavelengths_nm", "channels")  # fields without which spectra cannot be labelled
 
 
 @dataclass(frozen=True, eq=False)
 class Request:
-    """A question to a server.
+    """A request to a server.
 
     Attributes:
-        operation: metadata of the server or of a model, Triton's configuration of a model, whether it is ready, inference.
-        model: that it is about.
-        version: of the model; the server's choice if empty.
-        inputs: tensors by name, contiguous.
-        outputs: names of the tensors that are wanted.
+        operation: metadata of the server or of a model, Triton's configuration of a model, readiness, or inference.
+        model: name of the model.
+        version: version of the model; "" for the server's choice.
+        inputs: contiguous input tensors by name.
+        outputs: names of the wanted output tensors.
     """
 
     operation: Literal["server", "model", "config", "ready", "infer"]
@@ -43,7 +56,7 @@ class Reply:
     """A server's answer.
 
     Attributes:
-        document: what it says, named as in the protocol's JSON.
+        document: its fields, named as in the protocol's JSON.
         arrays: output tensors by name.
     """
 
@@ -52,20 +65,20 @@ class Reply:
 
 
 class Transport(Protocol):
-    """Carries requests to a server, from several threads at a time."""
+    """Sends requests to a server; threads may share it."""
 
     def send(self, request: Request) -> Reply:
-        """The reply, or one of this package's errors. Tries once."""
+        """The reply, or one of this package's errors. Makes one attempt."""
 
     def close(self) -> None:
         """Close the connections."""
 
 
 class AsyncTransport(Protocol):
-    """Carries requests to a server, for asyncio."""
+    """Sends requests to a server, for asyncio."""
 
     async def send(self, request: Request) -> Reply:
-        """The reply, or one of this package's errors. Tries once."""
+        """The reply, or one of this package's errors. Makes one attempt."""
 
     async def close(self) -> None:
         """Close the connections."""
@@ -73,74 +86,104 @@ class AsyncTransport(Protocol):
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What a server says of a model.
+    """A server's description of a model, checked.
 
     Attributes:
-        name: of the model.
-        version: that is described: the one that was asked for, else the newest.
-        pixels: rows and columns of a structure.
-        wavelengths_nm: of the spectra.
-        channels: names of the detectors.
-        takes_bits: whether the server takes binary structures as packed bits.
-        details: all that the model says of itself: process, training data, measured errors. Empty on a Triton whose
-            configuration of the model does not tell them.
+        name: name of the model.
+        version: described version: the requested one, else the newest.
+        process: device that the model predicts.
+        wavelengths_nm: wavelengths of the spectra in nm, ascending; those of the process.
+        channels: names of the channels.
+        merged_greens: whether G1 and G2 both hold the mean of the two.
+        takes_bits: whether the server accepts binary structures as packed bits.
+        details: the whole description as JSON; on our server also training data and measured errors.
     """
 
     name: str
     version: str
-    pixels: tuple[int, int]
+    process: Process
     wavelengths_nm: NDArray[np.float64]
     channels: tuple[str, ...]
+    merged_greens: bool
     takes_bits: bool
     details: dict[str, Any]
 
     @property
+    def pixels(self) -> tuple[int, int]:
+        """Rows and columns of a structure."""
+        return PIXELS, PIXELS
+
+    @property
     def spectra_shape(self) -> tuple[int, int]:
-        """Channels and wavelengths."""
+        """Numbers of channels and wavelengths."""
         return len(self.channels), len(self.wavelengths_nm)
 
 
-def tells_more(server: Reply, model: Reply) -> bool:
-    """Whether the configuration of a model has to be asked for: Triton's metadata have no room for what a model is."""
+def needs_config(server: Reply, model: Reply) -> bool:
+    """Whether a model's configuration has to be requested: Triton's metadata have no room for the description."""
     return "parameters" not in model.document and "model_configuration" in server.document.get("extensions", [])
 
 
 def parse_model(server: Reply, model: Reply, config: Reply | None, version: str) -> ModelInfo:
-    """Read what a server says of itself and of a model.
+    """Read a model's description, and check it against the model's tensors.
 
-    Wavelengths and channels are in the model's metadata on our server. On Triton they are in the parameter "metaspec" of the
-    model's configuration, as JSON; if it has none, spectra of shape (4, 301) are taken to be those of the default process.
+    Our server has the description among the model's metadata. On Triton it is the parameter "metaspec" of the model's
+    configuration, as JSON, which metaspec-export writes.
 
     Args:
         server: metadata of the server.
         model: metadata of the model.
-        config: configuration of the model, if the server has one.
-        version: that was asked for; the newest if empty.
+        config: configuration of the model, if it was requested.
+        version: requested version; "" for the newest.
 
     Raises:
-        ProtocolError: they are not what the protocol says.
+        ProtocolError: the description is missing, or contradicts itself or the tensors; both sides are named.
     """
     body = model.document
     try:
-        structure = next(tensor for tensor in body["inputs"] if tensor["name"] == "structure")
-        spectra = next(tensor for tensor in body["outputs"] if tensor["name"] == "spectra")
-        details = body.get("parameters") or _from_config(config)
-        channels, count = spectra["shape"][-2:]
-        if "wavelengths_nm" not in details and (channels, count) != (4, 301):
-            raise ProtocolError(f"the server does not tell the wavelengths of its {channels} x {count} spectra")
-        wavelengths = np.array(details.get("wavelengths_nm", np.linspace(400, 700, 301)), float)
-        names = tuple(details.get("channels", ("R", "G1", "G2", "B")))
-        if (len(names), *wavelengths.shape) != (channels, count):
-            raise ProtocolError(f"{len(names)} channels and {len(wavelengths)} wavelengths for spectra {spectra}")
-        rows, columns = structure["shape"][-2:]
-        packed = _PACKED in server.document.get("extensions", [])
-        described = version or str((body.get("versions") or [""])[-1])
-        return ModelInfo(body["name"], described, (rows, columns), wavelengths, names, packed, details)
-    except (ValueError, KeyError, TypeError, StopIteration, IndexError, AttributeError) as error:
+        name, details = str(body["name"]), body.get("parameters") or _from_config(config)
+        metadata = _metadata(name, details)
+        check_tensors(metadata, list(_tensors(body["inputs"])), list(_tensors(body["outputs"])))
+        return ModelInfo(
+            name=name,
+            version=version or str((body.get("versions") or [""])[-1]),
+            process=metadata.process,
+            wavelengths_nm=np.array(metadata.wavelengths_nm, np.float64),
+            channels=tuple(metadata.channels),
+            merged_greens=metadata.merged_greens,
+            takes_bits=PACKED_STRUCTURES in server.document.get("extensions", []),
+            details=dict(details),
+        )
+    except ModelMismatch as error:
+        raise ProtocolError(
+            f"the server's description of model {body['name']!r} does not fit: {error}. Publish the model with "
+            "metaspec-export, whose config.pbtxt carries the description"
+        ) from None
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         raise ProtocolError(f"the server's description of the model cannot be read: {error!r}") from error
+
+
+def _metadata(name: str, details: Mapping[str, Any]) -> ModelMetadata:
+    """The checked metadata of a model; a configuration states only the fields that label its spectra."""
+    if missing := [field for field in _REQUIRED if field not in details]:
+        raise ModelMismatch(f"it lacks {', '.join(missing)}")
+    given = {
+        "schema_version": 1,
+        "name": name,
+        "kind": "vjp" if is_gradient_model(name) else "forward",
+        "units": {},
+        "input": {"name": STRUCTURE, "solid": 1.0, "void": 0.0},
+    }
+    return parse_metadata({METADATA_KEY: json.dumps(given | dict(details))})
+
+
+def _tensors(tensors: Iterable[Mapping[str, Any]]) -> Iterable[TensorSpec]:
+    for tensor in tensors:
+        yield TensorSpec(tensor["name"], np.dtype(np.float32), tuple(int(length) for length in tensor["shape"][1:]))
 
 
 def _from_config(config: Reply | None) -> dict[str, Any]:
     parameters = {} if config is None else config.document.get("parameters") or {}
-    details: dict[str, Any] = json.loads(parameters["metaspec"]["string_value"]) if "metaspec" in parameters else {}
+    found = parameters[METADATA_KEY]["string_value"] if METADATA_KEY in parameters else "{}"
+    details: dict[str, Any] = json.loads(found)
     return details

@@ -1,4 +1,4 @@
-"""Inverse design: from latents to binary structures with good spectra, many starts at once.
+"""Inverse design: from latents to binary structures with good spectra, many starts in parallel.
 
     from metaspec import Surrogate, objectives, optimise
     from metaspec.topology import Parameterisation
@@ -9,7 +9,7 @@
 
     result.structure[0]  # the best design
 
-An optimiser of your own is a subclass of `Optimiser`; `ask` and `tell` work without `run`, too.
+Your own optimiser is a subclass of `Optimiser`; `ask` and `tell` also work without `run`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+from metaspec._extras import missing_extra
 from metaspec.optimise.adam import Adam
 from metaspec.optimise.base import Optimiser
 from metaspec.optimise.control import ControlPoints
@@ -24,6 +25,7 @@ from metaspec.optimise.loop import run
 from metaspec.optimise.problem import Problem, Score
 from metaspec.optimise.record import History, Progress, Result
 from metaspec.topology import random_latents
+from metaspec_contract.structures import PIXELS
 
 __all__ = [
     "NAMES",
@@ -39,7 +41,7 @@ __all__ = [
     "run",
 ]
 
-_GRADIENT = {  # name: module, class, what the module needs, extra
+_GRADIENT = {  # name: module, class, required package, extra
     "adam": ("adam", "Adam", "numpy", ""),
     "lbfgs": ("lbfgs", "LBFGSB", "scipy", "optimise"),
     "torch": ("torch", "Torch", "torch", "torch"),
@@ -54,25 +56,25 @@ _GRADIENT_FREE = {
 }
 
 NAMES = (*_GRADIENT, *_GRADIENT_FREE)
-"""Optimisers that `by_name` knows."""
+"""Names of the optimisers."""
 
 
 def by_name(
-    name: str, starts: int = 16, seed: int = 0, *, shape: tuple[int, int] = (128, 128), **settings: Any
+    name: str, starts: int = 16, seed: int = 0, *, shape: tuple[int, int] = (PIXELS, PIXELS), **settings: Any
 ) -> Optimiser:
     """An optimiser with random starts.
 
     Args:
-        name: one of `NAMES`. "adam", "lbfgs", "torch", "optax" and "invrs" use gradients, for all pixels. "cmaes", "de",
-            "ga" and "botorch" use none, and have `points` x `points` control points for variables.
-        starts: rows of a batch: starts of a gradient method, else candidates of a generation.
-        seed: of all random numbers.
+        name: one of `NAMES`. "adam", "lbfgs", "torch", "optax" and "invrs" use gradients and vary every pixel; "cmaes",
+            "de", "ga" and "botorch" are gradient-free and vary `points` x `points` control points.
+        starts: batch size: number of starts of a gradient method, else of candidates per generation.
+        seed: seed of the random number generator.
         shape: pixels (y, x) of a structure.
-        **settings: of the optimiser's class; and `points` for one without gradients.
+        **settings: arguments of the optimiser's class; and `points` for a gradient-free one.
 
     Raises:
         ValueError: no such optimiser.
-        ImportError: it needs a package that is not installed; says which extra has it.
+        ImportError: a required package is not installed; the extra that has it is named.
     """
     if name not in NAMES:
         raise ValueError(f"optimiser must be one of {', '.join(NAMES)}, got {name!r}")
@@ -80,7 +82,7 @@ def by_name(
     try:
         make = getattr(importlib.import_module(f"{__name__}.{module}"), kind)
     except ImportError as error:
-        raise ImportError(f'the optimiser "{name}" needs {package}: pip install "metaspec[{extra}]"') from error
+        raise missing_extra(f'the optimiser "{name}" needs', package, extra) from error
     if name in _GRADIENT:
         optimiser: Optimiser = make(random_latents(starts, seed, shape), **settings)
         return optimiser

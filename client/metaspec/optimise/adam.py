@@ -1,4 +1,4 @@
-"""Adam in numpy: the default, for it needs nothing else and takes one step for all starts at once."""
+"""Adam in numpy, the default optimiser: no further dependency, one vectorised step for all starts."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ class Adam(Optimiser):
 
     Args:
         start: latents (M, y, x) in [0, 1].
-        learning_rate: largest change of a pixel's latent in a step, about.
-        decay: of the running means of the gradient and of its square.
+        learning_rate: approximate largest change of a latent per step.
+        decay: decay rates of the running means of the gradient and of its square.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class Adam(Optimiser):
         return {"latent": self._latent, "mean": self._mean, "square": self._square, "steps": steps}
 
     def restore(self, state: dict[str, Array]) -> None:
-        """Take them over."""
+        """Restore them."""
         self._latent, self._mean, self._square = state["latent"], state["mean"], state["square"]
         self._steps = int(state["steps"])
         self._asked = None

@@ -1,4 +1,4 @@
-"""What every optimiser looks like."""
+"""The base class of all optimisers: ask and tell."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ Array = NDArray[Any]
 
 
 class Optimiser(ABC):
-    """Proposes latents, is told what they are worth, and proposes better ones: larger values are better.
+    """Proposes latents and learns from the values of the objective; it maximises.
 
     A batch has M rows: independent starts for a gradient method, the candidates of one generation for a population.
-    A new optimiser needs `_propose`, `_learn`, `state` and `restore`.
+    A subclass defines `_propose`, `_learn`, `state` and `restore`.
 
     Attributes:
-        needs_gradient: whether `tell` needs the gradient; if not, nobody computes it.
-        settings: what makes this optimiser another one, as JSON; a checkpoint is only taken up by an equal optimiser.
+        needs_gradient: whether `tell` requires the gradient; if not, it is not computed.
+        settings: configuration fingerprint as JSON, compared when a checkpoint is resumed.
     """
 
     needs_gradient: bool = True
@@ -28,20 +28,21 @@ class Optimiser(ABC):
     _asked: Array | None = None
 
     def ask(self) -> Array:
-        """The latents to evaluate next, (M, y, x) in [0, 1]. Asking again before telling gives the same."""
+        """The latents to evaluate next, (M, y, x) in [0, 1]; the same until `tell` is called."""
         if self._asked is None:
             self._asked = self._propose()
         return self._asked
 
     def tell(self, value: ArrayLike, gradient: ArrayLike | None = None) -> None:
-        """Take note of what the latents of the last `ask` are worth.
+        """Learn the values of the latents of the last `ask`.
 
         Args:
-            value: of the objective, (M,).
-            gradient: of the objective by the latents, (M, y, x); not looked at by an optimiser that needs none.
+            value: values of the objective, (M,).
+            gradient: gradient with respect to the latents, (M, y, x); ignored by a gradient-free optimiser.
 
         Raises:
-            ValueError: values or gradients of another shape or not finite, or nobody asked. Nothing has changed.
+            ValueError: a value or gradient has another shape or is not finite, or `ask` was not called. The state is
+                unchanged.
         """
         if self._asked is None:
             raise ValueError("ask before you tell")
@@ -51,23 +52,23 @@ class Optimiser(ABC):
 
     @abstractmethod
     def _propose(self) -> Array:
-        """What `ask` returns."""
+        """The return value of `ask`."""
 
     @abstractmethod
     def _learn(self, value: Array, gradient: Array) -> None:
-        """What `tell` does, with float64 arrays that are as they must be; an empty gradient where none is needed."""
+        """The work of `tell`, with checked float64 arrays; the gradient is empty if not needed."""
 
     def restart(self) -> None:
-        """The objective is about to change (the next beta): keep the point, forget what no longer holds."""
+        """Prepare for a change of the objective (the next beta): keep the latents, drop what no longer holds."""
         return
 
     @abstractmethod
     def state(self) -> dict[str, Array]:
-        """All that `restore` needs, between `tell` and `ask`. The arrays are never changed later."""
+        """The state between `tell` and `ask`, for `restore`. The arrays are never modified later."""
 
     @abstractmethod
     def restore(self, state: dict[str, Array]) -> None:
-        """Go on from the state of an optimiser with the same settings, exactly as that one would."""
+        """Continue exactly from the state of an optimiser with the same settings."""
 
 
 def _finite(name: str, array: ArrayLike | None, shape: tuple[int, ...]) -> Array:
@@ -78,10 +79,10 @@ def _finite(name: str, array: ArrayLike | None, shape: tuple[int, ...]) -> Array
 
 
 def check_latents(start: ArrayLike) -> Array:
-    """Latents to start from, as float64 (M, y, x).
+    """Starting latents as float64 (M, y, x).
 
     Raises:
-        ValueError: they are not (M, y, x) with M >= 1, or leave [0, 1].
+        ValueError: not (M, y, x) with M >= 1, or outside [0, 1].
     """
     latents = np.array(start, dtype=np.float64)
     if latents.ndim != 3 or not latents.size:
@@ -92,5 +93,5 @@ def check_latents(start: ArrayLike) -> Array:
 
 
 def digest(start: Array) -> str:
-    """A short name of where an optimiser starts."""
+    """A hash of the starting latents, for the configuration fingerprint."""
     return hashlib.sha256(np.ascontiguousarray(start).tobytes()).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""Bayesian optimisation by BoTorch, for some dozens of variables and some hundred evaluations. Needs botorch."""
+"""Bayesian optimisation with BoTorch, for dozens of variables and hundreds of evaluations. Needs botorch."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from metaspec.optimise.base import Array, Optimiser
 
 
 class Bayesian(Optimiser):
-    """A Gaussian process and batches of the largest log expected improvement (Ament et al., arXiv:2310.20708).
+    """A Gaussian process and batches of largest log expected improvement (Ament et al., arXiv:2310.20708).
 
-    Every batch follows from the points and values so far and the seed alone, so these are all its state.
+    Every batch is a function of the points and values so far and the seed, so these are its whole state.
 
     Args:
-        candidates: of one batch.
-        seed: of all random numbers.
-        shape: of a candidate, (y, x).
-        initial: batches of quasi-random points before the first Gaussian process.
+        candidates: number of candidates per batch.
+        seed: seed of the random number generators.
+        shape: control points (y, x) of a candidate.
+        initial: number of quasi-random batches before the first Gaussian process.
     """
 
     needs_gradient = False
@@ -71,6 +71,6 @@ class Bayesian(Optimiser):
         return {"points": self._points.numpy(), "values": self._values.numpy()}
 
     def restore(self, state: dict[str, Array]) -> None:
-        """Take them over."""
+        """Restore them."""
         self._points, self._values = torch.from_numpy(state["points"]), torch.from_numpy(state["values"])
         self._asked = None

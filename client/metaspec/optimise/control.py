@@ -1,27 +1,28 @@
-"""Control points: few variables instead of a pixel each, for optimisers that cannot handle thousands."""
+"""Control points: few variables instead of one per pixel, for gradient-free optimisers."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from metaspec.optimise.base import Array, Optimiser
+from metaspec_contract.structures import PIXELS
 
 
 class ControlPoints(Optimiser):
-    """Another optimiser, whose variables are the control points of periodic, uniform cubic B-splines.
+    """Wraps an optimiser whose variables are the control points of periodic, uniform cubic B-splines.
 
-    Each pixel of a latent is a weighted mean of 4 x 4 control points, so that points in [0, 1] make latents in [0, 1] (C. de
+    Each pixel of a latent is a weighted mean of 4 x 4 control points, so that points in [0, 1] yield latents in [0, 1] (C. de
     Boor, A Practical Guide to Splines, Springer (1978)).
 
     Args:
-        optimiser: of points (M, rows, columns) in [0, 1].
+        optimiser: optimiser of points (M, rows, columns) in [0, 1].
         shape: pixels (y, x) of the latents.
 
     Raises:
-        ValueError: fewer than 4 points along a side, or more than pixels.
+        ValueError: fewer than 4 points along a side, or more points than pixels.
     """
 
-    def __init__(self, optimiser: Optimiser, shape: tuple[int, int] = (128, 128)) -> None:
+    def __init__(self, optimiser: Optimiser, shape: tuple[int, int] = (PIXELS, PIXELS)) -> None:
         points = optimiser.ask().shape[1:]
         if not all(4 <= count <= pixels for count, pixels in zip(points, shape, strict=True)):
             raise ValueError(f"points must be from 4 to as many as the {shape} pixels along each side, got {points}")
@@ -37,15 +38,15 @@ class ControlPoints(Optimiser):
         self.optimiser.tell(value, self._rows.T @ gradient @ self._columns if self.needs_gradient else None)
 
     def restart(self) -> None:
-        """Restart the optimiser."""
+        """Restart the wrapped optimiser."""
         self.optimiser.restart()
 
     def state(self) -> dict[str, Array]:
-        """That of the optimiser."""
+        """The state of the wrapped optimiser."""
         return self.optimiser.state()
 
     def restore(self, state: dict[str, Array]) -> None:
-        """Restore the optimiser."""
+        """Restore the wrapped optimiser."""
         self.optimiser.restore(state)
         self._asked = None
 

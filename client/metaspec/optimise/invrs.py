@@ -1,4 +1,4 @@
-"""Optimisers of invrs-opt. Needs jax and invrs-opt."""
+"""Optimisers from invrs-opt. Needs jax and invrs-opt."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from metaspec.optimise.base import Array, Optimiser, check_latents, digest
 
 
 class Invrs(Optimiser):
-    """An optimiser of invrs-opt, whose densities are the latents here.
+    """An optimiser from invrs-opt; its densities are the latents here.
 
     Args:
         start: latents (M, y, x) in [0, 1].
-        algorithm: a function of invrs_opt that returns an optimiser, by name.
-        length_pixels: minimum width and spacing, which "density_..." and "levelset_..." heed.
-        **settings: of the function.
+        algorithm: name of a function of invrs_opt that returns an optimiser.
+        length_pixels: minimum width and spacing in pixels, respected by "density_..." and "levelset_...".
+        **settings: arguments of the function.
 
     Raises:
         ValueError: no such function.
@@ -69,16 +69,16 @@ class Invrs(Optimiser):
         )
 
     def restart(self) -> None:
-        """Begin anew at the present density."""
+        """Start over at the current density."""
         self._state = self._init(self._params(self._state))
         self._asked = None
 
     def state(self) -> dict[str, Array]:
-        """The arrays of invrs-opt's state, in the order of the tree."""
+        """The arrays of invrs-opt's state, in tree order."""
         return {f"leaf.{n:03}": np.asarray(leaf) for n, leaf in enumerate(jax.tree.leaves(self._state))}
 
     def restore(self, state: dict[str, Array]) -> None:
-        """Take them over."""
+        """Restore them."""
         leaves = [jnp.asarray(state[name]) for name in sorted(state)]
         self._state = jax.tree.unflatten(jax.tree.structure(self._state), leaves)
         self._asked = None

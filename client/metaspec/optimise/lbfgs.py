@@ -1,4 +1,4 @@
-"""L-BFGS-B by SciPy, many starts at once: each has a search of its own, and their evaluations make one batch."""
+"""L-BFGS-B from SciPy for many starts: one search per start, evaluated together in batches."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from metaspec.optimise.base import Array, Optimiser, check_latents, digest
 
 
 class LBFGSB(Optimiser):
-    """L-BFGS-B (Byrd, Lu, Nocedal and Zhu, SIAM J. Sci. Comput. 16, 1190 (1995)) by SciPy.
+    """L-BFGS-B (Byrd, Lu, Nocedal and Zhu, SIAM J. Sci. Comput. 16, 1190 (1995)) from SciPy.
 
-    A step is one evaluation for each start, be it an iteration or one more point of a line search. A search that ends
-    begins anew where it was best, without its memory; so do all searches after `restart`.
+    A step is one evaluation per start: an iteration or a point of a line search. A search that ends starts over at its
+    best point, without its memory; so do all searches after `restart`.
 
-    SciPy keeps its state to itself, so this keeps all that it told SciPy since the last restart, and tells it again.
+    SciPy does not expose its state, so the state here is all answers since the last restart, which `restore` replays.
 
     Args:
         start: latents (M, y, x) in [0, 1].
-        memory: corrections of the approximate Hessian.
+        memory: number of corrections of the approximate Hessian.
     """
 
     def __init__(self, start: ArrayLike, memory: int = 10) -> None:
@@ -45,7 +45,7 @@ class LBFGSB(Optimiser):
         return np.stack([search.point.reshape(self._start.shape[1:]) for search in self._searches])
 
     def _learn(self, value: Array, gradient: Array) -> None:
-        told = value, gradient.astype(np.float32)  # so that what is told again is the same, bit for bit
+        told = value, gradient.astype(np.float32)  # as it is stored, so that a replay is bit-identical
         self._tell(*told)
         self._told.append(told)
 
@@ -56,18 +56,18 @@ class LBFGSB(Optimiser):
             search.answer(cost, slope.ravel())
 
     def restart(self) -> None:
-        """Begin all searches anew where they were best."""
+        """Start all searches over at their best points."""
         self._start = self._best
         self._begin()
 
     def state(self) -> dict[str, Array]:
-        """Where the searches began, and all they were told since."""
+        """Starting points of the searches, and all answers since."""
         told = {f"value.{n:04}": value for n, (value, _) in enumerate(self._told)}
         told |= {f"gradient.{n:04}": gradient for n, (_, gradient) in enumerate(self._told)}
         return {"start": self._start, **told}
 
     def restore(self, state: dict[str, Array]) -> None:
-        """Begin there, and tell them again."""
+        """Start there and replay the answers."""
         self._start = state["start"]
         self._begin()
         for n in range(len(state) // 2):
@@ -79,7 +79,7 @@ class _Closed(Exception):
 
 
 class _Search:
-    """A minimisation in a thread of its own, which waits at each point until it is told the cost and the slope there."""
+    """A minimisation in its own thread, which waits at each point for the cost and its gradient."""
 
     def __init__(self, start: Array, memory: int) -> None:
         self._points: SimpleQueue[Array | Exception] = SimpleQueue()
@@ -89,7 +89,7 @@ class _Search:
         self._await()
 
     def answer(self, cost: float, slope: Array) -> None:
-        """Tell it the cost and its gradient at `point`; then `point` is the next one."""
+        """Answer with the cost and its gradient at `point`, and wait until `point` is the next one."""
         self._answers.put((cost, slope))
         self._await()
 

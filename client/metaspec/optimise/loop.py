@@ -1,4 +1,4 @@
-"""The loop: many starts at once, from latents to binary structures; it can be interrupted and resumed."""
+"""The optimisation loop: from latents to binary structures, many starts in parallel, resumable."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from metaspec.optimise.base import Array, Optimiser
 from metaspec.optimise.problem import Problem
 from metaspec.optimise.record import History, Progress, Record, Result
 from metaspec.topology import beta_schedule
+from metaspec_contract.structures import unpack
 
-_STAGES = 8  # of the steepness: within one the objective stays the same, which line searches need
+_STAGES = 8  # of the steepness: the objective is constant within a stage, as line searches require
 
 
 def run(
@@ -34,27 +35,27 @@ def run(
 ) -> Result:
     """Optimise, and keep the best binary structure of each row of the batch.
 
-    Every `check_every` steps, and in the last one, the thresholded structures are evaluated too: what is kept and ranked
-    is what can be made, not a grey density.
+    Every `check_every` steps, and in the last one, the thresholded structures are evaluated too: binary structures are kept
+    and ranked, not grey densities.
 
-    Whatever ends a run early (Ctrl-C, a server that is gone, an exception of the callback), its last complete step is in
-    the checkpoint before the exception goes on. The same call then continues exactly where it was.
+    Whatever ends a run early (Ctrl-C, loss of the server, an exception in the callback), its last complete step is saved to
+    the checkpoint before the exception propagates. The same call then resumes exactly.
 
     Args:
-        problem: to solve.
-        optimiser: to ask, in its initial state.
-        steps: how often to ask it.
-        betas: steepness of the projection in each step, (steps,). By default from 4 to 64 in eight stages for an optimiser
-            that needs gradients, and infinite, which means binary structures, for one that does not.
-        check_every: steps between evaluations of the thresholded structures.
-        checkpoint: a file to resume from, if it exists, and to write to.
-        save_every_s: seconds between two checkpoints, at least.
-        callback: called after each step.
-        progress: show a progress bar in a terminal.
+        problem: problem to solve.
+        optimiser: optimiser in its initial state.
+        steps: number of steps.
+        betas: steepness of the projection in each step, (steps,). By default 4 to 64 in eight stages for an optimiser
+            with gradients, and infinite (binary structures) for a gradient-free one.
+        check_every: number of steps between evaluations of the thresholded structures.
+        checkpoint: path of the checkpoint, which is resumed if it exists.
+        save_every_s: shortest time between two checkpoints in seconds.
+        callback: callback after each step.
+        progress: whether to show a progress bar in a terminal.
 
     Raises:
-        ValueError: a setting out of range, or `checkpoint` is damaged or of another run.
-        MetaSpecError: the server cannot be asked.
+        ValueError: a setting is out of range, or `checkpoint` is damaged or belongs to another run.
+        MetaSpecError: a server call failed.
     """
     if steps < 1 or check_every < 1:
         raise ValueError(f"steps and check_every must be at least 1, got {steps} and {check_every}")
@@ -84,7 +85,7 @@ def run(
             {name.removeprefix("optimiser."): a for name, a in arrays.items() if name.startswith("optimiser.")}
         )
     origin = _spent(problem) - spent
-    complete = done, spent, optimiser.state()  # replaced at once: an interruption finds one complete step or the next
+    complete = done, spent, optimiser.state()  # one assignment: an interruption finds one complete step or the next
 
     def save() -> None:
         if file is not None:
@@ -104,7 +105,14 @@ def run(
                 if step in checked:
                     binary = score if beta == np.inf else problem.score(latent)
                     structure = problem.parameterisation.binary(latent)
-                    record.check(step, checked.index(step), latent, structure, binary.value, binary.spectra)
+                    record.check(
+                        step,
+                        checked.index(step),
+                        latent=latent,
+                        structure=structure,
+                        value=binary.value,
+                        spectra=binary.spectra,
+                    )
                 record.value[step] = score.value
                 optimiser.tell(score.value, score.gradient)
                 complete = step + 1, _spent(problem) - origin, optimiser.state()
@@ -121,7 +129,7 @@ def run(
 
 
 def _spent(problem: Problem) -> Array:
-    """Structures, calls and seconds."""
+    """Structures evaluated, server calls and seconds."""
     return np.array([problem.structures_evaluated, problem.server_calls, time.monotonic()])
 
 
@@ -132,12 +140,12 @@ def _result(record: Record, betas: Sequence[float], checked: list[int], spent: A
     return Result(
         structure=record.structure[order],
         value=record.best[order],
-        spectra=Spectra(record.spectra[order], info.wavelengths_nm, info.channels, info.name, str(record.version)),
+        spectra=Spectra.of_model(record.spectra[order], info, str(record.version)),
         latent=record.latent[order],
         row=order,
         found=record.found[order],
         history=History(np.array(betas, float), record.value, np.array(checked), record.binary_value),
-        trajectory=np.unpackbits(record.bits, axis=-1, count=shape[1] * shape[2]).reshape(-1, *shape[1:]),
+        trajectory=unpack(record.bits, (shape[1], shape[2])).reshape(-1, *shape[1:]),
         structures_evaluated=int(spent[0]),
         server_calls=int(spent[1]),
         wall_s=float(spent[2]),

@@ -1,4 +1,4 @@
-"""Optimisers of optax, which take one step for all starts at once. Needs jax and optax."""
+"""Optimisers from optax, one vectorised step for all starts. Needs jax and optax."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from metaspec.optimise.base import Array, Optimiser, check_latents, digest
 
 
 class Optax(Optimiser):
-    """A gradient transformation of optax on the box [0, 1]: after each step, latents are clipped.
+    """A gradient transformation from optax on the box [0, 1]: after each step, latents are clipped.
 
     Args:
-        start: latents (M, y, x) in [0, 1]; one array to the transformation, in JAX's default precision.
-        algorithm: a function of optax that returns a transformation, by name, or a transformation.
-        **settings: of the function; `learning_rate` is 0.03 by default.
+        start: latents (M, y, x) in [0, 1]; a single array for the transformation, in JAX's default precision.
+        algorithm: name of a function of optax that returns a transformation, or a transformation.
+        **settings: arguments of the function; `learning_rate` is 0.03 by default.
 
     Raises:
         ValueError: no such function.
@@ -36,7 +36,7 @@ class Optax(Optimiser):
             transformation = getattr(optax, algorithm)(**settings)
         else:
             transformation = algorithm
-        name = algorithm if isinstance(algorithm, str) else "a transformation of your own"
+        name = algorithm if isinstance(algorithm, str) else "custom transformation"
         self.settings = {"name": "optax", "algorithm": name, "start": digest(latents), **settings}
         latent = jnp.asarray(latents)
         self._state = latent, transformation.init(latent)
@@ -56,11 +56,11 @@ class Optax(Optimiser):
         self._state = self._step(self._state, jnp.asarray(gradient))
 
     def state(self) -> dict[str, Array]:
-        """The latents and the transformation's arrays, in the order of the tree."""
+        """The latents and the transformation's arrays, in tree order."""
         return {f"leaf.{n:03}": np.asarray(leaf) for n, leaf in enumerate(jax.tree.leaves(self._state))}
 
     def restore(self, state: dict[str, Array]) -> None:
-        """Take them over."""
+        """Restore them."""
         leaves = [jnp.asarray(state[name]) for name in sorted(state)]
         self._state = jax.tree.unflatten(jax.tree.structure(self._state), leaves)
         self._asked = None

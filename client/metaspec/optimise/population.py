@@ -1,4 +1,4 @@
-"""Methods without gradients: CMA-ES, differential evolution and a genetic algorithm, for some hundred variables at most."""
+"""Gradient-free methods: CMA-ES, differential evolution and a genetic algorithm, for up to hundreds of variables."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from metaspec.optimise.base import Array, Optimiser
 class Population(Optimiser):
     """An optimiser whose library cannot save its state as plain arrays.
 
-    Instead, the values it was told are saved, and told again to a new one with the same seed: libraries that draw all
-    their random numbers from that seed then stand exactly where they were.
+    The state is the values told so far; `restore` replays them on a new optimiser with the same seed, which is exact for
+    libraries that draw all random numbers from that seed.
     """
 
     needs_gradient = False
@@ -38,7 +38,7 @@ class Population(Optimiser):
 
     @abstractmethod
     def _start(self) -> None:
-        """Make a new optimiser of the library."""
+        """Create the library's optimiser."""
 
     @abstractmethod
     def _candidates(self) -> Array:
@@ -46,7 +46,7 @@ class Population(Optimiser):
 
     @abstractmethod
     def _select(self, cost: Array) -> None:
-        """Tell the library what they cost, (M,): smaller is better."""
+        """Tell the library their costs, (M,); smaller is better."""
 
     def _propose(self) -> Array:
         return self._candidates().reshape(-1, *self.shape)
@@ -60,7 +60,7 @@ class Population(Optimiser):
         return {"told": np.array(self._told).reshape(-1, self.candidates)}
 
     def restore(self, state: dict[str, Array]) -> None:
-        """Tell them again to a new optimiser with the same seed."""
+        """Replay them on a new optimiser with the same seed."""
         self._begin()
         for value in state["told"]:
             self._candidates()
@@ -69,13 +69,13 @@ class Population(Optimiser):
 
 
 class CMAES(Population):
-    """CMA-ES (Hansen, arXiv:1604.00772) by the package cma. When it has converged, it starts again elsewhere.
+    """CMA-ES (Hansen, arXiv:1604.00772) from the package cma. After convergence it restarts at a random point.
 
     Args:
-        candidates: of one generation.
-        seed: of all random numbers.
-        shape: of a candidate, (y, x).
-        sigma: initial standard deviation, in units of the range of a variable.
+        candidates: number of candidates per generation.
+        seed: seed of the random number generator.
+        shape: control points (y, x) of a candidate.
+        sigma: initial standard deviation, relative to the range of a variable.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class CMAES(Population):
         options = {
             "bounds": [0, 1],
             "popsize": self.candidates,
-            "tolx": 1e-3,  # smaller changes of a latent change no structure
+            "tolx": 1e-3,  # smaller changes of a latent do not change the structure
             "randn": lambda *shape: self._random.standard_normal(shape),  # not numpy's global generator
             "seed": np.nan,
             "verbose": -9,
@@ -115,13 +115,13 @@ class CMAES(Population):
 
 
 class Pymoo(Population):
-    """A single-objective algorithm of pymoo with a population of constant size.
+    """A single-objective algorithm from pymoo with a population of constant size.
 
     Args:
-        candidates: of one generation.
-        seed: of all random numbers.
-        shape: of a candidate, (y, x).
-        **settings: of pymoo's algorithm.
+        candidates: number of candidates per generation.
+        seed: seed of the random number generator.
+        shape: control points (y, x) of a candidate.
+        **settings: arguments of pymoo's algorithm.
     """
 
     name: ClassVar[str]
@@ -149,12 +149,12 @@ class Pymoo(Population):
 
 
 class DE(Pymoo):
-    """Differential evolution (Storn and Price, J. Global Optim. 11, 341 (1997)) by pymoo."""
+    """Differential evolution (Storn and Price, J. Global Optim. 11, 341 (1997)) from pymoo."""
 
     name, algorithm = "de", pymoo_de.DE
 
 
 class GA(Pymoo):
-    """A genetic algorithm with simulated binary crossover and polynomial mutation by pymoo."""
+    """A genetic algorithm with simulated binary crossover and polynomial mutation from pymoo."""
 
     name, algorithm = "ga", pymoo_ga.GA

@@ -1,15 +1,16 @@
-"""What is optimised: an objective of the spectra that a surrogate predicts for the structure that a latent makes."""
+"""The optimisation problem: an objective of the spectra that a surrogate predicts for the structures of latents."""
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from metaspec._spectra import Spectra
+from metaspec._surrogate.base import ObjectiveFunction
 from metaspec._surrogate.client import Surrogate
 from metaspec.optimise.base import Array
 from metaspec.topology import Parameterisation, robust_etas
@@ -19,9 +20,9 @@ class Score(NamedTuple):
     """An objective and its gradient at N latents.
 
     Attributes:
-        value: of the objective, float64 (N,); of the worst variant, where there are several.
-        gradient: of the value by the latents, float64 (N, y, x); None if nobody asked for it.
-        spectra: of the nominal structures.
+        value: values of the objective, float64 (N,); with variants, that of the worst or their mean.
+        gradient: gradient with respect to the latents, float64 (N, y, x); None if not requested.
+        spectra: predicted spectra of the nominal structures.
     """
 
     value: Array
@@ -30,31 +31,32 @@ class Score(NamedTuple):
 
 
 class Problem:
-    """An objective of latents, for many of them at once, through a surrogate.
+    """An objective of a batch of latents, through a surrogate.
 
-    With `robust_delta`, each latent stands for three structures, eroded, nominal and dilated, which are thresholded at
-    1/2 + delta, 1/2 and 1/2 - delta of the filtered latent, and its value is that of the worst (Wang, Lazarov and Sigmund,
-    Struct. Multidisc. Optim. 43, 767 (2011)) or their mean. All go to the server in one batch.
+    With `robust_delta`, each latent has three variants, eroded, nominal and dilated, thresholded at 1/2 + delta, 1/2 and
+    1/2 - delta of the filtered latent, and its value is that of the worst (Wang, Lazarov and Sigmund, Struct. Multidisc.
+    Optim. 43, 767 (2011)) or their mean. All variants are predicted in one batch.
 
     Args:
-        surrogate: to ask.
-        objective: from `Spectra` of N structures to N values, larger is better, and N derivatives by the spectra.
-        parameterisation: from latents to densities.
-        robust_delta: shift of the threshold, in [0, 1/2); 0 for the nominal structure alone.
+        surrogate: remote model.
+        objective: function from `Spectra` of N structures to N values, larger is better, and N derivatives with respect
+            to the spectra.
+        parameterisation: map from latents to densities.
+        robust_delta: shift of the threshold, in [0, 1/2); 0 for the nominal structure only.
         robust: "worst" or "mean" of the variants.
 
     Attributes:
-        structures_evaluated: structures that the server has predicted for this problem, gradients not counted again.
-        server_calls: calls of `predict` and `gradient`.
+        structures_evaluated: number of structures predicted for this problem; gradients do not count.
+        server_calls: number of calls of `predict` and `gradient`.
 
     Raises:
-        ValueError: `robust_delta` or `robust` out of range.
+        ValueError: `robust_delta` or `robust` is out of range.
     """
 
     def __init__(
         self,
         surrogate: Surrogate,
-        objective: Callable[[Spectra], tuple[ArrayLike, ArrayLike]],
+        objective: ObjectiveFunction,
         parameterisation: Parameterisation,
         *,
         robust_delta: float = 0.0,
@@ -70,22 +72,22 @@ class Problem:
         self._etas = robust_etas(robust_delta) if robust_delta else (0.5,)
 
     def evaluate(self, latent: ArrayLike, beta: float) -> Score:
-        """The objective of latents and its gradient: two calls of the server.
+        """The objective of latents and its gradient: two server calls.
 
         Args:
-            latent: (N, y, x) in [0, 1].
-            beta: of the projection, finite.
+            latent: latents (N, y, x) in [0, 1].
+            beta: steepness of the projection, finite.
 
         Raises:
-            ValueError: `beta` is not positive and finite.
-            MetaSpecError: the server cannot be asked.
+            ValueError: `beta` is not positive and finite, or the parameterisation has pixels of another device.
+            MetaSpecError: a server call failed.
         """
         latent = np.asarray(latent)
         if not 0 < beta < np.inf:
-            raise ValueError(f"beta must be positive and finite where a gradient is wanted, got {beta}")
+            raise ValueError(f"beta must be positive and finite for a gradient, got {beta}")
         densities = self._densities(latent, beta)
         values, weights, cotangent, spectra = self._predict(densities)
-        wanted = weights > 0  # the worst variant alone pulls on the latent: nobody computes the others' gradients
+        wanted = weights > 0  # only the worst variant has a gradient: the others are not computed
         gradients = self.surrogate.gradient(densities[wanted], cotangent[wanted] * weights[wanted][:, None, None])
         self.server_calls += 1
         gradient = np.zeros(latent.shape)
@@ -95,11 +97,11 @@ class Problem:
         return Score((weights * values).sum(axis=0), gradient, spectra)
 
     def score(self, latent: ArrayLike, beta: float = np.inf) -> Score:
-        """The objective of latents without its gradient: one call of the server.
+        """The objective of latents without its gradient: one server call.
 
         Args:
-            latent: (N, y, x) in [0, 1].
-            beta: of the projection; infinite for binary structures, which is what will be made.
+            latent: latents (N, y, x) in [0, 1].
+            beta: steepness of the projection; infinite for binary structures.
         """
         values, weights, _, spectra = self._predict(self._densities(np.asarray(latent), beta))
         return Score((weights * values).sum(axis=0), None, spectra)
@@ -109,8 +111,18 @@ class Problem:
         densities = np.stack([self.parameterisation.density(latent, beta, eta) for eta in self._etas])
         return densities if beta < np.inf else densities.astype(np.uint8)
 
+    def _check_pixels(self) -> None:
+        """Raise ValueError if lengths of the parameterisation refer to pixels of another device than the model's."""
+        ours, theirs = self.parameterisation.pixel_nm, self.surrogate.metadata().process.pixel_nm
+        if not math.isclose(ours, theirs, rel_tol=1e-6):
+            raise ValueError(
+                f"pixel_nm of the parameterisation is {ours:g}, but that of the model's process is {theirs:g}: use "
+                "Parameterisation(pixel_nm=surrogate.metadata().process.pixel_nm)"
+            )
+
     def _predict(self, densities: Array) -> tuple[Array, Array, Array, Spectra]:
         """Values (variants, N), their weights in the objective, cotangents, and the nominal spectra."""
+        self._check_pixels()
         variants, count = densities.shape[:2]
         spectra = self.surrogate.predict(densities.reshape(-1, *densities.shape[2:]))
         self.server_calls += 1
@@ -126,19 +138,19 @@ class Problem:
         return values, weights, cotangent, spectra[nominal : nominal + count]
 
     def settings(self, count: int) -> dict[str, Any]:
-        """What makes this problem another one, as JSON.
+        """Configuration fingerprint as JSON, compared when a checkpoint is resumed.
 
         Args:
-            count: of latents that are evaluated at a time.
+            count: number of latents in a batch.
         """
         info = self.surrogate.metadata()
         noise = np.random.default_rng(0).random((count, *info.spectra_shape), np.float32)
-        value, _ = self.objective(Spectra(noise, info.wavelengths_nm, info.channels))
+        value, _ = self.objective(Spectra.of_model(noise, info))
         mean = float(np.mean(np.asarray(value, np.float64)))
         return {
             "model": info.name,
             "objective": re.sub(" at 0x[0-9a-f]+", "", repr(self.objective)),
-            "objective_of_noise": float(f"{mean:.9g}"),  # tells apart functions of one name
+            "objective_of_noise": float(f"{mean:.9g}"),  # distinguishes functions of the same name
             "parameterisation": repr(self.parameterisation),
             "robust_delta": self.robust_delta,
             "robust": self.robust,

@@ -1,4 +1,4 @@
-"""What is known of a run: its history, the best binary structure of each row, and how it is kept."""
+"""Results of a run: progress, history, the best binary structure of each row, and their form in a checkpoint."""
 
 from __future__ import annotations
 
@@ -10,19 +10,20 @@ import numpy as np
 from metaspec._spectra import Spectra
 from metaspec._transport.protocol import ModelInfo
 from metaspec.optimise.base import Array
+from metaspec_contract.structures import pack, packed_bytes
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run stands, for a callback.
+    """Progress of a run, for a callback.
 
     Attributes:
-        step: steps done.
-        steps: steps in all.
-        beta: of the last step.
-        value: of the objective in the last step, (M,).
+        step: number of completed steps.
+        steps: total number of steps.
+        beta: steepness of the projection in the last step.
+        value: values of the objective in the last step, (M,).
         best: value of the best binary structure of each row so far, (M,).
-        structure: that structure, uint8 (M, y, x).
+        structure: best binary structure of each row so far, uint8 (M, y, x).
     """
 
     step: int
@@ -35,13 +36,13 @@ class Progress:
 
 @dataclass(frozen=True)
 class History:
-    """What happened in each step.
+    """Values of the objective over the steps.
 
     Attributes:
-        beta: steepness of the projection, (steps,); infinite where structures were binary.
-        value: of the objective, (steps, M).
+        beta: steepness of the projection, (steps,); infinite for binary structures.
+        value: values of the objective, (steps, M).
         checked: steps in which the thresholded structures were evaluated, (checks,).
-        binary_value: what they were worth, (checks, M).
+        binary_value: values of the thresholded structures, (checks, M).
     """
 
     beta: Array
@@ -55,17 +56,17 @@ class Result:
     """The best binary structure of each row of the batch, best first.
 
     Attributes:
-        structure: uint8 (M, y, x), 1 is solid.
-        value: of the objective, (M,).
-        spectra: predicted for `structure`.
-        latent: float32 (M, y, x), which `structure` was thresholded from.
-        row: of the batch that each comes from: the number of the start, (M,).
-        found: the step in which it was found, (M,).
-        history: of the run.
-        trajectory: thresholded structures visited on the way, uint8 (checks * M, y, x), in order.
-        structures_evaluated: structures that the server has predicted.
-        server_calls: calls of the server.
-        wall_s: seconds spent, interruptions not counted.
+        structure: binary structures, uint8 (M, y, x), 1 is solid.
+        value: values of the objective, (M,).
+        spectra: predicted spectra of `structure`.
+        latent: latents that `structure` was thresholded from, float32 (M, y, x).
+        row: row of the batch that each comes from, which is the number of the start, (M,).
+        found: step in which each was found, (M,).
+        history: history of the run.
+        trajectory: thresholded structures of all checks, in order, uint8 (checks * M, y, x).
+        structures_evaluated: number of predicted structures.
+        server_calls: number of server calls.
+        wall_s: wall time in seconds, without interruptions.
     """
 
     structure: Array
@@ -83,13 +84,18 @@ class Result:
 
 @dataclass
 class Record:
-    """A run so far, as arrays of fixed shapes, so that a checkpoint is these arrays.
+    """A run so far, as arrays of fixed shapes, which are stored in the checkpoint.
 
     Attributes:
-        value: of the objective, (steps, M). binary_value: of the thresholded structures, (checks, M).
-        bits: of these structures, packed, uint8 (checks, M, bytes).
-        best: binary value of each row, (M,). found: in which step. structure, latent, spectra: of it.
-        version: of the model that predicted them, ().
+        value: values of the objective, (steps, M).
+        binary_value: values of the thresholded structures, (checks, M).
+        bits: thresholded structures as packed bits, uint8 (checks, M, bytes).
+        best: best binary value of each row, (M,).
+        found: step in which it was found, (M,).
+        structure: its structure, uint8 (M, y, x).
+        latent: its latent, float32 (M, y, x).
+        spectra: its spectra, float32 (M, channels, wavelengths).
+        version: version of the model that predicted it, ().
     """
 
     value: Array
@@ -104,19 +110,19 @@ class Record:
 
     @classmethod
     def empty(cls, steps: int, checks: int, shape: tuple[int, ...], info: ModelInfo) -> Self:
-        """The record of a run that has not begun.
+        """The record of a run that has not started.
 
         Args:
-            steps: of the run.
-            checks: evaluations of thresholded structures.
-            shape: of the latents, (M, y, x).
-            info: of the model.
+            steps: number of steps of the run.
+            checks: number of evaluations of the thresholded structures.
+            shape: shape of the latents, (M, y, x).
+            info: description of the model.
         """
         rows = shape[0]
         return cls(
             value=np.full((steps, rows), np.nan),
             binary_value=np.full((checks, rows), np.nan),
-            bits=np.zeros((checks, rows, -(-shape[1] * shape[2] // 8)), np.uint8),
+            bits=np.zeros((checks, rows, packed_bytes((shape[1], shape[2]))), np.uint8),
             best=np.full(rows, -np.inf),
             found=np.zeros(rows, np.int64),
             structure=np.zeros(shape, np.uint8),
@@ -125,26 +131,34 @@ class Record:
             version=np.array(info.version, "U64"),
         )
 
-    def check(self, step: int, number: int, latent: Array, structure: Array, value: Array, spectra: Spectra) -> None:
-        """Note what thresholded structures are worth, and keep those that are better than their row's best.
+    def check(self, step: int, number: int, *, latent: Array, structure: Array, value: Array, spectra: Spectra) -> None:
+        """Record an evaluation of the thresholded structures, and keep those that improve on their row's best.
 
-        Values of different versions of the model are not compared: a new one begins with the structures at hand.
+        Values of different versions of the model are not compared: a new version starts from these structures.
+
+        Args:
+            step: step of the run.
+            number: number of the evaluation.
+            latent: latents of the step, (M, y, x).
+            structure: thresholded structures, (M, y, x).
+            value: their values, (M,).
+            spectra: their spectra.
         """
         if spectra.version != self.version:
             self.version[...] = spectra.version
             self.best[:] = -np.inf
         self.binary_value[number] = value
-        self.bits[number] = np.packbits(structure.reshape(len(structure), -1), axis=1)
+        self.bits[number] = pack(structure)
         better = value > self.best
         self.best[better], self.found[better] = value[better], step
         self.structure[better], self.latent[better] = structure[better], latent[better]
         self.spectra[better] = spectra.values[better]
 
     def arrays(self) -> dict[str, Array]:
-        """What a checkpoint keeps."""
+        """Arrays for the checkpoint."""
         return {f"record.{field.name}": getattr(self, field.name) for field in fields(self)}
 
     def restore(self, arrays: dict[str, Array]) -> None:
-        """Take over what a checkpoint kept."""
+        """Restore the arrays of a checkpoint."""
         for name in self.arrays():
             getattr(self, name.removeprefix("record."))[...] = arrays[name]

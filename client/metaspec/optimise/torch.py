@@ -1,4 +1,4 @@
-"""Optimisers of torch.optim, which take one step for all starts at once. Needs torch."""
+"""Optimisers from torch.optim, one vectorised step for all starts. Needs torch."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from metaspec.optimise.base import Array, Optimiser, check_latents, digest
 
 
 class Torch(Optimiser):
-    """An optimiser of torch.optim on the box [0, 1]: after each step, latents are clipped.
+    """An optimiser from torch.optim on the box [0, 1]: after each step, latents are clipped.
 
     Args:
-        start: latents (M, y, x) in [0, 1]; one tensor to the optimiser, in float64.
-        algorithm: a class of torch.optim, by name, or a function from parameters to an optimiser. It must take steps
-            without a closure, which LBFGS does not.
-        **settings: of the class; `lr` is 0.03 by default.
+        start: latents (M, y, x) in [0, 1]; a single float64 tensor for the optimiser.
+        algorithm: name of a class of torch.optim, or a function from parameters to an optimiser. It must step without a
+            closure, unlike LBFGS.
+        **settings: arguments of the class; `lr` is 0.03 by default.
 
     Raises:
-        ValueError: no such class, or one that needs a closure.
+        ValueError: no such class, or it needs a closure.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Torch(Optimiser):
         return {"latent": self._latent.numpy().copy(), **arrays}
 
     def restore(self, state: dict[str, Array]) -> None:
-        """Take them over."""
+        """Restore them."""
         self._latent.copy_(torch.from_numpy(state["latent"]))
         for name, array in state.items():
             if name.startswith("state."):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import logging
 import warnings
 from collections.abc import Iterator
@@ -12,20 +11,20 @@ from contextlib import contextmanager
 import onnx
 import onnx_ir as ir
 import torch
-from onnx import numpy_helper
 from onnxscript import optimizer
 from torch import Tensor, nn
 
+from metaspec_contract.model import SPECTRA, STRUCTURE
 from metaspec_contract.structures import PIXELS
 
 OPSET = 20
-"""The oldest with Gelu, and one that ONNX Runtime's CPU and CUDA providers and TensorRT 10 all read."""
+"""The oldest with Gelu; ONNX Runtime's CPU and CUDA providers and TensorRT 10 all read it."""
 
 _REARRANGEMENTS = {"Concat", "Expand", "Gather", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"}
 
 
 class _Served(nn.Module):
-    """The network with its output as it is served: detectors along one axis."""
+    """The network with its detectors along one axis, as it is served."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -36,9 +35,9 @@ class _Served(nn.Module):
 
 
 class _GroupNorm(nn.GroupNorm):
-    """As layer normalisation of each group, then one multiply-add per channel.
+    """Group normalisation as layer normalisation of each group, then one multiply-add per channel.
 
-    The exporter's own way asks for shapes at run time, which engines on GPUs do on the CPU.
+    The exporter's own translation reads shapes at run time, which engines on GPUs do on the CPU.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -56,16 +55,16 @@ def forward_graph(network: nn.Module) -> onnx.ModelProto:
     for module in network.modules():
         if type(module) is nn.GroupNorm:
             module.__class__ = _GroupNorm
-    return to_onnx(_Served(network).eval(), {"structure": torch.zeros(2, 1, PIXELS, PIXELS)}, ["spectra"])
+    return to_onnx(_Served(network).eval(), {STRUCTURE: torch.zeros(2, 1, PIXELS, PIXELS)}, [SPECTRA])
 
 
 def to_onnx(module: nn.Module, inputs: dict[str, Tensor], outputs: list[str]) -> onnx.ModelProto:
-    """Export a module of named inputs and outputs whose first axis is the batch.
+    """Export a module whose inputs and outputs all have the batch as their first axis.
 
     Args:
-        module: called with the inputs in their order.
-        inputs: examples by name, each of the same batch size.
-        outputs: names.
+        module: module that takes the inputs in their order.
+        inputs: example inputs by name, all of the same batch size.
+        outputs: names of the outputs.
     """
     batch = torch.export.Dim("N", min=1, max=2**20)
     with quiet():
@@ -89,7 +88,7 @@ def to_onnx(module: nn.Module, inputs: dict[str, Tensor], outputs: list[str]) ->
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without the converters' remarks on their own insides; errors still come through."""
+    """Silence warnings and log messages of the converters; errors still come through."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         logging.disable(logging.WARNING)
@@ -100,23 +99,13 @@ def quiet() -> Iterator[None]:
 
 
 def _should_fold(node: ir.Node) -> bool | None:
-    """Fold what is computed from constants alone, like the wavelength embedding.
+    """Fold what is computed from constants alone, such as the wavelength embedding.
 
-    Weights that are merely turned or cut stay as they were trained, once in the file; engines do that when they load.
+    Weights that are only transposed or sliced stay as they were trained, once in the file: engines fold these on loading.
     """
     return False if node.op_type in _REARRANGEMENTS and _size(node) > 2**10 else None
 
 
 def _size(node: ir.Node) -> int:
-    """Elements of the largest constant that a node reads."""
+    """Number of elements of the largest constant that a node reads."""
     return max((value.const_value.size for value in node.inputs if value and value.const_value), default=0)
-
-
-def weights_sha256(model: onnx.ModelProto) -> str:
-    """SHA-256 over the initializers: each one's name, then its raw little-endian bytes, in order of name."""
-    digest = hashlib.sha256()
-    for tensor in sorted(model.graph.initializer, key=lambda tensor: tensor.name):
-        array = numpy_helper.to_array(tensor)
-        digest.update(tensor.name.encode())
-        digest.update(array.astype(array.dtype.newbyteorder("<")).tobytes())
-    return digest.hexdigest()

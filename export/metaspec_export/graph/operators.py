@@ -1,6 +1,6 @@
-"""Which operators a graph may use: those that ONNX Runtime's CUDA provider and TensorRT run themselves.
+"""The operators that a graph may use: those that ONNX Runtime's CUDA provider and TensorRT run themselves.
 
-An operator outside this list would be computed on the CPU in the middle of a GPU graph, at the price of two copies.
+An operator outside this list would be computed on the CPU in the middle of a GPU graph, at the cost of two copies.
 After ONNX Runtime's `docs/OperatorKernels.md` and TensorRT's list of supported ONNX operators.
 """
 
@@ -23,10 +23,10 @@ class OperatorError(Exception):
 def require_portable(model: onnx.ModelProto) -> None:
     """Refuse graphs that would not run as a whole on GPUs.
 
-    The size of the batch may be asked for, of inputs only: that is known before anything is computed.
+    `Shape` is allowed on inputs only: the batch size is known before anything is computed.
 
     Raises:
-        OperatorError: naming the operators.
+        OperatorError: there are other operators; they are named.
     """
     inputs = {value.name for value in model.graph.input}
     others = sorted(

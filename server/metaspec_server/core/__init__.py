@@ -1,1 +1,3 @@
-"""The service: micro-batching, cache, registry of models. It knows neither HTTP nor an engine's library."""
+"""The service: micro-batching, result cache and registry of models. It knows neither HTTP nor the library of an engine."""
+
+__all__: list[str] = []

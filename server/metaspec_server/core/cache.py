@@ -1,7 +1,7 @@
-"""Exact repeats: optimisers ask for the same binary structure again and again, and need it computed once.
+"""Results of repeated structures: looked up from earlier requests, and computed once within a micro-batch.
 
-Rows are recognised by their bytes: the packed bits of the structure, and whatever else the model takes. No hash stands for
-them, so that no two different structures are ever taken for the same.
+Optimisers ask for the same binary structure again and again. Rows are compared by their bytes (the packed bits of the structure
+and the other inputs of the model), not by a hash, so that two different structures are never confused.
 """
 
 from __future__ import annotations
@@ -13,12 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 from cachetools import LRUCache
 
-from metaspec_server.core.tensors import Rows, count
+from metaspec_server.core.tensors import Piece, Rows, count
 
-KEY = "\0key"
-"""Name of an array of keys, dtype object, that travels with rows: rows with equal keys have equal results."""
+__all__ = ["ResultCache", "computing_repeats_once", "keys"]
 
-_OVERHEAD = 600  # bytes of Python objects for an entry, roughly
+_OVERHEAD = 600  # bytes of Python objects in an entry, roughly
 
 
 @dataclass(frozen=True)
@@ -28,7 +27,7 @@ class _Entry:
 
 
 def keys(rows: Rows) -> list[bytes]:
-    """The bytes of each row, of all its tensors."""
+    """Key of each row: the bytes of all its tensors."""
     blobs = [np.ascontiguousarray(array).reshape(len(array), -1).view(np.uint8) for array in rows.values()]
     flat = blobs[0] if len(blobs) == 1 else np.concatenate(blobs, axis=1)
     data, size = flat.tobytes(), flat.shape[1]
@@ -36,10 +35,10 @@ def keys(rows: Rows) -> list[bytes]:
 
 
 class ResultCache:
-    """The results of rows seen last, of all models, within a number of bytes. Safe to use from several threads.
+    """Results of the rows seen last, for all models, within a number of bytes. Thread-safe.
 
     Args:
-        max_bytes: size of keys and results together; what was used least recently makes room.
+        max_bytes: size of keys and results together in bytes; the least recently used make room.
     """
 
     def __init__(self, max_bytes: int) -> None:
@@ -52,13 +51,24 @@ class ResultCache:
         return int(self._entries.currsize)
 
     def get(self, model: int, row_keys: Sequence[bytes]) -> list[Rows | None]:
-        """For each row its results by a model, without the batch axis, or None."""
+        """Results of each row, without the batch axis, or None where they are not cached.
+
+        Args:
+            model: number of the loaded model.
+            row_keys: keys of the rows.
+        """
         with self._lock:
             entries = [self._entries.get((model, key)) for key in row_keys]
         return [None if entry is None else entry.row for entry in entries]
 
     def put(self, model: int, row_keys: Sequence[bytes], results: Rows) -> None:
-        """Keep a model's results of rows. What alone would fill the cache is not kept."""
+        """Store copies of results. What is larger than the cache is not stored.
+
+        Args:
+            model: number of the loaded model.
+            row_keys: keys of the rows.
+            results: outputs of the model, one row for each key.
+        """
         nbytes = sum(array[0].nbytes for array in results.values()) + _OVERHEAD
         for n, key in enumerate(row_keys):
             entry = _Entry({name: array[n].copy() for name, array in results.items()}, nbytes + len(key))
@@ -67,32 +77,28 @@ class ResultCache:
                     self._entries[model, key] = entry
 
 
-def computing_repeats_once(run: Callable[[Sequence[Rows]], Rows]) -> Callable[[Sequence[Rows]], Rows]:
-    """An engine's `run` that computes rows of equal keys once.
+def computing_repeats_once(run: Callable[[Sequence[Rows]], Rows]) -> Callable[[Sequence[Piece]], Rows]:
+    """Make an engine's `run` compute rows with equal keys once. Pieces without keys are computed as they are."""
 
-    Pieces without keys are computed as they are.
-    """
-
-    def run_distinct(pieces: Sequence[Rows]) -> Rows:
-        if not any(KEY in piece for piece in pieces):
-            return run(pieces)
+    def run_distinct(pieces: Sequence[Piece]) -> Rows:
+        if all(piece.keys is None for piece in pieces):
+            return run([piece.rows for piece in pieces])
         places: dict[object, int] = {}
         where: list[int] = []
         distinct: list[Rows] = []
         for piece in pieces:
-            size = count(piece)
-            piece_keys = piece[KEY] if KEY in piece else [object() for _ in range(size)]
+            size = count(piece.rows)
+            row_keys: Sequence[object] = [object() for _ in range(size)] if piece.keys is None else piece.keys
             new = []
-            for n, key in enumerate(piece_keys):
+            for n, key in enumerate(row_keys):
                 if key not in places:
                     places[key] = len(places)
                     new.append(n)
                 where.append(places[key])
-            tensors = {name: array for name, array in piece.items() if name != KEY}
             if len(new) == size:
-                distinct.append(tensors)
+                distinct.append(piece.rows)
             elif new:
-                distinct.append({name: array[new] for name, array in tensors.items()})
+                distinct.append({name: array[new] for name, array in piece.rows.items()})
         results = run(distinct)
         if len(places) == len(where):
             return results

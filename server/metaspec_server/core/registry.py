@@ -1,7 +1,7 @@
-"""Which models are served: loaded from the repository, watched, replaced by newer versions, and kept alive.
+"""The served models: loaded from the repository, replaced by newer versions, and restarted when an engine dies.
 
-A new version is loaded and warmed beside the old one; then it is the one that callers get, in one step; then the old one
-finishes what it has accepted, and goes. A version that cannot be loaded never takes the place of one that works.
+A new version is loaded and warmed up beside the old one. Then callers get the new one, in one step, and the old one finishes
+the requests it has accepted and is unloaded. A version that cannot be loaded never replaces one that works.
 """
 
 from __future__ import annotations
@@ -9,16 +9,19 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
-from metaspec_contract.model import TensorSpec
+from metaspec_contract.model import STRUCTURE, TensorSpec
+from metaspec_server.core.engine import Description
+from metaspec_server.core.errors import UnknownModel
 from metaspec_server.core.tensors import Rows
-from metaspec_server.engines.onnx import Description
 from metaspec_server.repository import ModelFile, RepositoryError, find_models
+
+__all__ = ["Load", "NotYet", "Queue", "Registry", "ServedModel"]
 
 log = logging.getLogger(__name__)
 
@@ -26,19 +29,19 @@ _NEVER = (-1,)  # the stamp of no file
 
 
 class Queue(Protocol):
-    """What stands before a model's engines and computes rows."""
+    """The queue of a model, and its engines behind it."""
 
     @property
     def engines(self) -> int:
-        """Engines that take work."""
+        """Number of engines that take work."""
         ...
 
     @property
     def waiting(self) -> int:
-        """Rows that wait."""
+        """Number of waiting rows."""
         ...
 
-    async def submit(self, rows: Rows, timeout: float | None = None) -> Rows:
+    async def submit(self, rows: Rows, timeout: float | None = None, keys: Sequence[bytes] | None = None) -> Rows:
         """Compute rows; see `MicroBatcher.submit`."""
         ...
 
@@ -52,13 +55,14 @@ class ServedModel:
     """A loaded, warm version of a model.
 
     Attributes:
-        file: where it comes from.
-        about: what its tensors are, and what it says of itself.
-        queue: computes.
-        wanted: engines that the queue should have.
-        revive: brings back the engines that died; blocks. Returns how many.
-        users: requests that are using it just now.
-        number: its own, not that of the version: a version whose file is replaced is another model.
+        file: file of the version.
+        about: its tensors and metadata.
+        queue: queue that computes it.
+        wanted: number of engines that the queue should have.
+        revive: function that replaces dead engines, blocking, and returns their number.
+        users: number of requests that are using it.
+        idle: set when the last user is done.
+        number: unique number; a version whose file is replaced gets another one.
     """
 
     file: ModelFile
@@ -82,8 +86,8 @@ class ServedModel:
 
     @property
     def structure(self) -> TensorSpec:
-        """Which of its inputs is the structure."""
-        return next(spec for spec in self.about.inputs if spec.name == self.about.metadata.input.name)
+        """The input that is the structure."""
+        return next(spec for spec in self.about.inputs if spec.name == STRUCTURE)
 
     @property
     def ready(self) -> bool:
@@ -98,29 +102,29 @@ class _Failure:
 
 
 class NotYet(RepositoryError):
-    """A version cannot be served at the moment, for a reason that is not in its file: it is tried again."""
+    """A version cannot be served yet, for a reason that is not in its file: loading it is tried again."""
 
 
-class UnknownModel(LookupError):
-    """There is no such model or version. The message says which there are."""
+Load: TypeAlias = Callable[[ModelFile], ServedModel]
+"""Makes a model ready to compute; blocks. Raises `RepositoryError` if it cannot be served."""
 
 
 class Registry:
-    """The models of a repository that are served.
+    """The served models of a repository.
 
     Args:
-        repository: folder.
-        keep: newest working versions of each model to serve.
-        load: makes a model ready to compute; blocks. Raises `RepositoryError`.
-        drain_timeout: seconds given to the accepted requests of a version that goes.
-        failed: is told the name, the version (0 for the model as a whole) and the reason of what could not be loaded.
+        repository: folder of the models.
+        keep: number of working versions of each model to serve, newest first.
+        load: function that loads a version.
+        drain_timeout: seconds for the accepted requests of a version that is unloaded.
+        failed: function called with name, version (0 for the model as a whole) and reason when a version cannot be loaded.
     """
 
     def __init__(
         self,
         repository: Path,
         keep: int,
-        load: Callable[[ModelFile], ServedModel],
+        load: Load,
         drain_timeout: float = 30.0,
         failed: Callable[[str, int, str], None] = lambda name, version, reason: None,
     ) -> None:
@@ -137,18 +141,18 @@ class Registry:
         return [model for versions in self._models.values() for model in versions.values()]
 
     def newest(self) -> list[ServedModel]:
-        """The version of each model that callers get who ask for none."""
+        """The default version of each model: the newest that works."""
         return [next(iter(versions.values())) for versions in self._models.values()]
 
     def failures(self) -> list[tuple[str, int, str]]:
-        """Name, version and reason of what could not be loaded."""
+        """Name, version and reason of each version that could not be loaded."""
         return [(name, version, failure.reason) for (name, version), failure in self._failures.items()]
 
     def find(self, name: str, version: str | None = None) -> ServedModel:
-        """A model by name, and by version if given.
+        """A model by name, in its default version or in the given one.
 
         Raises:
-            UnknownModel: there is none.
+            UnknownModel: it is not served.
         """
         versions = self._models.get(name)
         if versions is None:
@@ -162,10 +166,10 @@ class Registry:
 
     @contextmanager
     def lease(self, name: str, version: str | None = None) -> Iterator[ServedModel]:
-        """A model to compute with, which stays until the block is left, whatever is loaded or unloaded meanwhile.
+        """A model that stays loaded until the block ends, whatever is loaded or unloaded meanwhile.
 
         Raises:
-            UnknownModel: there is none.
+            UnknownModel: it is not served.
         """
         model = self.find(name, version)
         model.users += 1
@@ -177,10 +181,10 @@ class Registry:
                 model.idle.set()
 
     async def refresh(self) -> None:
-        """Serve what is in the repository now.
+        """Serve what the repository holds now.
 
         Raises:
-            RepositoryError: the repository's folder is gone; what is served stays.
+            RepositoryError: the repository's folder is gone; the served models stay.
         """
         async with self._changing:
             found = await asyncio.to_thread(find_models, self._repository)
@@ -189,11 +193,11 @@ class Registry:
                     await self._update(name, found.get(name, []))
 
     async def load(self, name: str) -> None:
-        """Load a model, again if it was unloaded, and try again what has failed.
+        """Load a model, also after `unload`, and retry versions that have failed.
 
         Raises:
             UnknownModel: it is not in the repository.
-            RepositoryError: no version of it can be loaded.
+            RepositoryError: its newest version cannot be loaded.
         """
         async with self._changing:
             found = await asyncio.to_thread(find_models, self._repository)
@@ -218,7 +222,7 @@ class Registry:
             self._install(name, {})
 
     async def watch(self, interval: float) -> None:
-        """Look for changes in the repository again and again, until cancelled."""
+        """Look for changes in the repository every `interval` seconds, until cancelled."""
         while True:
             await asyncio.sleep(interval)
             try:
@@ -227,15 +231,22 @@ class Registry:
                 log.warning("%s", error)
 
     async def supervise(self, interval: float, revived: Callable[[str, int], None]) -> None:
-        """Bring back engines that died, until cancelled; `revived` is told the model's name and how many."""
+        """Replace dead engines every `interval` seconds, until cancelled.
+
+        Args:
+            interval: time between checks in seconds.
+            revived: function called with the model's name and the number of replaced engines.
+        """
         while True:
             await asyncio.sleep(interval)
             for model in self.served():
                 if not model.ready:
                     try:
                         count = await asyncio.to_thread(model.revive)
-                    except Exception as error:  # tried again in a moment
-                        log.error("%s version %d cannot be revived: %s", model.name, model.version, error)
+                    except Exception as error:  # tried again after the interval
+                        log.error(
+                            "the engines of %s version %d cannot be replaced: %s", model.name, model.version, error
+                        )
                         continue
                     if count:
                         log.error("%s version %d: %d dead engines replaced", model.name, model.version, count)
@@ -248,7 +259,12 @@ class Registry:
         await asyncio.gather(*(model.queue.close(timeout) for model in models), *self._leaving)
 
     async def _update(self, name: str, files: list[ModelFile]) -> None:
-        """Serve the newest working versions among these files, newest first. What fails leaves the loaded one alone."""
+        """Serve the newest working versions among these files. A file that fails leaves the loaded version in place.
+
+        Args:
+            name: name of the model.
+            files: its versions on disk, newest first.
+        """
         kept: dict[int, ServedModel] = {}
         old = self._models.get(name, {})
         if files:
@@ -270,7 +286,7 @@ class Registry:
         self._install(name, kept)
 
     async def _try(self, file: ModelFile) -> ServedModel | None:
-        """Load a version, unless this very file has failed before."""
+        """Load a version, unless the same file has failed before."""
         key, failure = (file.name, file.version), self._failures.get((file.name, file.version))
         if failure is not None and failure.stamp == file.stamp:
             return None
@@ -281,11 +297,11 @@ class Registry:
         except NotYet as error:
             self._note(file.name, file.version, _NEVER, str(error))
             return None
-        except Exception as error:  # whatever is wrong with one version must not end the others
+        except Exception as error:  # one bad version must not affect the others
             self._note(file.name, file.version, file.stamp, str(error))
             return None
         self._failures.pop(key, None)
-        log.info("%s version %d is loaded and warm", file.name, file.version)
+        log.info("%s version %d is loaded", file.name, file.version)
         return model
 
     def _note(self, name: str, version: int, stamp: tuple[int, ...] | None, reason: str) -> None:
@@ -295,7 +311,7 @@ class Registry:
             self._failed(name, version, reason)
 
     def _install(self, name: str, versions: dict[int, ServedModel]) -> None:
-        """Serve these versions from now on; the others of this model finish what they have and go."""
+        """Serve these versions from now on; the others finish their requests and are unloaded."""
         old = list(self._models.get(name, {}).values())
         if versions:
             self._models[name] = versions
@@ -314,6 +330,6 @@ class Registry:
                     model.idle.clear()
                     await model.idle.wait()
         except TimeoutError:
-            log.warning("%s version %d goes with %d requests unfinished", model.name, model.version, model.users)
+            log.warning("%s version %d is unloaded with %d requests unfinished", model.name, model.version, model.users)
         await model.queue.close(self._drain_timeout)
         log.info("%s version %d is unloaded", model.name, model.version)

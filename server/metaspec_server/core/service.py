@@ -1,97 +1,150 @@
-"""The service: requests for rows of a model in, results or a problem out."""
+"""The service: inputs of a model in, outputs of the model out, through the cache and the micro-batcher."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
+from opentelemetry import trace
 
-from metaspec_contract.structures import pack_binary
-from metaspec_server.core.batching import Closed, DeadlineExceeded, EngineFailure, EngineUnavailable, QueueFull
-from metaspec_server.core.cache import KEY, ResultCache, keys
-from metaspec_server.core.registry import Registry, ServedModel
+from metaspec_server.core.cache import ResultCache, keys
+from metaspec_server.core.errors import TooManyStructures
+from metaspec_server.core.registry import Load, Registry, ServedModel
 from metaspec_server.core.tensors import Rows, count, is_packed
 from metaspec_server.core.threads import off_loop
-from metaspec_server.engines.factory import onnx_loader
-from metaspec_server.http.problems import Problem
-from metaspec_server.ops.metrics import Metrics, State
-from metaspec_server.ops.telemetry import tracer
-from metaspec_server.repository import ModelFile, NothingToServe
+from metaspec_server.repository import NothingToServe
 from metaspec_server.settings import Settings
 
+__all__ = ["ModelState", "Monitor", "Service"]
+
 log = logging.getLogger(__name__)
+tracer = trace.get_tracer("metaspec_server")  # its spans are dropped unless `ops.telemetry` sets up an exporter
+
+
+class Monitor(Protocol):
+    """Counts the work of a service."""
+
+    def answered(self, model: str, version: int, structures: int) -> None:
+        """Structures of a request have been answered."""
+        ...
+
+    def looked_up(self, model: str, hits: int, misses: int) -> None:
+        """Structures have been looked up in the cache."""
+        ...
+
+    def load_failed(self, model: str) -> None:
+        """A version could not be loaded."""
+        ...
+
+    def engines_replaced(self, model: str, number: int) -> None:
+        """Dead engines have been replaced."""
+        ...
+
+
+@dataclass(frozen=True)
+class ModelState:
+    """State of a loaded version.
+
+    Attributes:
+        name: name of the model.
+        version: number of the version.
+        waiting: number of structures in its queue.
+        engines: number of engines that take work.
+        is_default: whether callers who name no version get this one.
+    """
+
+    name: str
+    version: int
+    waiting: int
+    engines: int
+    is_default: bool
 
 
 class Service:
-    """The models of a repository, ready to compute. Made by `start`."""
+    """The models of a repository, ready to compute. `start` makes one.
 
-    def __init__(self, settings: Settings) -> None:
-        self.settings, self.metrics = settings, Metrics()
+    Args:
+        settings: settings of the server.
+        load: function that loads a version with the engine that the settings name.
+        monitor: counters.
+    """
+
+    def __init__(self, settings: Settings, load: Load, monitor: Monitor) -> None:
+        self.settings, self._monitor = settings, monitor
         self.registry = Registry(
-            settings.repository,
-            settings.keep_versions,
-            _loader(settings)(settings, self.metrics),
-            settings.shutdown_timeout,
-            self._failed,
+            settings.repository, settings.keep_versions, load, settings.shutdown_timeout, self._load_failed
         )
         self._cache = ResultCache(settings.cache_mb * 2**20) if settings.cache_mb else None
         self._tasks: list[asyncio.Task[None]] = []
-        self.metrics.watch(self._states, lambda: self._cache.nbytes if self._cache else 0)
 
     @classmethod
-    async def start(cls, settings: Settings) -> Service:
-        """Load and warm every model of the repository, and keep an eye on them.
+    async def start(cls, settings: Settings, load: Load, monitor: Monitor) -> Service:
+        """Load and warm up every model of the repository, and watch them from then on.
+
+        Args:
+            settings: settings of the server.
+            load: function that loads a version with the engine that the settings name.
+            monitor: counters.
 
         Raises:
             RepositoryError: there is no such folder.
             NothingToServe: no model in it can be served.
         """
-        service = cls(settings)
+        service = cls(settings, load, monitor)
         registry = service.registry
         await registry.refresh()
         failures = registry.failures()
         if not registry.served():
             missing = f"{settings.repository}: no models in it; expected <model>/<version>/model.onnx"
             raise NothingToServe(failures[0][2] if failures else missing)
-        service._tasks = [asyncio.create_task(registry.supervise(1.0, service._revived))]
+        service._tasks = [asyncio.create_task(registry.supervise(1.0, monitor.engines_replaced))]
         for failure in failures:
-            service._failed(*failure)
+            service._load_failed(*failure)
         if settings.poll_interval:
             service._tasks.append(asyncio.create_task(registry.watch(settings.poll_interval)))
         return service
 
     @property
     def ready(self) -> bool:
-        """Whether there are models, and the newest version of each takes work on all its engines."""
+        """Whether there are models, and the default version of each takes work on all its engines."""
         models = self.registry.newest()
         return bool(models) and all(model.ready for model in models)
 
+    @property
+    def cache_bytes(self) -> int:
+        """Size of the result cache in bytes."""
+        return self._cache.nbytes if self._cache else 0
+
+    def states(self) -> list[ModelState]:
+        """State of each loaded version."""
+        newest = self.registry.newest()
+        return [
+            ModelState(model.name, model.version, model.queue.waiting, model.queue.engines, model in newest)
+            for model in self.registry.served()
+        ]
+
     async def infer(self, model: ServedModel, rows: Rows) -> Rows:
-        """Compute rows, or look them up.
+        """Outputs of a model, computed or from the cache.
 
         Args:
-            model: leased.
-            rows: the tensors that it takes; the structure may be packed bits.
+            model: leased model.
+            rows: its inputs; the structure as `core.tensors.compact` makes it.
 
         Raises:
-            Problem: 413 too many structures, 422 values that are no density, 503 the queue is full or the server is
-                shutting down, 504 too late, 500 the engine failed.
+            ServiceError: too many structures, a full queue, a failed engine, or any other error of `core.errors`.
         """
         size, limit = count(rows), min(self.settings.max_structures, self.settings.max_queue)
         if size > limit:
-            raise Problem(413, f"at most {limit} structures in one request, got {size}: send several requests")
-        name = model.structure.name
-        nbytes = sum(array.nbytes for array in rows.values())
-        rows = rows | {name: await off_loop(nbytes, _admit, model, rows[name])}
-        if self._cache is None or not is_packed(rows[name], model.structure):
+            raise TooManyStructures(size, limit)
+        if self._cache is None or not is_packed(rows[model.structure.name], model.structure):
             results = await self._compute(model, rows)
         else:
             results = await self._look_up(self._cache, model, rows)
-        self.metrics.structures.labels(model.name, model.version).inc(size)
+        self._monitor.answered(model.name, model.version, size)
         return results
 
     async def close(self) -> None:
@@ -101,18 +154,17 @@ class Service:
         await self.registry.close(self.settings.shutdown_timeout)
 
     async def _look_up(self, cache: ResultCache, model: ServedModel, rows: Rows) -> Rows:
-        """What the cache has from the cache, the rest computed."""
+        """Outputs from the cache, and the missing ones computed."""
         size, nbytes = count(rows), sum(array.nbytes for array in rows.values())
         row_keys, found = await off_loop(nbytes, _find, cache, model, rows)
         missing = [n for n, row in enumerate(found) if row is None]
-        self.metrics.cache_hits.labels(model.name).inc(size - len(missing))
-        self.metrics.cache_misses.labels(model.name).inc(len(missing))
+        self._monitor.looked_up(model.name, size - len(missing), len(missing))
         computed: Rows = {}
         if missing:
-            new = [row_keys[n] for n in missing]
-            some = rows if len(missing) == size else {name: array[missing] for name, array in rows.items()}
-            computed = await self._compute(model, some | {KEY: np.array(new, object)})
-            await off_loop(nbytes, cache.put, model.number, new, computed)
+            new_keys = [row_keys[n] for n in missing]
+            new = rows if len(missing) == size else {name: array[missing] for name, array in rows.items()}
+            computed = await self._compute(model, new, new_keys)
+            await off_loop(nbytes, cache.put, model.number, new_keys, computed)
         if len(missing) == size:
             return computed
         results = {}
@@ -125,67 +177,15 @@ class Service:
                 results[spec.name][missing] = computed[spec.name]
         return results
 
-    async def _compute(self, model: ServedModel, rows: Rows) -> Rows:
-        try:
-            with tracer.start_as_current_span(f"compute {model.name}") as span:
-                span.set_attributes({"metaspec.version": model.version, "metaspec.structures": count(rows)})
-                return await model.queue.submit(rows, self.settings.request_timeout)
-        except QueueFull as error:
-            raise Problem(
-                503, f"{error}; try again later", headers={"Retry-After": f"{error.retry_after:.0f}"}
-            ) from None
-        except Closed as error:
-            raise Problem(503, str(error), headers={"Retry-After": "5"}) from None
-        except EngineUnavailable as error:
-            raise Problem(503, str(error), headers={"Retry-After": "2"}) from None
-        except DeadlineExceeded as error:
-            raise Problem(504, str(error)) from None
-        except EngineFailure as error:
-            raise Problem(500, str(error)) from None
+    async def _compute(self, model: ServedModel, rows: Rows, row_keys: Sequence[bytes] | None = None) -> Rows:
+        with tracer.start_as_current_span(f"compute {model.name}") as span:
+            span.set_attributes({"metaspec.version": model.version, "metaspec.structures": count(rows)})
+            return await model.queue.submit(rows, self.settings.request_timeout, row_keys)
 
-    def _failed(self, name: str, version: int, reason: str) -> None:
-        if self._tasks:  # before, there is no server yet that goes on without this version
-            self.metrics.load_failures.labels(name).inc()
+    def _load_failed(self, name: str, version: int, reason: str) -> None:
+        if self._tasks:  # before, the server has not started: `start` reports the failures
+            self._monitor.load_failed(name)
             log.error("%s is not served: %s", f"{name} version {version}" if version else name, reason)
-
-    def _revived(self, name: str, number: int) -> None:
-        self.metrics.engine_restarts.labels(name).inc(number)
-
-    def _states(self) -> list[State]:
-        newest = self.registry.newest()
-        return [
-            (model.name, model.version, model.queue.waiting, model.queue.engines, model in newest)
-            for model in self.registry.served()
-        ]
-
-
-def _loader(settings: Settings) -> Callable[[Settings, Metrics], Callable[[ModelFile], ServedModel]]:
-    if settings.engine == "onnxruntime":
-        return onnx_loader
-    try:
-        from metaspec_server.engines.triton import triton_loader
-    except ImportError as error:
-        raise NothingToServe(f"--engine triton needs {error.name}: pip install 'metaspec[triton]'") from None
-    return triton_loader
-
-
-def _admit(model: ServedModel, structures: NDArray[Any]) -> NDArray[Any]:
-    """Structures as they wait: as packed bits if they are binary.
-
-    Raises:
-        Problem: 422, values that are no density.
-    """
-    spec = model.structure
-    if is_packed(structures, spec):
-        return structures
-    packed = pack_binary(structures)
-    if packed is not None:
-        return packed
-    low, high = float(np.min(structures)), float(np.max(structures))
-    if not (low >= 0 and high <= 1):
-        detail = f"{spec.name}: expected values from 0 (void) to 1 (solid), got values from {low:g} to {high:g}"
-        raise Problem(422, detail, field=spec.name)
-    return structures
 
 
 def _find(cache: ResultCache, model: ServedModel, rows: Rows) -> tuple[list[bytes], list[Rows | None]]:

@@ -1,25 +1,47 @@
-"""Tensors as they travel through the server: named arrays whose rows are structures, binary structures as packed bits.
+"""Tensors inside the server: named arrays with one row for each structure, binary structures as packed bits.
 
 A binary structure is kept as 2048 bytes of bits, not as 64 KiB of float32, until an engine copies it into its input: the
-queue holds 32 times as many, and its bits are what it is recognised by when it comes again.
+queue holds 32 times as many, and the result cache recognises a structure by its bits.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from metaspec_contract.model import TensorSpec
+from metaspec_contract.structures import as_density, pack_binary, unpack
 
-Rows = dict[str, NDArray[Any]]
+__all__ = ["Piece", "Rows", "compact", "count", "gather", "is_packed"]
+
+Rows: TypeAlias = dict[str, NDArray[Any]]
 """Named tensors with the same number of rows; a row of each belongs to one structure."""
 
 
+@dataclass(frozen=True)
+class Piece:
+    """Consecutive rows of one request, in a micro-batch.
+
+    Attributes:
+        rows: inputs of the model.
+        keys: key of each row, where rows with equal keys have equal results; None where rows must not be compared.
+    """
+
+    rows: Rows
+    keys: Sequence[bytes] | None = None
+
+    def part(self, start: int, stop: int) -> Piece:
+        """The rows from `start` up to `stop`, exclusive, without a copy."""
+        rows = {name: array[start:stop] for name, array in self.rows.items()}
+        return Piece(rows, None if self.keys is None else self.keys[start:stop])
+
+
 def count(rows: Rows) -> int:
-    """How many rows there are.
+    """Number of rows.
 
     Raises:
         ValueError: the arrays do not have one equal, positive length.
@@ -30,26 +52,40 @@ def count(rows: Rows) -> int:
     return sizes.pop()
 
 
+def compact(structures: NDArray[Any], dtype: DTypeLike) -> NDArray[Any]:
+    """Structures as they wait in the queue: packed bits where all are binary, otherwise densities.
+
+    Args:
+        structures: output of `metaspec_contract.structures.check_structures`.
+        dtype: dtype of the densities.
+    """
+    if structures.dtype.kind == "f":
+        structures = as_density(structures, dtype)
+    packed = pack_binary(structures)
+    return structures if packed is None else packed
+
+
 def is_packed(array: NDArray[Any], spec: TensorSpec) -> bool:
     """Whether an array holds rows of a tensor as bits: uint8 (N, packed_bytes), first element in the highest bit."""
     return array.dtype == np.uint8 and array.shape[1:] == (spec.packed_bytes,) and array.shape[1:] != spec.shape
 
 
 def gather(pieces: Sequence[Rows], specs: Sequence[TensorSpec], buffers: Rows) -> int:
-    """Copy pieces one after the other into buffers, unpacking bits; returns the number of rows.
+    """Copy pieces into buffers, one after the other, unpacking bits; returns the number of rows.
 
     Args:
-        pieces: each with the tensors of `specs`; other arrays are left alone.
-        specs: what to copy.
-        buffers: for each tensor an array of its dtype, long enough for all rows.
+        pieces: rows, each with the tensors of `specs`.
+        specs: tensors to copy.
+        buffers: array for each tensor, of its dtype and long enough for all rows.
     """
     start = 0
     for piece in pieces:
         for spec in specs:
-            rows, room = piece[spec.name], buffers[spec.name]
-            target = room[start : start + len(rows)]
+            rows, buffer = piece[spec.name], buffers[spec.name]
+            target = buffer[start : start + len(rows)]
             if is_packed(rows, spec):
-                target.reshape(len(rows), -1)[:] = np.unpackbits(rows, axis=1, count=spec.size)
+                y, x = spec.shape[-2:]
+                target[:] = unpack(rows, (y, x)).reshape(target.shape)
             else:
                 target[:] = rows
         start += len(rows)

@@ -1,4 +1,4 @@
-"""What computes: ONNX Runtime in this process, or a Triton server."""
+"""Engines: ONNX Runtime in this process, or a Triton server."""
 
 from metaspec_server.engines.onnx import OnnxEngine
 

@@ -1,35 +1,66 @@
-"""From a model file to a model that computes: its engines, its queue, and how dead engines come back."""
+"""The engine factory: from a model file to a served model, with the engine that the settings name."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from typing import TypeAlias
 
-from metaspec_server.core.batching import MicroBatcher
+from metaspec_server.core.batching import MicroBatch, MicroBatcher
 from metaspec_server.core.cache import computing_repeats_once
-from metaspec_server.core.registry import ServedModel
+from metaspec_server.core.engine import Engine
+from metaspec_server.core.registry import Load, ServedModel
 from metaspec_server.engines.onnx import OnnxEngine, best_provider
-from metaspec_server.ops.metrics import Metrics
 from metaspec_server.repository import ModelFile
 from metaspec_server.settings import Settings
 
+__all__ = ["MissingEngine", "Observe", "engine_factory"]
 
-def onnx_loader(settings: Settings, metrics: Metrics) -> Callable[[ModelFile], ServedModel]:
-    """How to load a model into ONNX Runtime in this process: `instances` engines on each GPU, or on the CPU."""
+Observe: TypeAlias = Callable[[str], Callable[[MicroBatch], None]]
+"""For a model's name, the function that is called with each of its micro-batches."""
+
+
+class MissingEngine(Exception):
+    """The packages of the chosen engine are not installed. The message names the extra that brings them."""
+
+
+def engine_factory(settings: Settings, observe: Observe) -> Load:
+    """Function that loads a version with the engine that the settings name.
+
+    Args:
+        settings: settings of the server.
+        observe: observer of micro-batches.
+
+    Raises:
+        MissingEngine: the packages of that engine are not installed.
+    """
+    if settings.engine == "onnxruntime":
+        return _onnx(settings, observe)
+    try:
+        from metaspec_server.engines.triton import triton_loader
+    except ImportError as error:
+        raise MissingEngine(
+            f"--engine triton needs {error.name}, which is not installed: pip install 'metaspec-server[triton]'"
+        ) from None
+    return triton_loader(settings, observe)
+
+
+def _onnx(settings: Settings, observe: Observe) -> Load:
+    """ONNX Runtime in this process: `instances` engines on each GPU, or on the CPU, behind one micro-batcher."""
     provider = best_provider() if settings.provider == "auto" else settings.provider
     devices = [0] if provider == "cpu" else settings.gpus
     places = [device for device in devices for _ in range(settings.instances)]
     threads = max(1, settings.threads // len(places))
 
     def load(file: ModelFile) -> ServedModel:
-        def engine_on(device: int) -> OnnxEngine:
+        def engine_on(device: int) -> Engine:
             return OnnxEngine(file, provider, threads, settings.max_batch, device, settings.cuda_graphs)
 
         engines = [engine_on(device) for device in places]
         name = f"{file.name} {file.version}"
-        batcher = MicroBatcher(engines[0].max_batch, settings.max_queue, name, metrics.observe(file.name))
+        batcher = MicroBatcher(engines[0].max_batch, settings.max_queue, name, observe(file.name))
 
-        def start(engine: OnnxEngine) -> threading.Thread:
+        def start(engine: Engine) -> threading.Thread:
             return batcher.start(computing_repeats_once(engine.run))
 
         working = [start(engine) for engine in engines]

@@ -1,17 +1,20 @@
-"""ONNX Runtime in this process: the engine that runs micro-batches, and what a model file says of itself."""
+"""The ONNX Runtime engine: runs micro-batches in this process, and reads the description of a model file."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 
-from metaspec_contract.model import TensorSpec
-from metaspec_server.core.tensors import Rows, count, gather
-from metaspec_server.repository import ModelFile, ModelMetadata, RepositoryError, parse_metadata
+from metaspec_contract.model import ModelMismatch, TensorSpec, check_tensors, parse_metadata
+from metaspec_server.core.engine import Description, try_out
+from metaspec_server.core.tensors import Rows, gather
+from metaspec_server.repository import ModelFile, RepositoryError
+
+__all__ = ["OnnxEngine", "best_provider", "describe", "refused"]
 
 _PROVIDERS = {
     "cpu": "CPUExecutionProvider",
@@ -26,39 +29,26 @@ _DTYPES: dict[str, np.dtype[Any]] = {
 }
 
 
-@dataclass(frozen=True)
-class Description:
-    """What a loaded model is.
-
-    Attributes:
-        metadata: what it says of itself.
-        inputs: tensors it takes.
-        outputs: tensors it returns.
-        platform: what computes it, for people.
-    """
-
-    metadata: ModelMetadata
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
-    platform: str
-
-
 class OnnxEngine:
     """A model run by ONNX Runtime in this process.
 
-    On a CPU a micro-batch is computed at its own size. On a GPU it is filled up to the next of a few sizes, each with
-    tensors on the device that are allocated and bound once (and, if asked for, a CUDA graph that is recorded once).
+    On a CPU a micro-batch is computed at its own size. On a GPU it is padded to the next of a few sizes, each with tensors on
+    the device that are allocated and bound once (and, if `cuda_graphs` is set, a CUDA graph that is recorded once).
 
     Args:
-        file: the model.
-        provider: cpu, cuda or tensorrt.
-        threads: to compute with, on a CPU.
-        max_batch: rows of a micro-batch at most; fewer of a model that takes several passes for each.
+        file: file of the model.
+        provider: execution provider: cpu, cuda or tensorrt.
+        threads: number of threads to compute with, on a CPU.
+        max_batch: largest number of network passes in a micro-batch.
         device: number of the GPU.
         cuda_graphs: record the kernels of each batch size and replay them.
 
+    Attributes:
+        about: description of the model.
+        max_batch: largest number of rows in a micro-batch, fewer in a model that takes several passes for each.
+
     Raises:
-        RepositoryError: the file is damaged, its tensors do not start with a free batch axis, or the provider cannot run it.
+        RepositoryError: the file is damaged, the model does not fit its metadata or fails, or the provider cannot run it.
     """
 
     def __init__(
@@ -73,10 +63,10 @@ class OnnxEngine:
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
-        # Between micro-batches and beside them, the cores belong to those who parse requests and send answers.
+        # Between micro-batches, the cores belong to the threads that parse requests and send answers.
         options.add_session_config_entry("session.force_spinning_stop", "1")
         options.add_session_config_entry("session.dynamic_block_base", "4")
-        options.enable_mem_pattern = False  # patterns are kept per batch size: they only grow
+        options.enable_mem_pattern = False  # one pattern is kept for each batch size: they only grow
         self._session = _session(file, options, _providers(file, provider, device, cuda_graphs))
         if self._session.get_providers()[0] != _PROVIDERS[provider]:
             raise RepositoryError(file.path, f"ONNX Runtime could not start {_PROVIDERS[provider]} on this machine")
@@ -89,7 +79,7 @@ class OnnxEngine:
         self._warm_up(file)
 
     def run(self, pieces: Sequence[Rows]) -> Rows:
-        """Outputs of a micro-batch that comes in pieces, row for row."""
+        """Outputs of a micro-batch that comes in pieces, in the same order."""
         rows = gather(pieces, self.about.inputs, self._buffers)
         if self._bound:
             size = next(size for size in self._bound if size >= rows)
@@ -107,15 +97,21 @@ class OnnxEngine:
         }
 
     def _warm_up(self, file: ModelFile) -> None:
-        """Run every batch size once, so that no caller pays for first-time allocation and the choice of kernels."""
+        """Try the model at every batch size, which also allocates memory and selects kernels before the first request."""
+
+        def run(rows: Rows) -> Rows:
+            try:
+                return self.run([rows])
+            except Exception as error:  # ONNX Runtime has no base class for what a model raises
+                raise RepositoryError(file.path, f"ONNX Runtime fails to run it: {_first_line(error)}") from error
+
         for size in self._bound or (1, self.max_batch):
-            results = self.run([{spec.name: np.zeros((size, *spec.shape), spec.dtype) for spec in self.about.inputs}])
-            if count(results) != size:
-                raise RepositoryError(file.path, f"returns {count(results)} rows for {size}")
+            with refused(file):
+                try_out(self.about.metadata, size, run)
 
 
 class _Bound:
-    """Tensors of one batch size on a device, bound to a session for good: what CUDA graphs ask for."""
+    """Tensors of one batch size on a device, permanently bound to a session, as CUDA graphs need them."""
 
     def __init__(
         self,
@@ -150,15 +146,19 @@ class _Bound:
 
 
 def best_provider() -> str:
-    """What `auto` stands for: cuda where ONNX Runtime has it, else cpu. TensorRT takes minutes to start: ask for it."""
+    """Provider that `auto` selects: cuda where ONNX Runtime has it, else cpu; not tensorrt, which takes minutes to start."""
     return "cuda" if _PROVIDERS["cuda"] in ort.get_available_providers() else "cpu"
 
 
 def describe(file: ModelFile, platform: str) -> Description:
-    """What a model file is, without making it ready to compute.
+    """Description of a model file, for an engine elsewhere that computes it.
+
+    Args:
+        file: file of the model.
+        platform: name of that engine.
 
     Raises:
-        RepositoryError: as `OnnxEngine` does.
+        RepositoryError: the file is damaged, or the model does not fit its metadata.
     """
     options = ort.SessionOptions()
     options.log_severity_level = 3
@@ -170,20 +170,31 @@ def _session(file: ModelFile, options: ort.SessionOptions, providers: list[Any])
     try:
         return ort.InferenceSession(str(file.path), options, providers=providers)
     except Exception as error:  # ONNX Runtime has no base class for what a damaged file raises
-        raise RepositoryError(file.path, f"ONNX Runtime cannot load it: {str(error).splitlines()[0]}") from error
+        raise RepositoryError(file.path, f"ONNX Runtime cannot load it: {_first_line(error)}") from error
 
 
 def _describe(file: ModelFile, session: ort.InferenceSession, platform: str) -> Description:
-    metadata = parse_metadata(file, session.get_modelmeta().custom_metadata_map)
-    inputs = tuple(_spec(file, argument) for argument in session.get_inputs())
-    outputs = tuple(_spec(file, argument) for argument in session.get_outputs())
-    if metadata.input.name not in {spec.name for spec in inputs}:
-        raise RepositoryError(file.path, f"has no input {metadata.input.name!r}, though its metadata says so")
+    with refused(file):
+        metadata = parse_metadata(session.get_modelmeta().custom_metadata_map)
+        if metadata.name != file.name:
+            raise ModelMismatch(f"metadata name is {metadata.name!r}, but the model's folder is {file.name!r}")
+        inputs = tuple(_spec(argument) for argument in session.get_inputs())
+        outputs = tuple(_spec(argument) for argument in session.get_outputs())
+        check_tensors(metadata, inputs, outputs)
     return Description(metadata, inputs, outputs, platform)
 
 
+@contextmanager
+def refused(file: ModelFile) -> Iterator[None]:
+    """Make a model's mismatch the `RepositoryError` of its file."""
+    try:
+        yield
+    except ModelMismatch as error:
+        raise RepositoryError(file.path, str(error)) from None
+
+
 def _providers(file: ModelFile, provider: str, device: int, cuda_graphs: bool) -> list[Any]:
-    """What ONNX Runtime is to run a model on, best first."""
+    """Providers for ONNX Runtime, best first."""
     available = ort.get_available_providers()
     if _PROVIDERS[provider] not in available:
         raise RepositoryError(
@@ -207,12 +218,16 @@ def _providers(file: ModelFile, provider: str, device: int, cuda_graphs: bool) -
     return chain[provider]
 
 
-def _spec(file: ModelFile, argument: ort.NodeArg) -> TensorSpec:
+def _spec(argument: ort.NodeArg) -> TensorSpec:
     if argument.type not in _DTYPES:
-        raise RepositoryError(file.path, f"tensor {argument.name!r} has type {argument.type}, expected a float tensor")
+        raise ModelMismatch(f"tensor {argument.name} has type {argument.type}, expected one of {', '.join(_DTYPES)}")
+    if not argument.shape:
+        raise ModelMismatch(f"tensor {argument.name} has no axes, expected [N, fixed, ...]")
     batch, *shape = argument.shape
     if isinstance(batch, int) or not all(isinstance(size, int) for size in shape):
-        raise RepositoryError(
-            file.path, f"tensor {argument.name!r} has shape {argument.shape}, expected [N, fixed, ...]"
-        )
+        raise ModelMismatch(f"tensor {argument.name} has shape {argument.shape}, expected [N, fixed, ...]")
     return TensorSpec(argument.name, _DTYPES[argument.type], tuple(shape))
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,1 +1,3 @@
-"""HTTP: routes, what travels over them, and what lies around every request."""
+"""HTTP: routes, codecs of their bodies, and the middleware around every request."""
+
+__all__: list[str] = []

@@ -1,4 +1,4 @@
-"""What is noted of every request: its id, its time, its outcome."""
+"""The access log: id, duration and status of every request, logged and counted."""
 
 from __future__ import annotations
 
@@ -13,24 +13,26 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from metaspec_server.ops.logs import request_id
 from metaspec_server.ops.metrics import Metrics
 
+__all__ = ["AccessLog"]
+
 log = logging.getLogger(__name__)
 
 _ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
 
 
-class Observer:
-    """Middleware: gives each request an id, that of `X-Request-ID` if there is one; counts, times and logs it.
+class AccessLog:
+    """Middleware that counts, times and logs each request under an id, that of `X-Request-ID` if it is valid.
 
     Args:
-        app: the application behind it.
-        metrics: to count in.
+        app: application behind it.
+        metrics: metrics to count in.
     """
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app, self._metrics = app, metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Let the application answer a request, and note how."""
+        """Let the application answer a request, and record the outcome."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -50,7 +52,7 @@ class Observer:
             await self._app(scope, receive, send_with_id)
         finally:
             seconds = time.perf_counter() - started
-            # Only routes that exist are named: what else callers ask for would grow the list without bound.
+            # Only existing routes are named: other paths would add labels without bound.
             route = getattr(scope.get("route"), "path", "unknown")
             self._metrics.requests.labels(route, status).inc()
             self._metrics.request_seconds.labels(route).observe(seconds)

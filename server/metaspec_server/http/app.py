@@ -1,8 +1,7 @@
-"""The application: routes, error answers, and what lies around every request."""
+"""The application: routes, error handlers and middleware."""
 
 from __future__ import annotations
 
-from importlib.metadata import version
 from pathlib import Path
 
 from fastapi import FastAPI, Request, Response
@@ -13,54 +12,65 @@ from starlette.responses import FileResponse
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
-from metaspec_server.core.registry import UnknownModel
+from metaspec_contract.structures import InvalidStructure
+from metaspec_server import __version__
+from metaspec_server.core.errors import ServiceError
 from metaspec_server.core.service import Service
-from metaspec_server.http import oip
-from metaspec_server.http import rest as native
-from metaspec_server.http.access_log import Observer
+from metaspec_server.http import contract, oip, rest
+from metaspec_server.http.access_log import AccessLog
 from metaspec_server.http.auth import Guard, read_api_keys
-from metaspec_server.http.problems import Problem
+from metaspec_server.http.problems import Problem, problem_of
+from metaspec_server.ops.metrics import Metrics
 from metaspec_server.ops.telemetry import traced
+
+__all__ = ["create_app"]
 
 _WEB = Path(__file__).parents[1] / "web"
 
 
-def create_app(service: Service) -> ASGIApp:
+def create_app(service: Service, metrics: Metrics) -> ASGIApp:
     """The ASGI application that serves a service.
+
+    Args:
+        service: the service.
+        metrics: metrics that the service counts in.
 
     Raises:
         ApiKeyError: the file of API keys cannot be used.
-        TelemetryError: traces are configured, but what sends them is missing.
+        TelemetryError: traces are configured, but the packages that send them are missing.
     """
     app = FastAPI(
         title="MetaSpec",
-        version=version("metaspec"),
+        version=__version__,
         summary="Spectra of metasurface colour routers, and their gradients, predicted by a trained network.",
         redoc_url=None,
         license_info={"name": "Apache-2.0"},
     )
     app.state.service = service
     app.router.routes.extend(oip.HOT_ROUTES)
-    app.include_router(native.router)
+    app.include_router(rest.router)
+    app.include_router(contract.router)
     app.include_router(oip.router)
     app.mount("/static", StaticFiles(directory=_WEB), name="static")
+    metrics.watch(service.states, lambda: service.cache_bytes)
 
     @app.get("/", include_in_schema=False)
     async def page() -> Response:
         return FileResponse(_WEB / "index.html")
 
     @app.get("/metrics", tags=["Operation"], response_class=Response)
-    async def metrics() -> Response:
-        """Counters and gauges in Prometheus' text format."""
-        return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+    async def prometheus() -> Response:
+        """Metrics in Prometheus' text format."""
+        return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     @app.exception_handler(Problem)
     async def problem(request: Request, error: Problem) -> Response:
         return error.response_for(request.url.path)
 
-    @app.exception_handler(UnknownModel)
-    async def unknown_model(request: Request, error: UnknownModel) -> Response:
-        return await problem(request, Problem(404, str(error)))
+    @app.exception_handler(ServiceError)
+    @app.exception_handler(InvalidStructure)
+    async def service_error(request: Request, error: ServiceError | InvalidStructure) -> Response:
+        return await problem(request, problem_of(error))
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> Response:
@@ -74,7 +84,7 @@ def create_app(service: Service) -> ASGIApp:
         return await problem(request, Problem(422, f"{field}: {first['msg']}", field=field))
 
     @app.exception_handler(ClientDisconnect)
-    async def hung_up(request: Request, error: ClientDisconnect) -> Response:
+    async def disconnected(request: Request, error: ClientDisconnect) -> Response:
         return await problem(request, Problem(400, "the connection was closed before the body was complete"))
 
     @app.exception_handler(Exception)
@@ -82,4 +92,4 @@ def create_app(service: Service) -> ASGIApp:
         return await problem(request, Problem(500, "an unexpected error; the server's log has the traceback"))
 
     keys = read_api_keys(service.settings.api_keys) if service.settings.api_keys else []
-    return Observer(traced(Guard(app, keys)), service.metrics)
+    return AccessLog(traced(Guard(app, keys)), metrics)

@@ -1,4 +1,4 @@
-"""Who may call, and what browsers may do with our answers."""
+"""Authentication by API keys, and security headers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from metaspec_server.http.problems import Problem
 
-_OPEN = ("/v2/health/live", "/v2/health/ready", "/", "/docs", "/openapi.json")
+__all__ = ["ApiKeyError", "Guard", "read_api_keys"]
+
+_OPEN = ("/v2/health/live", "/v2/health/ready", "/", "/docs", "/openapi.json", "/contract")
 
 _HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -32,10 +34,10 @@ class ApiKeyError(ValueError):
 
 
 def read_api_keys(path: Path) -> list[bytes]:
-    """The keys in a file, one a line; empty lines and lines that start with # do not count.
+    """The keys in a file, one per line; empty lines and lines that start with # are ignored.
 
     Raises:
-        ApiKeyError: the file cannot be read, has no key, or one of less than 16 characters.
+        ApiKeyError: the file cannot be read, holds no key, or a key of fewer than 16 characters.
     """
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
@@ -43,27 +45,27 @@ def read_api_keys(path: Path) -> list[bytes]:
         raise ApiKeyError(f"--api-keys: {path} cannot be read: {error}") from None
     found = [line.encode() for line in lines if line and not line.startswith("#")]
     if not found:
-        raise ApiKeyError(f"--api-keys: {path} has no keys in it, expected one a line")
+        raise ApiKeyError(f"--api-keys: {path} has no keys in it, expected one per line")
     if short := [number for number, key in enumerate(found, 1) if len(key) < 16]:
         raise ApiKeyError(f"--api-keys: key {short[0]} in {path} is shorter than 16 characters")
     return found
 
 
 class Guard:
-    """Middleware: refuses callers without a valid key, and sends security headers.
+    """Middleware that refuses requests without a valid key, and adds security headers to every answer.
 
-    A key comes as `Authorization: Bearer KEY` or as `X-API-Key: KEY`. Health checks and the pages are open to everybody.
+    A key comes as `Authorization: Bearer KEY` or `X-API-Key: KEY`. Health checks, the pages and `/contract` need none.
 
     Args:
-        app: the application behind it.
-        api_keys: valid keys; none lets everybody in.
+        app: application behind it.
+        api_keys: valid keys; if empty, no key is needed.
     """
 
     def __init__(self, app: ASGIApp, api_keys: list[bytes]) -> None:
         self._app, self._keys = app, api_keys
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request, or let the application answer it."""
+        """Refuse a request, or pass it on to the application."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -76,7 +78,11 @@ class Guard:
                 headers["Content-Security-Policy"] = _DOCS_POLICY if path == "/docs" else _POLICY
             await send(message)
 
-        if self._keys and not (path in _OPEN or path.startswith("/static/")) and not self._knows(Headers(scope=scope)):
+        if (
+            self._keys
+            and not (path in _OPEN or path.startswith("/static/"))
+            and not self._is_valid(Headers(scope=scope))
+        ):
             problem = Problem(
                 401,
                 "expected a valid API key, as Authorization: Bearer KEY or X-API-Key: KEY",
@@ -86,9 +92,9 @@ class Guard:
             return
         await self._app(scope, receive, send_guarded)
 
-    def _knows(self, headers: Headers) -> bool:
+    def _is_valid(self, headers: Headers) -> bool:
         scheme, _, token = headers.get("authorization", "").partition(" ")
         sent = (token if scheme.lower() == "bearer" else headers.get("x-api-key", "")).strip().encode()
-        # All keys are compared, each in constant time: how long it takes tells nothing of how near a guess was.
+        # All keys are compared, each in constant time: the duration reveals nothing about a guess.
         matches = [hmac.compare_digest(sent, key) for key in self._keys]
         return any(matches)

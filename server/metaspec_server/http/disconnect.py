@@ -1,4 +1,4 @@
-"""Work for callers who are still there."""
+"""Cancel work when the caller disconnects."""
 
 from __future__ import annotations
 
@@ -8,26 +8,28 @@ from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
 
+__all__ = ["cancel_on_disconnect"]
+
 T = TypeVar("T")
 
 
-async def while_present(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """Do work for a request whose body has been read; cancel it when the caller hangs up.
+async def cancel_on_disconnect(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """Result of work for a request whose body has been read; the work is cancelled when the caller disconnects.
 
     Raises:
-        ClientDisconnect: the caller has gone.
+        ClientDisconnect: the caller has disconnected.
     """
-    doing, leaving = asyncio.create_task(work), asyncio.create_task(_gone(request))
+    working, leaving = asyncio.create_task(work), asyncio.create_task(_disconnected(request))
     try:
-        await asyncio.wait({doing, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        if doing.done():
-            return doing.result()
+        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            return working.result()
         raise ClientDisconnect
     finally:
-        for task in (doing, leaving):
+        for task in (working, leaving):
             task.cancel()
 
 
-async def _gone(request: Request) -> None:
+async def _disconnected(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass

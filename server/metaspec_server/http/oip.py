@@ -1,22 +1,25 @@
-"""The routes of the Open Inference Protocol v2, so that stock `tritonclient.http` works unchanged."""
+"""Routes of the Open Inference Protocol v2; the stock `tritonclient.http` works unchanged."""
 
 from __future__ import annotations
 
-from importlib.metadata import version as package_version
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from starlette.routing import Route
 
+from metaspec_contract.model import PACKED_STRUCTURES
+from metaspec_server import __version__
 from metaspec_server.core.registry import Registry
 from metaspec_server.core.service import Service
 from metaspec_server.core.threads import off_loop
-from metaspec_server.http import oip_codec as protocol
-from metaspec_server.http.disconnect import while_present
+from metaspec_server.http.disconnect import cancel_on_disconnect
+from metaspec_server.http.oip_codec import HEADER_LENGTH, decode_request, describe, encode_response
 from metaspec_server.http.openapi import INFER_ANSWERS, INFER_BODY, oip_errors
 from metaspec_server.http.problems import Problem
 from metaspec_server.http.request_body import read_body
 from metaspec_server.repository import RepositoryError
+
+__all__ = ["HOT_ROUTES", "router"]
 
 router = APIRouter(prefix="/v2", tags=["Open Inference Protocol"])
 
@@ -31,12 +34,12 @@ async def server_metadata() -> dict[str, Any]:
     """Name, version and extensions of the server."""
     return {
         "name": "metaspec",
-        "version": package_version("metaspec"),
+        "version": __version__,
         "extensions": [
             "binary_tensor_data",
             "model_configuration",
             "model_repository",
-            "metaspec_packed_structures",
+            PACKED_STRUCTURES,
             "metaspec_output_datatype",
         ],
     }
@@ -44,7 +47,7 @@ async def server_metadata() -> dict[str, Any]:
 
 @router.get("/health/live", responses=oip_errors(), response_class=Response)
 async def live() -> Response:
-    """200 as long as the server answers."""
+    """200 while the server answers."""
     return Response()
 
 
@@ -57,7 +60,7 @@ async def ready(request: Request) -> Response:
 @router.get("/models/{model}", responses=oip_errors(404))
 @router.get("/models/{model}/versions/{version}", responses=oip_errors(404))
 async def model_metadata(request: Request, model: str, version: str | None = None) -> dict[str, Any]:
-    """Tensors of a model, and, as `parameters`, what it says of itself: process, wavelengths, channels, quality."""
+    """Tensors of a model and, as `parameters`, its metadata: process, wavelengths, channels, training, errors."""
     service = _service(request)
     served = service.registry.find(model, version)
     versions = sorted(one.version for one in service.registry.served() if one.name == served.name)
@@ -65,8 +68,8 @@ async def model_metadata(request: Request, model: str, version: str | None = Non
         "name": served.name,
         "versions": [str(number) for number in versions],
         "platform": "onnxruntime_onnx",
-        "inputs": protocol.describe(served.about.inputs),
-        "outputs": protocol.describe(served.about.outputs),
+        "inputs": describe(served.about.inputs),
+        "outputs": describe(served.about.outputs),
         "parameters": served.about.metadata.model_dump(mode="json"),
     }
 
@@ -81,22 +84,22 @@ async def model_config(request: Request, model: str, version: str | None = None)
         "platform": "onnxruntime_onnx",
         "backend": "onnxruntime",
         "max_batch_size": _service(request).settings.max_structures,
-        "input": [_config_tensor(tensor) for tensor in protocol.describe(served.about.inputs)],
-        "output": [_config_tensor(tensor) for tensor in protocol.describe(served.about.outputs)],
+        "input": [_config_tensor(tensor) for tensor in describe(served.about.inputs)],
+        "output": [_config_tensor(tensor) for tensor in describe(served.about.outputs)],
     }
 
 
 @router.get("/models/{model}/ready", responses=oip_errors(404, 503), response_class=Response)
 @router.get("/models/{model}/versions/{version}/ready", responses=oip_errors(404, 503), response_class=Response)
 async def model_ready(request: Request, model: str, version: str | None = None) -> Response:
-    """200 when the model takes work; 404 when there is none of that name and version."""
+    """200 when the model takes work; 404 when there is no such model or version."""
     served = _service(request).registry.find(model, version)
     return Response(status_code=200 if served.ready else 503)
 
 
 @router.post("/repository/index", responses=oip_errors())
 async def repository_index(request: Request) -> list[dict[str, str]]:
-    """Models and versions: those that are served, and, with the reason, those that cannot be."""
+    """Models and versions: the served ones, and those that cannot be served, with the reason."""
     registry = _service(request).registry
     index = [
         {"name": model.name, "version": str(model.version), "state": "READY" if model.ready else "UNAVAILABLE"}
@@ -105,7 +108,7 @@ async def repository_index(request: Request) -> list[dict[str, str]]:
     served = {(model.name, model.version) for model in registry.served()}
     for name, version, reason in registry.failures():
         entry = {"name": name, "version": str(version) if version else "", "reason": reason}
-        if (name, version) in served:  # the file has been replaced by one that cannot be loaded
+        if (name, version) in served:  # its file was replaced by one that cannot be loaded
             next(e for e in index if e["name"] == name and e["version"] == str(version))["reason"] = reason
         else:
             index.append({**entry, "state": "UNAVAILABLE"})
@@ -114,7 +117,7 @@ async def repository_index(request: Request) -> list[dict[str, str]]:
 
 @router.post("/repository/models/{model}/load", responses=oip_errors(400, 403, 404), response_class=Response)
 async def load_model(request: Request, model: str) -> Response:
-    """Load a model's newest versions from the repository, again if it was unloaded. Callers notice nothing of the change."""
+    """Load the newest versions of a model from the repository, also after it was unloaded. No request fails meanwhile."""
     registry = _controlled(request)
     try:
         await registry.load(model)
@@ -125,7 +128,7 @@ async def load_model(request: Request, model: str) -> Response:
 
 @router.post("/repository/models/{model}/unload", responses=oip_errors(400, 403, 404), response_class=Response)
 async def unload_model(request: Request, model: str) -> Response:
-    """Stop serving a model, after what it has accepted, until it is loaded again."""
+    """Stop serving a model, once its accepted requests are finished, until it is loaded again."""
     await _controlled(request).unload(model)
     return Response()
 
@@ -142,21 +145,18 @@ async def infer(request: Request, model: str, version: str | None = None) -> Res
     service = _service(request)
     with service.registry.lease(model, version) as served:
         body = await read_body(request, service.settings)
-        header_length = request.headers.get(protocol.HEADER_LENGTH)
-        specs = served.about.inputs, served.about.outputs, served.structure.name
-        try:
-            decoded = await off_loop(len(body), protocol.decode_request, body, header_length, *specs)
-        except protocol.ProtocolError as error:
-            raise Problem(400, str(error)) from None
-        results = await while_present(request, service.infer(served, decoded.rows))
+        header_length = request.headers.get(HEADER_LENGTH)
+        specs = served.about.inputs, served.about.outputs
+        decoded = await off_loop(len(body), decode_request, body, header_length, *specs)
+        results = await cancel_on_disconnect(request, service.infer(served, decoded.rows))
     nbytes = sum(array.nbytes for array in results.values())
-    content, headers = await off_loop(nbytes, protocol.encode_response, decoded, results, served.name, served.version)
+    content, headers = await off_loop(nbytes, encode_response, decoded, results, served.name, served.version)
     return Response(content, headers=headers)
 
 
 async def _plain_infer(request: Request) -> Response:
     version = request.path_params.get("version")
-    request.scope["route"] = HOT_ROUTES[version is not None]  # as FastAPI does it, for the metrics
+    request.scope["route"] = HOT_ROUTES[version is not None]  # as FastAPI sets it, for the metrics
     return await infer(request, request.path_params["model"], version)
 
 
@@ -164,7 +164,7 @@ HOT_ROUTES = [
     Route("/v2/models/{model}/infer", _plain_infer, methods=["POST"]),
     Route("/v2/models/{model}/versions/{version}/infer", _plain_infer, methods=["POST"]),
 ]
-"""The same routes without FastAPI, which describes them but takes a quarter of the time of a small request."""
+"""The same routes without FastAPI, whose overhead is a quarter of the time of a small request; it documents them."""
 
 
 def _controlled(request: Request) -> Registry:

@@ -1,10 +1,10 @@
-"""The Open Inference Protocol v2 over HTTP, with the binary tensor extension: bytes to tensors and back.
+"""Codec of the Open Inference Protocol v2 over HTTP, with the binary tensor extension: bytes to tensors and back.
 
-https://github.com/kserve/open-inference-protocol and Triton's `extension_binary_data`. A body is a JSON object, followed,
-when the header `Inference-Header-Content-Length` tells the length of the JSON, by the raw tensors in the order of the inputs.
+See https://github.com/kserve/open-inference-protocol and Triton's `extension_binary_data`. A body is a JSON object; if the
+header `Inference-Header-Content-Length` gives the length of the JSON, raw tensors follow it in the order of the inputs.
 
-Two things are ours, for people who send millions: the structure may come as packed bits, UINT8 of shape [N, 2048], and an
-output's parameter `datatype` may ask for FP16.
+Two extensions are our own, for callers who send millions of structures: the structure may come as packed bits, UINT8 of shape
+[N, 2048], and the parameter `datatype` of an output may ask for FP16.
 """
 
 from __future__ import annotations
@@ -18,8 +18,21 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from metaspec_contract.model import TensorSpec
-from metaspec_server.core.tensors import Rows
+from metaspec_contract.model import STRUCTURE, TensorSpec
+from metaspec_contract.structures import check_structures
+from metaspec_server.core.tensors import Rows, compact
+from metaspec_server.http.problems import Problem
+
+__all__ = [
+    "HEADER_LENGTH",
+    "InferRequest",
+    "Output",
+    "ProtocolError",
+    "datatype",
+    "decode_request",
+    "describe",
+    "encode_response",
+]
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 
@@ -33,8 +46,11 @@ DATATYPES: dict[str, np.dtype[Any]] = {
 _NAMES = {dtype: name for name, dtype in DATATYPES.items()}
 
 
-class ProtocolError(ValueError):
-    """A request that is not what the protocol or the model asks for. The message names the field."""
+class ProtocolError(Problem):
+    """A request that is not valid in the protocol, or not for the model: 400. The message names the field."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(400, detail)
 
 
 @dataclass(frozen=True)
@@ -42,9 +58,9 @@ class InferRequest:
     """A decoded request.
 
     Attributes:
-        id: given by the client, to be sent back.
-        rows: the model's inputs, in its own dtypes.
-        outputs: names of the outputs to send, and how.
+        id: identifier that the client gave, to be sent back.
+        rows: inputs of the model; the structure as `core.tensors.compact` makes it, the others in the model's dtype.
+        outputs: encodings of the requested outputs, by name.
     """
 
     id: str | None
@@ -54,11 +70,11 @@ class InferRequest:
 
 @dataclass(frozen=True)
 class Output:
-    """How an output is to be sent.
+    """Encoding of a requested output.
 
     Attributes:
-        binary: as raw bytes, not as JSON.
-        dtype: of its elements; None for the model's own.
+        binary: whether it is sent as raw bytes instead of JSON.
+        dtype: dtype of its elements; None for the model's own.
     """
 
     binary: bool
@@ -66,23 +82,19 @@ class Output:
 
 
 def decode_request(
-    body: bytes,
-    header_length: str | None,
-    inputs: Sequence[TensorSpec],
-    outputs: Sequence[TensorSpec],
-    structure: str,
+    body: bytes, header_length: str | None, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
 ) -> InferRequest:
     """Decode and check an inference request for a model.
 
     Args:
-        body: of the request.
-        header_length: value of the header that tells where the raw tensors start, if it was sent.
-        inputs: the tensors that the model takes.
-        outputs: the tensors that it returns.
-        structure: name of the input that may come as packed bits.
+        body: body of the request.
+        header_length: value of the header `HEADER_LENGTH`, if it was sent.
+        inputs: inputs of the model.
+        outputs: outputs of the model.
 
     Raises:
-        ProtocolError: anything is missing, malformed, of the wrong type, shape or length, or not finite.
+        ProtocolError: a part is missing, malformed, of the wrong type, shape or length, or a cotangent is not finite.
+        InvalidStructure: values of the structure are not in [0, 1].
     """
     header, binary = _split(body, header_length)
     specs = {spec.name: spec for spec in inputs}
@@ -105,7 +117,7 @@ def decode_request(
                     f"{name}: binary_data_size is {size} but only {len(raw)} bytes are left in the body"
                 )
             offset += size
-        rows[name] = _tensor(entry, specs[name], raw, may_be_packed=name == structure)
+        rows[name] = _tensor(entry, specs[name], raw)
     if offset != len(binary):
         raise ProtocolError(f"{len(binary) - offset} bytes are left over after the last tensor")
     if missing := sorted(specs.keys() - rows.keys()):
@@ -122,7 +134,14 @@ def decode_request(
 def encode_response(
     request: InferRequest, results: Mapping[str, NDArray[Any]], model: str, version: int
 ) -> tuple[bytes, dict[str, str]]:
-    """Body and headers that answer a request."""
+    """Body and headers of the answer to a request.
+
+    Args:
+        request: decoded request.
+        results: outputs of the model.
+        model: name of the model.
+        version: version of the model.
+    """
     tensors: list[dict[str, Any]] = []
     blobs: list[bytes] = []
     for name, output in request.outputs.items():
@@ -150,7 +169,7 @@ def datatype(dtype: np.dtype[Any]) -> str:
 
 
 def describe(specs: Sequence[TensorSpec]) -> list[dict[str, Any]]:
-    """Tensors as the model metadata route lists them."""
+    """Tensors as the routes of model metadata list them."""
     return [{"name": s.name, "datatype": datatype(s.dtype), "shape": [-1, *s.shape]} for s in specs]
 
 
@@ -183,15 +202,16 @@ def _parameters(entry: dict[str, Any], name: object) -> dict[str, Any]:
     return parameters
 
 
-def _tensor(entry: dict[str, Any], spec: TensorSpec, raw: memoryview | None, may_be_packed: bool) -> NDArray[Any]:
+def _tensor(entry: dict[str, Any], spec: TensorSpec, raw: memoryview | None) -> NDArray[Any]:
+    is_structure = spec.name == STRUCTURE
     name, kind, shape = spec.name, entry.get("datatype"), entry.get("shape")
     if not isinstance(kind, str) or kind not in DATATYPES:
         raise ProtocolError(f"{name}: datatype must be one of {', '.join(DATATYPES)}, got {kind!r}")
     if not isinstance(shape, list) or not all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in shape):
         raise ProtocolError(f"{name}: shape must be a list of whole numbers, got {shape!r}")
-    packed = may_be_packed and kind == "UINT8" and shape[1:] == [spec.packed_bytes] and shape[0] > 0
+    packed = is_structure and kind == "UINT8" and shape[1:] == [spec.packed_bytes] and shape[0] > 0
     if not packed and (tuple(shape[1:]) != spec.shape or not shape or shape[0] < 1):
-        either = f", or UINT8 [N, {spec.packed_bytes}] of packed bits" if may_be_packed else ""
+        either = f", or UINT8 [N, {spec.packed_bytes}] of packed bits" if is_structure else ""
         raise ProtocolError(
             f"{name}: shape must be [N, {', '.join(map(str, spec.shape))}] with N >= 1{either}, got {shape}"
         )
@@ -202,13 +222,16 @@ def _tensor(entry: dict[str, Any], spec: TensorSpec, raw: memoryview | None, may
         array = np.frombuffer(raw, dtype)
     else:
         array = _from_json(entry.get("data"), name, count)
+    array = array.reshape(shape)
+    if packed:
+        if array.dtype != np.uint8 and not ((array >= 0) & (array <= 255) & (array % 1 == 0)).all():
+            raise ProtocolError(f"{name}: packed bits must be whole numbers from 0 to 255")
+        return array.astype(np.uint8, copy=False)
+    if is_structure:
+        return compact(check_structures(array), spec.dtype)
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise ProtocolError(f"{name}: values must be finite, got {array[~np.isfinite(array)][0]}")
-    if packed:
-        if array.dtype != np.uint8 and (array.min() < 0 or array.max() > 255 or (array % 1).any()):
-            raise ProtocolError(f"{name}: packed bits must be whole numbers from 0 to 255")
-        return array.reshape(shape).astype(np.uint8, copy=False)
-    return array.reshape(shape).astype(spec.dtype, copy=False)
+    return array.astype(spec.dtype, copy=False)
 
 
 def _from_json(data: object, name: str, count: int) -> NDArray[Any]:

@@ -1,29 +1,37 @@
-"""What the OpenAPI document says of bodies and answers that FastAPI cannot see."""
+"""OpenAPI: schemas of bodies and answers that FastAPI cannot derive from the routes."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from metaspec_server.http import rest_codec as formats
+from metaspec_contract.structures import PIXELS, packed_bytes
+from metaspec_server.http.rest_codec import JSON, NPY, RAW
 
+__all__ = ["ANSWERS", "GRADIENT_BODY", "INFER_ANSWERS", "INFER_BODY", "PREDICT_BODY", "oip_errors"]
+
+_SHAPE = f"{PIXELS}, {PIXELS}"
 _STRUCTURES = {
-    "description": "(128, 128), (N, 128, 128) or (N, 1, 128, 128) nested lists: 1 = solid, 0 = void, densities between",
+    "description": f"({_SHAPE}), (N, {_SHAPE}) or (N, 1, {_SHAPE}) nested lists: 1 = solid, 0 = void, densities between",
     "type": "array",
     "items": {},
 }
 _FIELDS: dict[str, Any] = {
     "structures": _STRUCTURES,
-    "packed": {"type": "string", "format": "byte", "description": "base64 of bit-packed structures, 2048 bytes each"},
+    "packed": {
+        "type": "string",
+        "format": "byte",
+        "description": f"base64 of bit-packed structures, {packed_bytes()} bytes each",
+    },
     "wavelengths_nm": {"type": "array", "items": {"type": "number"}, "minItems": 1},
     "channels": {
-        "description": "some of the model's: detectors and, of models over symmetric images, the spread of predictions",
+        "description": "channels of the answer: detectors and, in models over symmetric images, the spread of predictions",
         "type": "array",
         "items": {"type": "string"},
         "minItems": 1,
     },
 }
 _COTANGENT = {
-    "description": "(N, channels, wavelengths): the gradient is that of the sum of cotangent * spectra",
+    "description": "(N, channels, wavelengths); the gradient is that of the sum of cotangent * spectra",
     "type": "array",
     "items": {},
 }
@@ -38,7 +46,7 @@ def _body(fields: dict[str, Any], required: list[str]) -> dict[str, Any]:
         "oneOf": [{"required": ["structures"]}, {"required": ["packed"]}],
     }
     binary = {"schema": {"type": "string", "format": "binary"}}
-    content = {formats.JSON: {"schema": schema}, formats.NPY: binary, formats.RAW: binary}
+    content = {JSON: {"schema": schema}, NPY: binary, RAW: binary}
     return {"requestBody": {"required": True, "content": content}}
 
 
@@ -60,12 +68,12 @@ _PROBLEM: dict[str, Any] = {
     }
 }
 ANSWERS: dict[int | str, dict[str, Any]] = {
-    200: {"description": "In the format that Accept asks for.", "content": {formats.NPY: {}, formats.RAW: {}}},
+    200: {"description": "The result, in the format that Accept asks for.", "content": {NPY: {}, RAW: {}}},
     400: {"description": "The body cannot be decompressed.", **_PROBLEM},
-    401: {"description": "No valid API key, where one is required.", **_PROBLEM},
+    401: {"description": "No valid API key, and the server requires one.", **_PROBLEM},
     404: {"description": "No such model or version.", **_PROBLEM},
     406: {"description": "No format that Accept allows.", **_PROBLEM},
-    408: {"description": "The body came too slowly.", **_PROBLEM},
+    408: {"description": "The body arrived too slowly.", **_PROBLEM},
     413: {"description": "Too many structures or bytes.", **_PROBLEM},
     415: {"description": "Unknown Content-Type or Content-Encoding.", **_PROBLEM},
     422: {"description": "Not a structure, cotangent, wavelength or channel. Names the field.", **_PROBLEM},
@@ -87,16 +95,20 @@ _ERROR: dict[str, Any] = {
 
 
 def oip_errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The error answers of a route of the Open Inference Protocol; every route has 401."""
+    """Error answers of a route of the Open Inference Protocol; 401 is added to all.
+
+    Args:
+        statuses: HTTP statuses of the route.
+    """
     descriptions = {
-        400: "Not what the protocol or the model asks for.",
-        401: "No valid API key, where one is required.",
+        400: "Not a valid request of the protocol, or not one for this model.",
+        401: "No valid API key, and the server requires one.",
         403: "Callers may not load and unload models.",
         404: "No such model or version.",
-        408: "The body came too slowly.",
+        408: "The body arrived too slowly.",
         413: "Too many structures or bytes.",
         415: "Unknown Content-Encoding.",
-        422: "Values that are no density.",
+        422: "Values that are not those of a structure.",
         500: "The engine failed.",
         503: "Not ready, or the queue is full. See Retry-After.",
         504: "Not finished in time.",
@@ -105,7 +117,7 @@ def oip_errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 INFER_ANSWERS = oip_errors(400, 404, 408, 413, 415, 422, 500, 503, 504) | {
-    200: {"description": "The outputs.", "content": {formats.JSON: {}, formats.RAW: {}}}
+    200: {"description": "The outputs.", "content": {JSON: {}, RAW: {}}}
 }
 _TENSOR = {
     "type": "object",
@@ -122,7 +134,7 @@ INFER_BODY: dict[str, Any] = {
     "requestBody": {
         "required": True,
         "content": {
-            formats.JSON: {
+            JSON: {
                 "schema": {
                     "type": "object",
                     "required": ["inputs"],
@@ -134,7 +146,7 @@ INFER_BODY: dict[str, Any] = {
                     },
                 }
             },
-            formats.RAW: {"schema": {"type": "string", "format": "binary"}},
+            RAW: {"schema": {"type": "string", "format": "binary"}},
         },
     }
 }

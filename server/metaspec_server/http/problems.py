@@ -1,4 +1,4 @@
-"""Errors: RFC 9457 problem documents on our own routes, the Open Inference Protocol's error objects on its routes."""
+"""Error answers: RFC 9457 problem documents on our own routes, error objects of the Open Inference Protocol below `/v2`."""
 
 from __future__ import annotations
 
@@ -6,15 +6,39 @@ from http import HTTPStatus
 
 from starlette.responses import JSONResponse
 
+from metaspec_contract.structures import InvalidStructure
+from metaspec_server.core.errors import (
+    Closed,
+    DeadlineExceeded,
+    EngineFailure,
+    EngineUnavailable,
+    QueueFull,
+    ServiceError,
+    TooManyStructures,
+    UnknownModel,
+)
+
+__all__ = ["Problem", "problem_of"]
+
+_STATUSES: dict[type[ServiceError], int] = {
+    UnknownModel: 404,
+    TooManyStructures: 413,
+    EngineFailure: 500,
+    Closed: 503,
+    EngineUnavailable: 503,
+    QueueFull: 503,
+    DeadlineExceeded: 504,
+}
+
 
 class Problem(Exception):
-    """Ends a request with an error.
+    """Ends a request with an error answer.
 
     Args:
         status: HTTP status.
-        detail: what is wrong with this request, and what was expected.
-        headers: to send along, `Retry-After` for instance.
-        field: which part of the request is wrong.
+        detail: description of what is wrong and what was expected.
+        headers: additional headers, such as `Retry-After`.
+        field: part of the request that is wrong.
     """
 
     def __init__(
@@ -36,3 +60,11 @@ class Problem(Exception):
         if self.field is not None:
             body["field"] = self.field
         return JSONResponse(body, self.status, self.headers, media_type="application/problem+json")
+
+
+def problem_of(error: ServiceError | InvalidStructure) -> Problem:
+    """The problem that answers a request which raised an error of the service or of the check of structures."""
+    if isinstance(error, InvalidStructure):
+        return Problem(422, str(error), field="structures")
+    headers = None if error.retry_after is None else {"Retry-After": f"{error.retry_after:.0f}"}
+    return Problem(_STATUSES[type(error)], str(error), headers=headers)

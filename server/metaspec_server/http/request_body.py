@@ -1,4 +1,4 @@
-"""Request bodies: read to the limit and no further, and not for ever."""
+"""Request bodies: read and decompressed, within limits of size and time."""
 
 from __future__ import annotations
 
@@ -11,14 +11,16 @@ from metaspec_server.core.threads import off_loop
 from metaspec_server.http.problems import Problem
 from metaspec_server.settings import Settings
 
-_SLOWEST = 10_000  # bytes a second
+__all__ = ["read_body"]
+
+_BYTES_PER_SECOND = 10_000  # slowest accepted rate
 
 
 async def read_body(request: Request, settings: Settings) -> bytes:
-    """The whole body, decompressed if it says gzip or deflate.
+    """The whole body, decompressed if its encoding is gzip or deflate.
 
     Raises:
-        Problem: 413 as soon as more than the limit has come, packed or unpacked; 408 when it comes too slowly; 415 for
+        Problem: 413 as soon as the body exceeds the limit, compressed or not; 408 when it arrives too slowly; 415 for
             another encoding; 400 for a damaged body.
     """
     limit, received = settings.max_body_bytes, 0
@@ -34,12 +36,12 @@ async def read_body(request: Request, settings: Settings) -> bytes:
     started = asyncio.get_running_loop().time()
     try:
         while True:
-            async with asyncio.timeout_at(started + settings.body_timeout + received / _SLOWEST):
+            async with asyncio.timeout_at(started + settings.body_timeout + received / _BYTES_PER_SECOND):
                 chunk = await anext(chunks, None)
             if chunk is None:
                 break
             received += len(chunk)
-            if inflate is not None:  # a few bytes may unpack to a lot
+            if inflate is not None:  # a few bytes may decompress to many
                 chunk = await off_loop(100 * len(chunk), inflate.decompress, chunk, limit - size + 1)
             size += len(chunk)
             if size > limit:
@@ -48,7 +50,9 @@ async def read_body(request: Request, settings: Settings) -> bytes:
     except zlib.error as error:
         raise Problem(400, f"the body is not valid {encoding}: {error}") from None
     except TimeoutError:
-        detail = f"only {received} bytes of the body came in {settings.body_timeout + received / _SLOWEST:.0f} s"
+        detail = (
+            f"only {received} bytes of the body came in {settings.body_timeout + received / _BYTES_PER_SECOND:.0f} s"
+        )
         raise Problem(408, detail, headers={"Connection": "close"}) from None
     if inflate is not None and not inflate.eof:
         raise Problem(400, f"the {encoding} body is incomplete")

@@ -8,50 +8,53 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Depends, Query, Request, Response
 from numpy.typing import NDArray
 
+from metaspec_contract.model import COTANGENT, DEFAULT_MODEL, GRADIENT, SPECTRA, gradient_model, is_gradient_model
 from metaspec_server.core.registry import ServedModel
 from metaspec_server.core.service import Service
 from metaspec_server.core.threads import off_loop
-from metaspec_server.http import rest_codec as formats
-from metaspec_server.http.disconnect import while_present
+from metaspec_server.http import rest_codec
+from metaspec_server.http.disconnect import cancel_on_disconnect
 from metaspec_server.http.openapi import ANSWERS, GRADIENT_BODY, PREDICT_BODY
 from metaspec_server.http.problems import Problem
 from metaspec_server.http.request_body import read_body
 from metaspec_server.http.rest_codec import Body, InvalidBody
 from metaspec_server.http.selection import Selection
 
+__all__ = ["router"]
+
 router = APIRouter(tags=["MetaSpec"])
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What is asked for, by the query.
+    """Query of a request.
 
     Attributes:
-        model: which one.
-        version: which of it; the newest if left out.
-        channels: which detectors, or the spread; all if left out.
-        wavelengths_nm: where; at the model's own wavelengths if left out.
-        dtype: of the numbers in the answer.
+        model: name of the model.
+        version: version of the model; the newest by default.
+        channels: channels of the answer; all by default.
+        wavelengths_nm: wavelengths of the answer in nm; the model's own by default.
+        dtype: dtype of the answer.
     """
 
-    model: Annotated[str, Query(description="which model")] = "diffractionnet"
-    version: Annotated[str | None, Query(description="which version; the newest if left out")] = None
+    model: Annotated[str, Query(description="name of the model")] = DEFAULT_MODEL
+    version: Annotated[str | None, Query(description="version of the model; the newest by default")] = None
     channels: Annotated[
         list[str] | None,
-        Query(description="which detectors, or the spread of models over symmetric images; all if left out"),
+        Query(description="channels: detectors, and the spread of models over symmetric images; all by default"),
     ] = None
     wavelengths_nm: Annotated[
-        list[float] | None, Query(description="where; the model's own wavelengths if left out")
+        list[float] | None, Query(description="wavelengths in nm; the model's own by default")
     ] = None
-    dtype: Annotated[Literal["float32", "float16"], Query(description="of the numbers in the answer")] = "float32"
+    dtype: Annotated[Literal["float32", "float16"], Query(description="dtype of the answer")] = "float32"
 
 
 @router.post("/predict", openapi_extra=PREDICT_BODY, responses=ANSWERS)
 async def predict(request: Request, choice: Annotated[Choice, Depends()]) -> Response:
     """Spectra of structures: the efficiency of each detector at each wavelength.
 
-    A model over symmetric images of a structure (`diffractionnet_symmetric`) has a channel "spread" after the detectors: how
-    far the predictions by way of these images are apart, in efficiency (rms). The larger, the less to trust.
+    A model over symmetric images of a structure (`diffractionnet_symmetric`) has a channel "spread" after the detectors: the
+    deviation (rms) of the predictions for these images, in efficiency. The larger it is, the less reliable the prediction.
 
     The body is JSON; or an array as a `.npy` file; or, as `application/octet-stream`, bit-packed structures of 2048 bytes
     each (`numpy.packbits`). The answer is JSON; a `.npy` file (`Accept: application/x-npy`) of shape (N, channels,
@@ -61,19 +64,19 @@ async def predict(request: Request, choice: Annotated[Choice, Depends()]) -> Res
     media_type = _media_type(request)
     content_type = _content_type(request)
     with service.registry.lease(choice.model, choice.version) as served:
-        if len(served.about.inputs) > 1:
+        if is_gradient_model(served.name):
             raise Problem(422, f"model {choice.model!r} gives gradients: ask for it at /gradient", field="model")
         raw = await read_body(request, service.settings)
         body, selection = await _decode(served, raw, content_type, choice, with_cotangent=False)
         rows = {served.structure.name: body.structures}
-        results = await while_present(request, service.infer(served, rows))
-        spectra = await off_loop(results["spectra"].nbytes, selection.apply, results["spectra"])
-    return await _answer(served, selection, {"spectra": spectra.astype(choice.dtype, copy=False)}, media_type)
+        results = await cancel_on_disconnect(request, service.infer(served, rows))
+        spectra = await off_loop(results[SPECTRA].nbytes, selection.apply, results[SPECTRA])
+    return await _answer(served, selection, {SPECTRA: spectra.astype(choice.dtype, copy=False)}, media_type)
 
 
 @router.post("/gradient", openapi_extra=GRADIENT_BODY, responses=ANSWERS)
 async def gradient(request: Request, choice: Annotated[Choice, Depends()]) -> Response:
-    """Spectra of structures, and the gradient of sum(cotangent * spectra) with respect to every pixel's density.
+    """Spectra of structures, and the gradient of sum(cotangent * spectra) with respect to the density of every pixel.
 
     With the derivative of an objective with respect to the spectra as cotangent, that is the objective's gradient (a
     vector-Jacobian product). The spread of a model over symmetric images is a channel like any other. The body is JSON; or two
@@ -84,28 +87,20 @@ async def gradient(request: Request, choice: Annotated[Choice, Depends()]) -> Re
     service: Service = request.app.state.service
     media_type = _media_type(request)
     content_type = _content_type(request)
-    name = choice.model if choice.model.endswith("_vjp") else f"{choice.model}_vjp"
+    name = choice.model if is_gradient_model(choice.model) else gradient_model(choice.model)
     with service.registry.lease(name, choice.version) as served:
-        inputs = {spec.name for spec in served.about.inputs}
-        if inputs != {served.structure.name, "cotangent"}:
-            raise Problem(
-                422, f"model {name!r} gives no gradients: it takes {', '.join(sorted(inputs))}", field="model"
-            )
         raw = await read_body(request, service.settings)
         body, selection = await _decode(served, raw, content_type, choice, with_cotangent=True)
         assert body.cotangent is not None
-        try:
-            pulled = await off_loop(body.cotangent.nbytes, selection.pull_back, body.cotangent)
-            if len(pulled) != len(body.structures):
-                raise InvalidBody(
-                    "cotangent", f"expected one for each of {len(body.structures)} structures, got {len(pulled)}"
-                )
-        except InvalidBody as error:
-            raise Problem(422, str(error), field=error.field) from None
-        rows = {served.structure.name: body.structures, "cotangent": pulled}
-        results = await while_present(request, service.infer(served, rows))
-        spectra = await off_loop(results["spectra"].nbytes, selection.apply, results["spectra"])
-    arrays = {"spectra": spectra, "gradient": results["gradient"].squeeze(1)}
+        pulled = await off_loop(body.cotangent.nbytes, selection.pull_back, body.cotangent)
+        if len(pulled) != len(body.structures):
+            raise InvalidBody(
+                "cotangent", f"expected one for each of {len(body.structures)} structures, got {len(pulled)}"
+            )
+        rows = {served.structure.name: body.structures, COTANGENT: pulled}
+        results = await cancel_on_disconnect(request, service.infer(served, rows))
+        spectra = await off_loop(results[SPECTRA].nbytes, selection.apply, results[SPECTRA])
+    arrays = {SPECTRA: spectra, GRADIENT: results[GRADIENT].squeeze(1)}
     return await _answer(
         served, selection, {key: array.astype(choice.dtype, copy=False) for key, array in arrays.items()}, media_type
     )
@@ -113,37 +108,34 @@ async def gradient(request: Request, choice: Annotated[Choice, Depends()]) -> Re
 
 def _content_type(request: Request) -> str:
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if content_type not in (formats.JSON, formats.NPY, formats.RAW):
-        known = f"{formats.JSON}, {formats.NPY} or {formats.RAW}"
+    if content_type not in (rest_codec.JSON, rest_codec.NPY, rest_codec.RAW):
+        known = f"{rest_codec.JSON}, {rest_codec.NPY} or {rest_codec.RAW}"
         raise Problem(415, f"Content-Type must be {known}, got {content_type or 'none'!r}")
     return content_type
 
 
 def _media_type(request: Request) -> str:
-    media_type = formats.choose_media_type(request.headers.get("accept"))
+    media_type = rest_codec.choose_media_type(request.headers.get("accept"))
     if media_type is None:
-        raise Problem(406, f"Accept allows none of {formats.JSON}, {formats.NPY}, {formats.RAW}")
+        raise Problem(406, f"Accept allows none of {rest_codec.JSON}, {rest_codec.NPY}, {rest_codec.RAW}")
     return media_type
 
 
 async def _decode(
     model: ServedModel, raw: bytes, content_type: str, choice: Choice, with_cotangent: bool
 ) -> tuple[Body, Selection]:
-    """The body, and which part of the spectra is asked for: by the query, or by fields of a JSON body."""
+    """The decoded body, and the selection of the spectra by the query or by fields of a JSON body."""
     metadata = model.about.metadata
-    try:
-        selection = Selection(metadata, choice.channels, choice.wavelengths_nm)
-        shape = selection.shape if with_cotangent else None
-        # Large bodies take a while to parse, and the event loop has other callers to serve.
-        body = await off_loop(len(raw), formats.decode_body, raw, content_type, model.structure, shape)
-        for field in ("channels", "wavelengths_nm"):
-            if getattr(choice, field) and getattr(body, field):
-                raise InvalidBody(field, "given in the query and in the body: give it once")
-        if body.channels or body.wavelengths_nm:
-            channels, wavelengths_nm = choice.channels or body.channels, choice.wavelengths_nm or body.wavelengths_nm
-            selection = Selection(metadata, channels, wavelengths_nm)
-    except InvalidBody as error:
-        raise Problem(422, str(error), field=error.field) from None
+    selection = Selection(metadata, choice.channels, choice.wavelengths_nm)
+    shape = selection.shape if with_cotangent else None
+    # In a thread: parsing a large body takes a while, and the event loop has other callers to serve.
+    body = await off_loop(len(raw), rest_codec.decode_body, raw, content_type, model.structure.dtype, shape)
+    for field in ("channels", "wavelengths_nm"):
+        if getattr(choice, field) and getattr(body, field):
+            raise InvalidBody(field, "given in the query and in the body: give it once")
+    if body.channels or body.wavelengths_nm:
+        channels, wavelengths_nm = choice.channels or body.channels, choice.wavelengths_nm or body.wavelengths_nm
+        selection = Selection(metadata, channels, wavelengths_nm)
     return body, selection
 
 
@@ -157,13 +149,13 @@ async def _answer(
         "MetaSpec-Dtype": str(first.dtype),
     }
     for name, array in arrays.items():
-        prefix = "MetaSpec" if name == "spectra" else f"MetaSpec-{name.capitalize()}"
+        prefix = "MetaSpec" if name == SPECTRA else f"MetaSpec-{name.capitalize()}"
         headers[f"{prefix}-Shape"] = ",".join(map(str, array.shape))
     nbytes = sum(array.nbytes for array in arrays.values())
-    if media_type == formats.NPY:
-        content = await off_loop(nbytes, formats.encode_npy, list(arrays.values()))
-    elif media_type == formats.RAW:
-        content = await off_loop(nbytes, formats.encode_raw, list(arrays.values()))
+    if media_type == rest_codec.NPY:
+        content = await off_loop(nbytes, rest_codec.encode_npy, list(arrays.values()))
+    elif media_type == rest_codec.RAW:
+        content = await off_loop(nbytes, rest_codec.encode_raw, list(arrays.values()))
     else:
         described = {
             "model": model.name,
@@ -172,5 +164,5 @@ async def _answer(
             "wavelengths_nm": selection.wavelengths_nm.tolist(),
             "units": model.about.metadata.units.get("spectra", ""),
         }
-        content = await off_loop(8 * nbytes, formats.encode_json, described, arrays)
+        content = await off_loop(8 * nbytes, rest_codec.encode_json, described, arrays)
     return Response(content, media_type=media_type, headers=headers)

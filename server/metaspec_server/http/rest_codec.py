@@ -1,4 +1,4 @@
-"""The bodies of `/predict` and `/gradient`: arrays in JSON, as `.npy` or as raw bytes."""
+"""Bodies of `/predict` and `/gradient`: arrays in JSON, as `.npy` or as raw bytes."""
 
 from __future__ import annotations
 
@@ -12,19 +12,38 @@ from typing import Any
 
 import numpy as np
 import orjson
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
-from metaspec_contract.model import TensorSpec
+from metaspec_contract.structures import check_structures, packed_bytes
+from metaspec_server.core.tensors import compact
+from metaspec_server.http.problems import Problem
+
+__all__ = [
+    "JSON",
+    "NPY",
+    "RAW",
+    "Body",
+    "InvalidBody",
+    "choose_media_type",
+    "decode_body",
+    "encode_json",
+    "encode_npy",
+    "encode_raw",
+]
 
 JSON, NPY, RAW = "application/json", "application/x-npy", "application/octet-stream"
 
 
-class InvalidBody(ValueError):
-    """A body that cannot be served: which field, what was expected and what came."""
+class InvalidBody(Problem):
+    """A body, or a query, that cannot be served: 422.
+
+    Args:
+        field: field that is wrong.
+        reason: what was expected, and what came.
+    """
 
     def __init__(self, field: str, reason: str) -> None:
-        super().__init__(f"{field}: {reason}")
-        self.field = field
+        super().__init__(422, f"{field}: {reason}", field=field)
 
 
 @dataclass(frozen=True)
@@ -32,10 +51,10 @@ class Body:
     """A decoded body.
 
     Attributes:
-        structures: density in [0, 1], (N, 1, y, x) of the model's dtype, or packed bits, uint8 (N, bytes).
-        cotangent: what the gradient is asked for, of any shape; None if there is none.
-        wavelengths_nm: where the spectra are wanted; None for the model's own grid.
-        channels: which detectors, or the spread; None for all.
+        structures: structures as `core.tensors.compact` makes them.
+        cotangent: derivative of the objective with respect to the spectra, of any shape; None if there is none.
+        wavelengths_nm: wavelengths of the answer in nm; None for the model's own.
+        channels: channels of the answer; None for all.
     """
 
     structures: NDArray[Any]
@@ -45,64 +64,42 @@ class Body:
 
 
 def decode_body(
-    body: bytes, content_type: str, spec: TensorSpec, cotangent_shape: tuple[int, ...] | None = None
+    body: bytes, content_type: str, dtype: DTypeLike, cotangent_shape: tuple[int, ...] | None = None
 ) -> Body:
     """Decode a body of any accepted type.
 
     Args:
-        body: of the request.
-        content_type: one of `JSON`, `NPY`, `RAW`.
-        spec: the model's structure.
-        cotangent_shape: of the cotangent of one structure; None where none is taken.
+        body: the body.
+        content_type: its type: `JSON`, `NPY` or `RAW`.
+        dtype: dtype of densities.
+        cotangent_shape: shape of the cotangent of one structure; None if the route takes none.
 
     Raises:
-        InvalidBody: the body cannot be read, or its values cannot be a structure.
+        InvalidBody: the body cannot be read.
+        InvalidStructure: an array in it cannot be a structure.
     """
     if content_type == JSON:
-        return _from_json(body, spec, with_cotangent=cotangent_shape is not None)
+        return _from_json(body, dtype, with_cotangent=cotangent_shape is not None)
     if content_type == NPY or body.startswith(b"\x93NUMPY"):
         arrays = _from_npy(body, 2 if cotangent_shape else 1)
-        return Body(check_structures(arrays[0], spec), arrays[1] if cotangent_shape else None)
-    packed, cotangent = _from_raw(body, spec, cotangent_shape or (0,))
+        return Body(_structures(arrays[0], dtype), arrays[1] if cotangent_shape else None)
+    packed, cotangent = _from_raw(body, cotangent_shape or (0,))
     return Body(packed, cotangent)
 
 
-def check_structures(array: NDArray[Any], spec: TensorSpec) -> NDArray[Any]:
-    """Bring structures to (N, 1, y, x) of the model's dtype, if they are what a structure may be.
-
-    Raises:
-        InvalidBody: the shape is not (y, x), (N, y, x) or (N, 1, y, x); or values are not numbers from 0 to 1.
-    """
-    y, x = spec.shape[-2:]
-    if array.dtype.kind not in "buif":
-        raise InvalidBody("structures", f"expected numbers from 0 (void) to 1 (solid), got {array.dtype}")
-    if array.shape[-2:] != (y, x) or array.ndim not in (2, 3, 4) or (array.ndim == 4 and array.shape[1] != 1):
-        raise InvalidBody(
-            "structures", f"expected shape ({y}, {x}), (N, {y}, {x}) or (N, 1, {y}, {x}), got {array.shape}"
-        )
-    if array.size == 0:
-        raise InvalidBody("structures", "expected at least one structure, got none")
-    density = array.reshape(-1, 1, y, x).astype(spec.dtype)
-    low, high = float(density.min()), float(density.max())
-    if not (low >= 0 and high <= 1):  # so written, NaN fails too
-        n, _, row, column = (int(i) for i in np.argwhere(~((density >= 0) & (density <= 1)))[0])
-        hint = "; divide 8-bit images by 255" if high == 255 and low >= 0 else ""
-        value = density[n, 0, row, column]
-        reason = (
-            f"expected values from 0 (void) to 1 (solid), got {value:g} at structure {n}, row {row}, column {column}"
-        )
-        raise InvalidBody("structures", reason + hint)
-    return density
-
-
 def encode_json(described: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> bytes:
-    """A JSON object; numbers have the shortest decimals that give the same value of their dtype."""
+    """A JSON object; each number has the shortest decimals that give the same value in its dtype.
+
+    Args:
+        described: other fields of the object.
+        arrays: arrays, by field.
+    """
     contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     return orjson.dumps(described | contiguous, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
 def encode_npy(arrays: Sequence[NDArray[Any]]) -> bytes:
-    """`.npy` files, one after the other: `numpy.load` on the same open file gives them in turn."""
+    """`.npy` files, one after the other: repeated `numpy.load` on one open file reads them in turn."""
     buffer = io.BytesIO()
     for array in arrays:
         np.save(buffer, array)
@@ -115,7 +112,7 @@ def encode_raw(arrays: Sequence[NDArray[Any]]) -> bytes:
 
 
 def choose_media_type(accept: str | None) -> str | None:
-    """The best of our formats for an Accept header (RFC 9110, 12.5.1); None if there is none. Without preference, JSON."""
+    """The preferred one of our formats for an Accept header (RFC 9110, 12.5.1), JSON by default; None if none is accepted."""
     if not accept:
         return JSON
     weights: dict[str, float] = {}
@@ -133,7 +130,14 @@ def choose_media_type(accept: str | None) -> str | None:
     return kind if best > 0 else None
 
 
-def _from_json(body: bytes, spec: TensorSpec, with_cotangent: bool) -> Body:
+def _structures(array: Any, dtype: DTypeLike) -> NDArray[Any]:
+    checked = check_structures(array)
+    if not len(checked):
+        raise InvalidBody("structures", "expected at least one structure, got none")
+    return compact(checked, dtype)
+
+
+def _from_json(body: bytes, dtype: DTypeLike, with_cotangent: bool) -> Body:
     try:
         data = orjson.loads(body)
     except orjson.JSONDecodeError as error:
@@ -146,15 +150,16 @@ def _from_json(body: bytes, spec: TensorSpec, with_cotangent: bool) -> Body:
     if ("structures" in data) == ("packed" in data):
         raise InvalidBody("structures", "expected exactly one of structures and packed")
     if with_cotangent and "cotangent" not in data:
-        raise InvalidBody("cotangent", "missing: expected what the gradient is asked for, in the shape of the spectra")
+        reason = "missing: expected the derivative of the objective with respect to the spectra, in their shape"
+        raise InvalidBody("cotangent", reason)
     if "structures" in data:
-        structures = check_structures(_array(data, "structures"), spec)
+        structures = _structures(data["structures"], dtype)
     else:
         try:
             packed = base64.b64decode(data["packed"], validate=True)
         except (binascii.Error, TypeError, ValueError) as error:
             raise InvalidBody("packed", f"expected a base64 string, got something else: {error}") from None
-        structures, _ = _from_raw(packed, spec, (0,))
+        structures, _ = _from_raw(packed, (0,))
     return Body(
         structures,
         _array(data, "cotangent") if with_cotangent else None,
@@ -184,7 +189,7 @@ def _list_of(data: dict[str, Any], name: str, kinds: tuple[type, ...]) -> list[A
 def _from_npy(body: bytes, wanted: int) -> list[NDArray[Any]]:
     file = io.BytesIO(body)
     try:
-        # Pickled arrays run code when they are loaded; they are refused here.
+        # Loading a pickled array can run code: it is refused.
         arrays = [np.asarray(np.lib.format.read_array(file, allow_pickle=False)) for _ in range(wanted)]
     except (ValueError, EOFError, OSError, SyntaxError, MemoryError) as error:
         which = "a .npy file" if wanted == 1 else "two .npy files one after the other, structures and cotangent"
@@ -194,20 +199,18 @@ def _from_npy(body: bytes, wanted: int) -> list[NDArray[Any]]:
     return arrays
 
 
-def _from_raw(
-    body: bytes, spec: TensorSpec, cotangent_shape: tuple[int, ...]
-) -> tuple[NDArray[np.uint8], NDArray[Any] | None]:
+def _from_raw(body: bytes, cotangent_shape: tuple[int, ...]) -> tuple[NDArray[np.uint8], NDArray[Any] | None]:
     """Packed structures and, after them, a float32 cotangent for each."""
-    cotangent_size = math.prod(cotangent_shape)
-    row = spec.packed_bytes + 4 * cotangent_size
+    structure_bytes, cotangent_size = packed_bytes(), math.prod(cotangent_shape)
+    row = structure_bytes + 4 * cotangent_size
     if not body or len(body) % row:
         cotangents = f", then {cotangent_size} float32 of cotangent each" if cotangent_size else ""
         raise InvalidBody(
             "body",
-            f"expected bit-packed structures of {spec.packed_bytes} bytes each{cotangents}, got {len(body)} bytes",
+            f"expected bit-packed structures of {structure_bytes} bytes each{cotangents}, got {len(body)} bytes",
         )
     count = len(body) // row
-    packed = np.frombuffer(body, np.uint8, count * spec.packed_bytes).reshape(count, -1)
+    packed = np.frombuffer(body, np.uint8, count * structure_bytes).reshape(count, -1)
     if not cotangent_size:
         return packed, None
     return packed, np.frombuffer(body, "<f4", offset=packed.nbytes).reshape(count, *cotangent_shape)

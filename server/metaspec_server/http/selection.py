@@ -1,4 +1,4 @@
-"""Some channels and wavelengths of the spectra, and the gradient through that choice."""
+"""Selection of channels and wavelengths of the spectra, and its adjoint for cotangents."""
 
 from __future__ import annotations
 
@@ -8,17 +8,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from metaspec_contract.model import ModelMetadata
 from metaspec_server.http.rest_codec import InvalidBody
-from metaspec_server.repository import ModelMetadata
+
+__all__ = ["Selection"]
 
 
 class Selection:
-    """Which channels and wavelengths are wanted. Between the model's own wavelengths, spectra are interpolated linearly.
+    """Selected channels and wavelengths; between the model's own wavelengths, spectra are interpolated linearly.
 
     Args:
-        metadata: of the model.
-        channels: names; None for all.
-        wavelengths_nm: within the model's range; None for the model's own.
+        metadata: metadata of the model.
+        channels: names of channels; None for all.
+        wavelengths_nm: wavelengths in nm within the model's range; None for the model's own.
 
     Raises:
         InvalidBody: an unknown channel, or a wavelength out of range.
@@ -46,23 +48,23 @@ class Selection:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Channels and wavelengths of the chosen part."""
+        """Number of selected channels and wavelengths."""
         return len(self.channels), len(self.wavelengths_nm)
 
     def apply(self, spectra: NDArray[Any]) -> NDArray[Any]:
-        """The chosen part of spectra: (N, all channels, all wavelengths) to (N, channels, wavelengths)."""
+        """The selected part of spectra: (N, all channels, all wavelengths) to (N, channels, wavelengths)."""
         if self._everything:
             return spectra
         spectra = spectra[:, self._rows]
-        chosen: NDArray[Any] = spectra[..., self._right - 1] * (1 - self._share)
-        chosen += spectra[..., self._right] * self._share
-        return chosen
+        selected: NDArray[Any] = spectra[..., self._right - 1] * (1 - self._share)
+        selected += spectra[..., self._right] * self._share
+        return selected
 
     def pull_back(self, cotangent: NDArray[Any]) -> NDArray[np.float32]:
-        """The adjoint of `apply`: a cotangent of the chosen part to one of the whole.
+        """The adjoint of `apply`: the cotangent of all spectra for one of the selected part.
 
         Raises:
-            InvalidBody: the cotangent is not finite numbers of shape (N, channels, wavelengths).
+            InvalidBody: the cotangent does not hold finite numbers of shape (N, channels, wavelengths).
         """
         if cotangent.dtype.kind not in "buif":
             raise InvalidBody("cotangent", f"expected numbers, got {cotangent.dtype}")

@@ -1,1 +1,3 @@
-"""Operation: the command line, logs, metrics and traces."""
+"""Operation: command line, logs, metrics and traces."""
+
+__all__: list[str] = []

@@ -2,31 +2,47 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import socket
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 import uvicorn
 from pydantic import ValidationError
-from pydantic_settings import CliApp, SettingsError
+from pydantic_settings import CliApp, CliSettingsSource, SettingsError
 
+from metaspec_server import __version__
 from metaspec_server.core.service import Service
+from metaspec_server.engines.factory import MissingEngine, engine_factory
 from metaspec_server.http.app import create_app
 from metaspec_server.http.auth import ApiKeyError
-from metaspec_server.http.request_timeout import impatient_protocol
+from metaspec_server.http.request_timeout import protocol_with_timeout
 from metaspec_server.ops.logs import set_up_logging
+from metaspec_server.ops.metrics import Metrics
 from metaspec_server.ops.telemetry import TelemetryError
 from metaspec_server.repository import NothingToServe, RepositoryError
 from metaspec_server.settings import Settings
 
+__all__ = ["main"]
+
+_DESCRIPTION = (
+    "Serve the models of a repository. Each setting is a flag (--max-batch 64), an environment variable "
+    "(METASPEC_MAX_BATCH=64), or a line of the file .env."
+)
 _GRACE = 5  # seconds for a last micro-batch, and to send answers
+
+_ERRORS = (RepositoryError, NothingToServe, MissingEngine, SettingsError, ApiKeyError, TelemetryError, OSError)
 
 
 def main() -> None:
-    """Entry point of the command: exit code 2 and one line when it cannot serve, no traceback."""
+    """Run the command. When it cannot serve, it prints one line to standard error and exits with status 2."""
+    parser = _Parser(prog="metaspec-serve", description=_DESCRIPTION)
+    parser.add_argument("--version", action="version", version=f"metaspec-serve {__version__}")
     try:
-        settings = CliApp.run(Settings)
+        source = CliSettingsSource[argparse.ArgumentParser](Settings, root_parser=parser)
+        settings = CliApp.run(Settings, cli_settings_source=source)
         set_up_logging(settings.log_level, settings.log_format)
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             runner.run(_serve(settings))
@@ -34,25 +50,31 @@ def main() -> None:
         first = error.errors()[0]
         name = "-".join(str(part) for part in first["loc"]).replace("_", "-")
         _fail(f"--{name}: {first['msg']}")
-    except (RepositoryError, NothingToServe, SettingsError, ApiKeyError, TelemetryError, OSError) as error:
+    except _ERRORS as error:
         _fail(str(error))
-    except KeyboardInterrupt:  # Ctrl-C has ended the server in good order
+    except KeyboardInterrupt:  # Ctrl-C has shut the server down in good order
         raise SystemExit(130) from None
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}; see --help\n")
 
 
 async def _serve(settings: Settings) -> None:
     listener = _listen(settings)
-    service = await Service.start(settings)
+    metrics = Metrics()
+    service = await Service.start(settings, engine_factory(settings, metrics.observe), metrics)
     host, port = listener.getsockname()[:2]
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     for model in service.registry.newest():
         print(f"{model.name} version {model.version} on {model.about.platform}", flush=True)
-    app = create_app(service)
+    app = create_app(service, metrics)
     places = f"page {url}/  documentation {url}/docs  metrics {url}/metrics  health {url}/v2/health/ready"
     print(f"MetaSpec serves at {url}  ({places})", flush=True)
     config = uvicorn.Config(
         app,
-        http=impatient_protocol(settings.body_timeout),
+        http=protocol_with_timeout(settings.body_timeout),
         log_config=None,
         access_log=False,
         timeout_graceful_shutdown=settings.shutdown_timeout + _GRACE,
@@ -64,7 +86,7 @@ async def _serve(settings: Settings) -> None:
 
 
 class _Server(uvicorn.Server):
-    """Lets the service finish what it has accepted, and answer the rest with 503, while connections are still open."""
+    """At shutdown, finishes accepted requests and answers the others with 503 while connections are still open."""
 
     def __init__(self, config: uvicorn.Config, service: Service) -> None:
         super().__init__(config)
@@ -77,7 +99,7 @@ class _Server(uvicorn.Server):
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """The event loop of uvloop, where that exists: not on Windows."""
+    """The event loop of uvloop, where it is installed: not on Windows."""
     try:
         import uvloop
     except ImportError:
@@ -92,7 +114,7 @@ def _listen(settings: Settings) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((settings.host, settings.port))
-        listener.listen(2048)  # whoever reads where we serve may connect at once
+        listener.listen(2048)  # callers may connect as soon as the address is printed
     except OSError as error:
         raise OSError(f"cannot listen on {settings.host}:{settings.port}: {error.strerror}") from None
     return listener
@@ -101,7 +123,3 @@ def _listen(settings: Settings) -> socket.socket:
 def _fail(message: str) -> None:
     print(f"metaspec-serve: {message}", file=sys.stderr)
     raise SystemExit(2)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,4 @@
-"""The log: one event a line, for people or as JSON, with the id of the request that it belongs to."""
+"""The log: one event per line, as text or JSON, with the id of the request that it belongs to."""
 
 from __future__ import annotations
 
@@ -9,16 +9,18 @@ from typing import Any
 
 import structlog
 
+__all__ = ["request_id", "set_up_logging"]
+
 request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
-"""Of the request that is being answered."""
+"""Id of the request that is being answered."""
 
 
 def set_up_logging(level: str, style: str) -> None:
-    """Send all log events, ours and those of libraries, to standard error.
+    """Send all log events, those of libraries included, to standard error.
 
     Args:
-        level: debug, info, warning or error.
-        style: text or json.
+        level: lowest level that is written: debug, info, warning or error.
+        style: format of the lines: text or json.
     """
     shared: list[Any] = [
         _add_request_id,

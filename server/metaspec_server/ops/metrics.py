@@ -1,4 +1,4 @@
-"""What Prometheus is told: requests, queue, micro-batches, cache and models."""
+"""Prometheus metrics: requests, queue, micro-batches, cache and models."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from metaspec_server.core.batching import MicroBatch
+from metaspec_server.core.service import ModelState
+
+__all__ = ["Metrics"]
 
 _SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60)
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 
-State = tuple[str, int, int, int, bool]
-"""Name and version of a model, structures that wait, engines that work, and whether it is the version served by default."""
-
 
 class Metrics:
-    """Counters of one server. Each server has its own registry, so that several fit in a process."""
+    """Metrics of one server, a `Monitor` of its service. Each has its own registry, so that several fit in a process."""
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
@@ -41,8 +41,25 @@ class Metrics:
         self.engine_restarts = counter("engine_restarts", "Engines replaced after their thread died.", "model")
         self.load_failures = counter("load_failures", "Model versions that could not be loaded.", "model")
 
+    def answered(self, model: str, version: int, structures: int) -> None:
+        """Count answered structures."""
+        self.structures.labels(model, version).inc(structures)
+
+    def looked_up(self, model: str, hits: int, misses: int) -> None:
+        """Count structures that were looked up in the cache."""
+        self.cache_hits.labels(model).inc(hits)
+        self.cache_misses.labels(model).inc(misses)
+
+    def load_failed(self, model: str) -> None:
+        """Count a version that could not be loaded."""
+        self.load_failures.labels(model).inc()
+
+    def engines_replaced(self, model: str, number: int) -> None:
+        """Count engines that were replaced."""
+        self.engine_restarts.labels(model).inc(number)
+
     def observe(self, model: str) -> Callable[[MicroBatch], None]:
-        """What a micro-batcher of a model is to call."""
+        """Function that counts the micro-batches of a model."""
         waited, seconds = self.queue_seconds.labels(model), self.compute_seconds.labels(model)
         size, errors = self.batch_size.labels(model), self.engine_errors.labels(model)
 
@@ -55,29 +72,29 @@ class Metrics:
 
         return observe
 
-    def watch(self, states: Callable[[], list[State]], cache_bytes: Callable[[], int]) -> None:
-        """Tell, at every scrape, what the models and the cache look like just then."""
+    def watch(self, states: Callable[[], list[ModelState]], cache_bytes: Callable[[], int]) -> None:
+        """Report the state of the models and the size of the cache at every scrape."""
         self.registry.register(_Models(states, cache_bytes))
 
     def text(self) -> bytes:
-        """All of it in Prometheus' text format."""
+        """All metrics in Prometheus' text format."""
         return generate_latest(self.registry)
 
 
 class _Models(Collector):
-    def __init__(self, states: Callable[[], list[State]], cache_bytes: Callable[[], int]) -> None:
+    def __init__(self, states: Callable[[], list[ModelState]], cache_bytes: Callable[[], int]) -> None:
         self._states, self._cache_bytes = states, cache_bytes
 
     def collect(self) -> Iterable[GaugeMetricFamily]:
-        """The gauges, one sample for each version that is loaded."""
+        """The gauges, with a sample for each loaded version."""
         labels = ["model", "version"]
-        depth = GaugeMetricFamily("metaspec_queue_depth", "Structures that wait.", labels=labels)
+        depth = GaugeMetricFamily("metaspec_queue_depth", "Structures that are waiting.", labels=labels)
         engines = GaugeMetricFamily("metaspec_engines", "Engines that take work.", labels=labels)
         default = GaugeMetricFamily("metaspec_model_version", "Version served by default.", labels=["model"])
-        for name, version, waiting, working, is_default in self._states():
-            depth.add_metric([name, str(version)], waiting)
-            engines.add_metric([name, str(version)], working)
-            if is_default:
-                default.add_metric([name], version)
+        for state in self._states():
+            depth.add_metric([state.name, str(state.version)], state.waiting)
+            engines.add_metric([state.name, str(state.version)], state.engines)
+            if state.is_default:
+                default.add_metric([state.name], state.version)
         cache = GaugeMetricFamily("metaspec_cache_bytes", "Size of the cache.", value=self._cache_bytes())
         return [depth, engines, default, cache]

@@ -1,4 +1,4 @@
-"""OpenTelemetry traces, where they are configured by the standard OTEL_* environment variables."""
+"""OpenTelemetry traces, configured by the standard OTEL_* environment variables."""
 
 from __future__ import annotations
 
@@ -7,21 +7,23 @@ import os
 from opentelemetry import trace
 from starlette.types import ASGIApp
 
-tracer = trace.get_tracer("metaspec_server")
-"""Makes spans that go nowhere until tracing is set up."""
+__all__ = ["TelemetryError", "traced"]
+
+_ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 
 
 class TelemetryError(Exception):
-    """Traces are asked for, but what sends them is not installed."""
+    """Traces are configured, but the packages that send them are not installed."""
 
 
 def traced(app: ASGIApp) -> ASGIApp:
-    """The application with a span for each request, if OTEL_EXPORTER_OTLP_ENDPOINT says where to send them.
+    """The application with a span for each request, if an OTLP endpoint is configured; else the application itself.
 
     Raises:
-        TelemetryError: the packages of the extra `telemetry` are missing.
+        TelemetryError: an endpoint is configured, but the packages of the extra `telemetry` are missing.
     """
-    if not any(name in os.environ for name in ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")):
+    endpoint = next((name for name in _ENDPOINTS if name in os.environ), None)
+    if endpoint is None:
         return app
     try:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -31,7 +33,7 @@ def traced(app: ASGIApp) -> ASGIApp:
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
     except ImportError as error:
         raise TelemetryError(
-            f"OTEL_EXPORTER_OTLP_ENDPOINT is set, but {error.name} is not installed: pip install 'metaspec[telemetry]'"
+            f"{endpoint} is set, but {error.name} is not installed: pip install 'metaspec-server[telemetry]'"
         ) from None
     resource = Resource.create({SERVICE_NAME: os.environ.get("OTEL_SERVICE_NAME", "metaspec")})
     provider = TracerProvider(resource=resource)

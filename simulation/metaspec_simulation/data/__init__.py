@@ -1,1 +1,1 @@
-"""Structures and labels: random families, importers, recipes of data sets."""
+"""Structures and labels: random families, designs of optimisers, imported files, and the store they are kept in."""

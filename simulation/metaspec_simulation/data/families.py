@@ -1,7 +1,7 @@
-"""Random binary structures of several families, and what identifies a structure up to symmetry.
+"""Random binary structures of several families; identity of structures up to symmetry, and their split.
 
-A structure is a uint8 array (128, 128), row = y, column = x, 1 = solid and 0 = void, periodic in both directions. No
-family has features much below 80 nm, solid or void: that is what electron-beam lithography can write.
+Structures are as in `metaspec_contract.structures`. No family has features much below 80 nm, solid or void: that is the
+limit of electron-beam lithography.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ FAMILIES = tuple(shape + symmetry for shape in SHAPES for symmetry in ("", "_dia
 """Names of the families; those that end in `_diagonal` equal their own transpose."""
 
 SOURCES = (*FAMILIES, "design", "imported")
-"""Where a structure of a data set can come from: a random family, an optimiser, or files made by someone else."""
+"""Origins of a data set's structures: a random family, an optimiser, or imported files."""
 
 MINIMUM_FEATURE = 5
-"""Smallest width of a feature in pixels; 5 pixels of the default cell are 78 nm."""
+"""Smallest width of a feature in pixels; 5 pixels of the default period are 78 nm."""
 
 SPLITS = ("train", "validation", "test")
 _SPLIT_UP_TO = (0.8, 0.9, 1.0)
@@ -39,12 +39,12 @@ def random_structure(rng: np.random.Generator, family: str) -> Structure:
         raise ValueError(f"family must be one of {', '.join(FAMILIES)}, got {family!r}")
     shape, diagonal = family.removesuffix("_diagonal"), family.endswith("_diagonal")
     draw = {"random_field": _random_field, "rectangles": _rectangles, "pillars": _pillars}[shape]
-    # Opening and closing treat rows and columns alike, so a symmetric pattern stays symmetric.
+    # Opening and closing treat rows and columns alike, so a symmetric structure stays symmetric.
     return without_small_features(draw(rng, diagonal))
 
 
 def _random_field(rng: np.random.Generator, diagonal: bool) -> Structure:
-    """A Gaussian random field of one correlation length, thresholded at the quantile of a random fill factor."""
+    """A Gaussian random field of one correlation length, thresholded to a random fill factor."""
     correlation = np.exp(rng.uniform(np.log(5), np.log(26)))  # pixels: 80 to 400 nm
     k = 2 * np.pi * np.fft.fftfreq(PIXELS)
     low_pass = np.exp(-(k[:, None] ** 2 + k**2) * correlation**2 / 4)
@@ -55,7 +55,7 @@ def _random_field(rng: np.random.Generator, diagonal: bool) -> Structure:
 
 
 def _rectangles(rng: np.random.Generator, diagonal: bool) -> Structure:
-    """A union of axis-parallel rectangles, of which some are cut out again."""
+    """A union of axis-parallel rectangles, with some cut out again."""
     structure = np.zeros((PIXELS, PIXELS), np.uint8)
     for _ in range(rng.integers(3, 12)):
         height, width = rng.integers(MINIMUM_FEATURE + 1, 56, size=2)
@@ -71,7 +71,7 @@ def _rectangles(rng: np.random.Generator, diagonal: bool) -> Structure:
 
 
 def _pillars(rng: np.random.Generator, diagonal: bool) -> Structure:
-    """Round or square pillars, or as often the same shapes as holes."""
+    """Round or square pillars or, half of the time, holes."""
     structure = np.zeros((PIXELS, PIXELS), np.uint8)
     axis = np.arange(PIXELS)
     power = rng.choice([2, 8])  # the superellipse of exponent 8 is a square with rounded corners
@@ -86,7 +86,7 @@ def _pillars(rng: np.random.Generator, diagonal: bool) -> Structure:
 
 
 def without_small_features(structure: Structure) -> Structure:
-    """Open and close with a disc of the minimum feature, periodically: small islands, holes and necks go."""
+    """Open and close with a disc of the minimum feature, periodically: removes small islands, holes and necks."""
     axis = np.arange(MINIMUM_FEATURE) - (MINIMUM_FEATURE - 1) / 2
     disc = axis[:, None] ** 2 + axis**2 <= (MINIMUM_FEATURE / 2) ** 2
     opened = ndimage.grey_opening(structure, footprint=disc, mode="wrap")
@@ -94,22 +94,21 @@ def without_small_features(structure: Structure) -> Structure:
 
 
 def orbit_key(structure: Structure) -> str:
-    """A hash that all translations, rotations and mirror images of a structure share.
+    """A hash shared by all translations, rotations and mirror images of a structure.
 
-    It is taken from the periodic autocorrelation, which does not change when the structure is translated, and from the
-    smallest of the arrays that rotations and mirrors make of it. Copies of one structure therefore never end up on both
-    sides of a split.
+    It is taken from the periodic autocorrelation, which is invariant under translation, and from the smallest of its images
+    under rotations and mirrors. Copies of one structure therefore never end up in different splits.
     """
     transform = np.fft.rfft2(structure.astype(np.float64))
     counts = np.rint(np.fft.irfft2(np.abs(transform) ** 2, s=structure.shape)).astype(np.int32)
-    # The autocorrelation is even, so four of the eight elements of D4 give the same four arrays again.
+    # The autocorrelation is even, so the other four elements of D4 give the same four arrays.
     mirrored = np.roll(counts[:, ::-1], 1, axis=1)
     images = (counts, counts.T, mirrored, mirrored.T)
     return hashlib.sha256(min(np.ascontiguousarray(image).tobytes() for image in images)).hexdigest()
 
 
 def distinct(structures: Structure, known: Iterable[Structure] = ()) -> NDArray[np.intp]:
-    """Rows of `structures` that are no translation, rotation or mirror image of an earlier row or of a known structure."""
+    """Rows of `structures` that are no translation, rotation or mirror image of an earlier row or a known structure."""
     seen = {orbit_key(structure) for structure in known}
     rows = []
     for row, structure in enumerate(structures):
@@ -121,6 +120,6 @@ def distinct(structures: Structure, known: Iterable[Structure] = ()) -> NDArray[
 
 
 def split_of(structure: Structure) -> str:
-    """The split that a structure and all its symmetric copies belong to: 80 % train, 10 % validation, 10 % test."""
+    """The split of a structure and all its symmetric copies: 80 % train, 10 % validation, 10 % test."""
     position = int(orbit_key(structure)[:8], 16) / 2**32
     return next(name for name, upper in zip(SPLITS, _SPLIT_UP_TO, strict=True) if position < upper)

@@ -1,1 +1,1 @@
-"""The solver: grid, time stepping, far field."""
+"""The solver: grid, time loop, far field."""

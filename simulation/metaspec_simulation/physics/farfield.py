@@ -1,9 +1,8 @@
 """From the recorded field to efficiencies: Fourier orders, angular spectrum, flux through the detectors.
 
-All of it is linear algebra on the few Fourier orders that carry power in the substrate. The Yee grid's own plane waves
-differ a little from the continuum's: their flux and their advance between the pattern and the recorded plane are taken
-from the discrete dispersion relation (Taflove and Hagness, chapter 4), which removes an error of 2 to 4 % in power on
-coarse grids.
+All of it is linear algebra on the few Fourier orders that carry power in the substrate. The Yee grid's plane waves differ
+slightly from the continuum's: their flux and their phase between the patterned layer and the recorded plane follow from the
+discrete dispersion relation (Taflove and Hagness, chapter 4), which removes an error of 2 to 4 % in power on coarse grids.
 """
 
 from __future__ import annotations
@@ -16,18 +15,18 @@ from metaspec_contract.structures import PIXELS
 from metaspec_simulation.physics.grid import Grid
 
 HARMONICS = (0, 1, 3, 5, 7)
-"""Orders of the flux that windows of half a period see along each axis: even ones but 0 integrate to nothing."""
+"""Orders of the flux, along each axis, that half a period integrates to other than 0: even ones except 0 vanish."""
 
-_FLUX_GRID = 32  # points per axis that hold every product of two orders up to 7 without aliasing
+_FLUX_GRID = 32  # points per axis that sample every product of two orders up to 7 without aliasing
 
-_DAMPING = 0.02  # c / um, half of what a record of 25 um / c resolves
+_DAMPING = 0.02  # c / um, half of what a recording of 25 um / c resolves
 
 Complex = NDArray[np.complexfloating]
 Float = NDArray[np.floating]
 
 
 def max_order(process: Process) -> int:
-    """The highest Fourier order that propagates in the substrate anywhere in the band."""
+    """Highest Fourier order that propagates in the substrate at any wavelength of the process."""
     index = process.substrate.index(process.wavelengths_nm)
     return int(np.max(index * process.period_um / (process.wavelengths_nm / 1000)))
 
@@ -35,7 +34,7 @@ def max_order(process: Process) -> int:
 def project(recorded: NDArray[np.float32], grid: Grid, order: int) -> Complex:
     """Project planes onto Fourier orders -order..order: (samples, 2, y, x) to complex64 (samples, 2, ky, kx).
 
-    Ex and Ey lie half a cell off the cell corner, in x and in y; both are referred to the corner.
+    Ex and Ey lie half a cell off the corner of their cell, in x and in y; the phases of both refer to the corner.
     """
     orders = np.arange(-order, order + 1)
     position = np.arange(grid.cells) / grid.cells
@@ -48,21 +47,21 @@ def project(recorded: NDArray[np.float32], grid: Grid, order: int) -> Complex:
 
 
 def spectrum(series: Complex | Float, grid: Grid, wavelengths_nm: Float) -> Complex:
-    """Fourier transform in time: (samples, ...) to (wavelengths, ...), with exp(+i omega t)."""
+    """Fourier transform in time with exp(+i omega t): (samples, ...) to (wavelengths, ...)."""
     omega = 2 * np.pi * 1000 / wavelengths_nm
     kernel = np.exp(1j * np.outer(omega, grid.sample_times)).astype(np.complex64)
     return (kernel @ series.reshape(len(series), -1)).reshape(len(kernel), *series.shape[1:])
 
 
 class PlaneWaves:
-    """The plane waves of a half space: continuous ones, and the discrete ones of the grid in their place.
+    """The plane waves of a half space, in the continuum and on the grid.
 
     Args:
-        grid: the grid.
-        process: the device.
-        wavelengths_nm: (W,).
+        grid: grid of the simulation.
+        process: process that is simulated.
+        wavelengths_nm: wavelengths in nm, (W,).
         index: refractive index of the half space, (W,).
-        eps: its permittivity on the grid.
+        eps: permittivity of the half space on the grid.
         order: highest Fourier order along each axis.
     """
 
@@ -80,8 +79,8 @@ class PlaneWaves:
         bent_z = np.sqrt(eps * omega**2 - bent_x**2 - bent_y**2 + 0j)
         self.discrete_kz = 2 / grid.dz * np.arcsin(bent_z * grid.dz / 2)
         self.propagating = self.kz.imag == 0
-        # Near grazing E of an s wave and H of a p wave stay finite, so those two are carried over from the grid, scaled
-        # to equal power. What a run of finite length sees of a cut-off is blurred: so are the factors here, by damping.
+        # Near grazing, E of an s wave and H of a p wave stay finite, so those two are taken from the grid, scaled to equal
+        # power. A recording of finite length blurs cut-offs; damping blurs the factors here as much.
         damped = self.k0 + 1j * _DAMPING
         kz = np.sqrt((index[:, None, None] * damped) ** 2 - in_plane)
         omega = grid.discrete_frequency(damped)
@@ -96,9 +95,9 @@ class PlaneWaves:
         self.uy = self.ky / norm
 
     def continuous(self, field: Complex, offset_um: float, distance_um: float) -> Complex:
-        """Turn grid amplitudes at `offset_um` into continuous ones of equal power at `distance_um`.
+        """Turn grid amplitudes at `offset_um` into continuum amplitudes of equal power at `distance_um`.
 
-        Both distances are measured along the way of the light from the pattern's face; shapes (..., W, 2, ky, kx).
+        Both distances are measured from the patterned layer's face, in the direction of the light; shapes (..., W, 2, ky, kx).
         """
         ex, ey = field[..., 0, :, :], field[..., 1, :, :]
         advance = np.exp(1j * (self.kz * distance_um - self.discrete_kz * offset_um))
@@ -107,7 +106,7 @@ class PlaneWaves:
         return np.stack([p * self.ux - s * self.uy, p * self.uy + s * self.ux], axis=-3).astype(np.complex64)
 
     def magnetic(self, field: Complex) -> Complex:
-        """Hx and Hy of waves with the given Ex and Ey, both (..., W, 2, ky, kx), in units where Z0 = 1."""
+        """Hx and Hy of waves with these Ex and Ey, both (..., W, 2, ky, kx), in units where Z0 = 1."""
         ex, ey = field[..., 0, :, :], field[..., 1, :, :]
         ez = -(self.kx * ex + self.ky * ey) / self.kz
         hx = (self.ky * ez - self.kz * ey) / self.k0
@@ -116,7 +115,7 @@ class PlaneWaves:
 
 
 def flux_map(electric: Complex, magnetic: Complex) -> NDArray[np.float32]:
-    """Time-averaged Poynting flux along z on 32 x 32 points of the cell: (..., 2, ky, kx) to float32 (..., 32, 32).
+    """Time-averaged Poynting flux along z on 32 x 32 points of the unit cell: (..., 2, ky, kx) to float32 (..., 32, 32).
 
     Normalised so that a plane wave of amplitude 1 in vacuum has flux 1.
     """
@@ -131,7 +130,7 @@ def window_harmonics(flux: Float) -> Float:
     """Fourier coefficients of the power in the R quadrant as a function of the structure's position.
 
     Args:
-        flux: (..., P, P) from `flux_map`, or on another number P of points that suffices.
+        flux: flux (..., P, P) from `flux_map`, or on another sufficient number P of points per axis.
 
     Returns:
         (..., 81): real parts, then imaginary parts without the constant's, in the order of `harmonic_orders`.
@@ -143,7 +142,7 @@ def window_harmonics(flux: Float) -> Float:
     kernel = np.exp(-2j * np.pi * np.outer(position, np.arange(low, high + 1))) / points
     coefficients = kernel.T.astype(np.complex64) @ (flux @ kernel.astype(np.complex64))
     picked = coefficients[..., rows - low, columns - low] * _window(rows) * _window(columns)
-    picked[..., 1:] *= 2  # each stands for its complex conjugate, too
+    picked[..., 1:] *= 2  # each represents its complex conjugate, too
     return np.concatenate([picked.real, picked.imag[..., 1:]], axis=-1)
 
 
@@ -156,10 +155,10 @@ def harmonic_orders() -> tuple[NDArray[np.int64], NDArray[np.int64]]:
 
 
 def shifted_basis(rows: NDArray[np.integer], columns: NDArray[np.integer]) -> NDArray[np.float32]:
-    """What turns harmonics into the spectra of shifted structures: float32 (N, 4, 81).
+    """Matrices that turn harmonics into the spectra of shifted structures, float32 (N, 4, 81).
 
-    `basis @ harmonics`, harmonics being (81, W), are the exact spectra of the structure that `np.roll` moves by
-    `rows[i]`, `columns[i]` pixels: translating the pattern only translates the flux over the detectors.
+    `basis[i] @ harmonics`, with harmonics (81, W), gives the exact spectra of the structure shifted by `np.roll` by `rows[i]`
+    and `columns[i]` pixels: translating a structure only translates the flux over the detectors.
     """
     m, n = harmonic_orders()
     phase = -2 * np.pi * (np.multiply.outer(rows, m) + np.multiply.outer(columns, n)) / PIXELS

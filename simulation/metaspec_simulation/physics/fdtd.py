@@ -1,78 +1,122 @@
-"""The time loop of the solver: Maxwell's equations on a Yee grid, compiled by numba, one thread.
+"""The time loop of the solver: Maxwell's equations on a Yee grid, compiled by numba, single-threaded.
 
 Periodic in x and y, convolutional perfectly matched layers in z, a Lorentz pole in the solid by an auxiliary differential
 equation (Taflove and Hagness, "Computational Electrodynamics", 3rd ed., chapters 3, 7 and 9). Ex lies at (k, j, i + 1/2),
 Ey at (k, j + 1/2, i), Ez at (k + 1/2, j, i), and H half a cell from them, (k, j, i) counting cells along z, y and x.
 Units: c = epsilon_0 = mu_0 = 1, lengths in um.
 
-Arrays are float32 (z, y * x): each plane of `row` x `row` cells lies flat, with one ghost cell on either side of y and x,
-so that a neighbour along x is 1 and a neighbour along y is `row` places away, and each update is one long loop over slices.
-It writes rubbish into the ghost cells at the ends of the rows; the ones that are read are filled again by `_wrap`.
+Arrays are float32 (z, y * x): each plane of `row` x `row` cells is stored flat, with one ghost cell on either side of y and x,
+so that a neighbour along x is 1 and a neighbour along y is `row` elements away, and each update is one long loop over slices.
+It writes garbage into the ghost cells at the ends of the rows; those that are read are refilled by `_wrap`.
 
 One sweep over z updates H and then E of each plane: the new E of plane k needs the new H of k and k - 1 only, and the new
-H of k needs the old E of k and k + 1, so every plane passes through the cache once a step.
+H of k needs the old E of k and k + 1, so every plane passes through the cache once per step.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple, TypeAlias
 
 import numba
 import numpy as np
 from numpy.typing import NDArray
 
-Field = NDArray[np.float32]
+Field: TypeAlias = NDArray[np.float32]
+_Pair: TypeAlias = tuple[Field, Field]
+_Triple: TypeAlias = tuple[Field, Field, Field]
+_Quadruple: TypeAlias = tuple[Field, Field, Field, Field]
 
 _jit = numba.njit(fastmath=True, cache=True, error_model="numpy", nogil=True)
 
 
-@_jit
-def march(
-    steps: int,
-    stride: int,
-    row: int,
-    rx: np.float32,
-    rz: np.float32,
-    dt: np.float32,
-    planes: tuple[int, int, int, int, int],
-    inverse_plane: Field,
-    inverse_x: Field,
-    inverse_y: Field,
-    inverse_z: Field,
-    drive_x: Field,
-    drive_y: Field,
-    drive_z: Field,
-    stiffness: np.float32,
-    decay: Field,
-    gain: Field,
-    source: Field,
-    polarisation: int,
-    recorded: Field,
-) -> None:
-    """Run a pulse through one structure and record Ex and Ey on two planes.
+class Mesh(NamedTuple):
+    """Extent of the grid in space and time.
 
-    Args:
-        steps: time steps.
+    Attributes:
+        steps: number of time steps.
         stride: steps between two recordings.
         row: cells along x and along y, ghost cells included.
         rx: dt / dx.
         rz: dt / dz.
         dt: time step.
-        planes: z indices of the reflected record, source, first and last plane of Ex in the pattern, transmitted record.
-        inverse_plane: 1 / permittivity of the uniform z planes, (depth + 1,).
-        inverse_x: 1 / permittivity at Ex on the pattern's first plane, on those between, and on its last, (3, y * x).
-        inverse_y: the same at Ey.
-        inverse_z: the same at Ez, which has one plane more: half a cell before the first plane of Ex to half a cell after
-            the last.
-        drive_x: force of Ex on the pole, dt w0^2 times its strength, (3, y * x).
-        drive_y: the same at Ey.
-        drive_z: the same at Ez.
-        stiffness: dt w0^2 of the pole.
-        decay: of the absorbing layers' memory, at whole and half cells, (2, depth + 1).
-        gain: the same layers' gain; 0 outside them.
-        source: amplitude added in each step, (steps,).
-        polarisation: 0 for Ex, 1 for Ey.
-        recorded: filled with [reflected, transmitted], (2, samples, 2, y * x) with ghost cells, Ex before Ey.
+        reflected: z index of the plane, above the source, that is recorded.
+        source: z index of the plane where the pulse is added.
+        top: z index of the first plane of Ex and Ey in the patterned layer.
+        bottom: z index of the last one.
+        transmitted: z index of the plane, below the patterned layer, that is recorded.
     """
-    reflected, start, top, bottom, transmitted = planes
+
+    steps: int
+    stride: int
+    row: int
+    rx: np.float32
+    rz: np.float32
+    dt: np.float32
+    reflected: int
+    source: int
+    top: int
+    bottom: int
+    transmitted: int
+
+
+class Medium(NamedTuple):
+    """The material at each node of E.
+
+    The patterned layer is described at Ex, Ey and Ez, each (3, y * x): on its first plane, on those between, and on its last.
+    Ez has one plane more than Ex and Ey: from half a cell before the first plane of Ex to half a cell after the last.
+
+    Attributes:
+        inverse_plane: 1 / permittivity of the uniform z planes, (depth + 1,).
+        inverse: 1 / permittivity in the patterned layer.
+        drive: force of E on the pole, dt w0^2 times its strength.
+        stiffness: dt w0^2 of the pole.
+    """
+
+    inverse_plane: Field
+    inverse: _Triple
+    drive: _Triple
+    stiffness: np.float32
+
+
+class Absorber(NamedTuple):
+    """The absorbing layers' memory, at whole and half cells.
+
+    Attributes:
+        decay: decay per step, (2, depth + 1).
+        gain: gain, (2, depth + 1); 0 outside the layers.
+    """
+
+    decay: Field
+    gain: Field
+
+
+class Pulse(NamedTuple):
+    """The incident light.
+
+    Attributes:
+        amplitude: amplitude added in each step, (steps,).
+        polarisation: 0 for Ex, 1 for Ey.
+    """
+
+    amplitude: Field
+    polarisation: int
+
+
+@_jit
+def march(mesh: Mesh, medium: Medium, absorber: Absorber, pulse: Pulse, recorded: Field) -> None:
+    """Send a pulse through one structure and record Ex and Ey on two planes.
+
+    Args:
+        mesh: extent of the grid.
+        medium: materials.
+        absorber: absorbing layers.
+        pulse: incident light.
+        recorded: array to fill with [reflected, transmitted], (2, samples, 2, y * x) with ghost cells, Ex before Ey.
+    """
+    row, rx, rz, dt, top, bottom = mesh.row, mesh.rx, mesh.rz, mesh.dt, mesh.top, mesh.bottom
+    inverse_plane, stiffness = medium.inverse_plane, medium.stiffness
+    (inverse_x, inverse_y, inverse_z), (drive_x, drive_y, drive_z) = medium.inverse, medium.drive
+    decay, gain = absorber.decay, absorber.gain
     depth = inverse_plane.shape[0] - 1
     shape, inside = (depth + 1, row * row), (bottom - top + 2, row * row)
     ex, ey, ez = np.zeros(shape, np.float32), np.zeros(shape, np.float32), np.zeros(shape, np.float32)
@@ -82,14 +126,15 @@ def march(
     memory_ex, memory_ey = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
     memory_hx, memory_hy = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
     a, b = row, row * row - row  # all rows but the ghost ones
-    for step in range(steps):
+    for step in range(mesh.steps):
         for k in range(depth):
             e = (ex[k, a:b], ey[k, a:b], ez[k, a:b])
             e_next = (ex[k + 1, a:b], ey[k + 1, a:b])
             e_aside = (ex[k, a + row :], ez[k, a + row :], ey[k, a + 1 : b + 1], ez[k, a + 1 : b + 1])
             h = (hx[k, a:b], hy[k, a:b], hz[k, a:b])
             if gain[1, k] != 0:
-                _absorb_h(h, e, e_next, e_aside, rx, rz, memory_hx[k, a:b], memory_hy[k, a:b], decay[1, k], gain[1, k])
+                memory = (memory_hx[k, a:b], memory_hy[k, a:b])
+                _absorb_h(h, e, e_next, e_aside, rx, rz, memory, decay[1, k], gain[1, k])
             else:
                 _advance_h(h, e, e_next, e_aside, rx, rz)
             for plane in (hx, hy, hz):
@@ -103,37 +148,35 @@ def march(
                 if k >= top:
                     layer, p = (0 if k == top else (2 if k == bottom else 1)), k - top
                     pole = (jx[p, a:b], px[p, a:b], drive_x[layer, a:b])
-                    _polarise(
-                        e[0], inverse_x[layer, a:b], rx, h[2], h_aside[1], rz, h_before[1], h[1], dt, pole, stiffness
-                    )
+                    curl = (rx, h[2], h_aside[1], rz, h_before[1], h[1])
+                    _polarise(e[0], inverse_x[layer, a:b], curl, pole, dt, stiffness)
                     pole = (jy[p, a:b], py[p, a:b], drive_y[layer, a:b])
-                    _polarise(
-                        e[1], inverse_y[layer, a:b], rz, h[0], h_before[0], rx, h_aside[3], h[2], dt, pole, stiffness
-                    )
+                    curl = (rz, h[0], h_before[0], rx, h_aside[3], h[2])
+                    _polarise(e[1], inverse_y[layer, a:b], curl, pole, dt, stiffness)
                 else:
                     _advance_transverse(e, h, h_before, h_aside, sx, sz)
                 layer, p = (0 if k == top - 1 else (2 if k == bottom else 1)), k - top + 1
                 pole = (jz[p, a:b], pz[p, a:b], drive_z[layer, a:b])
-                _polarise(e[2], inverse_z[layer, a:b], rx, h[1], h_aside[2], rx, h_aside[0], h[0], dt, pole, stiffness)
+                curl = (rx, h[1], h_aside[2], rx, h_aside[0], h[0])
+                _polarise(e[2], inverse_z[layer, a:b], curl, pole, dt, stiffness)
             elif gain[0, k] != 0:
-                _absorb_e(
-                    e, h, h_before, h_aside, sx, sz, memory_ex[k, a:b], memory_ey[k, a:b], decay[0, k], gain[0, k]
-                )
+                memory = (memory_ex[k, a:b], memory_ey[k, a:b])
+                _absorb_e(e, h, h_before, h_aside, sx, sz, memory, decay[0, k], gain[0, k])
             else:
                 _advance_e(e, h, h_before, h_aside, sx, sz)
-            if k == start:
-                driven = ex[k] if polarisation == 0 else ey[k]
-                driven += source[step]
+            if k == mesh.source:
+                driven = ex[k] if pulse.polarisation == 0 else ey[k]
+                driven += pulse.amplitude[step]
             for plane in (ex, ey, ez):
                 _wrap(plane[k], row, row - 1, 1)
-        if step % stride == 0:
-            for index, k in enumerate((reflected, transmitted)):
-                recorded[index, step // stride, 0] = ex[k]
-                recorded[index, step // stride, 1] = ey[k]
+        if step % mesh.stride == 0:
+            for index, k in enumerate((mesh.reflected, mesh.transmitted)):
+                recorded[index, step // mesh.stride, 0] = ex[k]
+                recorded[index, step // mesh.stride, 1] = ey[k]
 
 
 @_jit
-def _advance_h(h, e, e_next, e_aside, rx, rz):  # type: ignore[no-untyped-def]
+def _advance_h(h: _Triple, e: _Triple, e_next: _Pair, e_aside: _Quadruple, rx: np.float32, rz: np.float32) -> None:
     """H of one plane: dH/dt = -curl E. `e_aside`: Ex and Ez of the next row, Ey and Ez of the next column."""
     (hx, hy, hz), (ex, ey, ez), (ex_next, ey_next) = h, e, e_next
     ex_up, ez_up, ey_right, ez_right = e_aside
@@ -144,10 +187,21 @@ def _advance_h(h, e, e_next, e_aside, rx, rz):  # type: ignore[no-untyped-def]
 
 
 @_jit
-def _absorb_h(h, e, e_next, e_aside, rx, rz, memory_x, memory_y, decay, gain):  # type: ignore[no-untyped-def]
+def _absorb_h(
+    h: _Triple,
+    e: _Triple,
+    e_next: _Pair,
+    e_aside: _Quadruple,
+    rx: np.float32,
+    rz: np.float32,
+    memory: _Pair,
+    decay: np.float32,
+    gain: np.float32,
+) -> None:
     """The same in an absorbing layer, whose memory stretches the z differences."""
     (hx, hy, hz), (ex, ey, ez), (ex_next, ey_next) = h, e, e_next
     ex_up, ez_up, ey_right, ez_right = e_aside
+    memory_x, memory_y = memory
     for i in range(hx.size):
         dy, dx = ey_next[i] - ey[i], ex_next[i] - ex[i]
         memory_x[i] = decay * memory_x[i] + gain * dy
@@ -158,7 +212,7 @@ def _absorb_h(h, e, e_next, e_aside, rx, rz, memory_x, memory_y, decay, gain):  
 
 
 @_jit
-def _advance_e(e, h, h_before, h_aside, sx, sz):  # type: ignore[no-untyped-def]
+def _advance_e(e: _Triple, h: _Triple, h_before: _Pair, h_aside: _Quadruple, sx: np.float32, sz: np.float32) -> None:
     """E of one plane: dE/dt = curl H / permittivity. `h_aside`: Hx and Hz of the row, Hy and Hz of the column before."""
     (ex, ey, ez), (hx, hy, hz), (hx_before, hy_before) = e, h, h_before
     hx_down, hz_down, hy_left, hz_left = h_aside
@@ -169,7 +223,9 @@ def _advance_e(e, h, h_before, h_aside, sx, sz):  # type: ignore[no-untyped-def]
 
 
 @_jit
-def _advance_transverse(e, h, h_before, h_aside, sx, sz):  # type: ignore[no-untyped-def]
+def _advance_transverse(
+    e: _Triple, h: _Triple, h_before: _Pair, h_aside: _Quadruple, sx: np.float32, sz: np.float32
+) -> None:
     """Only Ex and Ey of one plane."""
     (ex, ey, _), (hx, hy, hz), (hx_before, hy_before) = e, h, h_before
     _, hz_down, _, hz_left = h_aside
@@ -179,10 +235,21 @@ def _advance_transverse(e, h, h_before, h_aside, sx, sz):  # type: ignore[no-unt
 
 
 @_jit
-def _absorb_e(e, h, h_before, h_aside, sx, sz, memory_x, memory_y, decay, gain):  # type: ignore[no-untyped-def]
+def _absorb_e(
+    e: _Triple,
+    h: _Triple,
+    h_before: _Pair,
+    h_aside: _Quadruple,
+    sx: np.float32,
+    sz: np.float32,
+    memory: _Pair,
+    decay: np.float32,
+    gain: np.float32,
+) -> None:
     """E of one plane in an absorbing layer."""
     (ex, ey, ez), (hx, hy, hz), (hx_before, hy_before) = e, h, h_before
     hx_down, hz_down, hy_left, hz_left = h_aside
+    memory_x, memory_y = memory
     for i in range(ex.size):
         dy, dx = hy[i] - hy_before[i], hx[i] - hx_before[i]
         memory_x[i] = decay * memory_x[i] + gain * dy
@@ -193,11 +260,19 @@ def _absorb_e(e, h, h_before, h_aside, sx, sz, memory_x, memory_y, decay, gain):
 
 
 @_jit
-def _polarise(e, inverse, s, a, b, t, c, d, dt, pole, stiffness):  # type: ignore[no-untyped-def]
-    """One component of E in the pattern, += (s (a - b) + t (c - d) - dt J) / permittivity.
+def _polarise(
+    e: Field,
+    inverse: Field,
+    curl: tuple[np.float32, Field, Field, np.float32, Field, Field],
+    pole: _Triple,
+    dt: np.float32,
+    stiffness: np.float32,
+) -> None:
+    """One component of E in the patterned layer, += (s (a - b) + t (c - d) - dt J) / permittivity.
 
     The pole: dJ/dt = w0^2 (strength E - P), dP/dt = J.
     """
+    s, a, b, t, c, d = curl
     current, polarisation, drive = pole
     for i in range(e.size):
         j = current[i] + drive[i] * e[i] - stiffness * polarisation[i]

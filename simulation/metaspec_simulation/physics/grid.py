@@ -1,4 +1,4 @@
-"""The Yee grid of the solver: cells, time steps, and the material as the grid sees it."""
+"""The Yee grid of the solver: cells, time steps, pulse, absorbing layers, and materials fitted to the grid."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ COURANT = 0.55
 PML_CELLS = 10
 
 FACE_SHARE = 0.92
-"""How much of a cell the pattern fills on the first and on the last plane of Ex and Ey.
+"""Share of a cell that the patterned layer fills on the first and on the last plane of Ex and Ey.
 
-Reflection at a face is wrong by a term of second order in the cell. It has one sign for a face in the middle between two
-planes (share 1) and the other for a face on a plane (share 1/2), and goes through zero in between: for a wave at normal
-incidence in a solid whose phase is exact, at s (1 - s) = 1/12, which is 0.908. 0.92 is best for Si3N4 from 400 to 700 nm.
+The reflectance of a face has an error of second order in the cell. It has one sign for a face in the middle between two
+planes (share 1) and the other for a face on a plane (share 1/2), and vanishes in between: for a wave at normal incidence
+in a solid whose phase is exact, at s (1 - s) = 1/12, which is 0.908. 0.92 is best for Si3N4 from 400 to 700 nm.
 """
 
 PULSE_WIDTH = 0.53
@@ -31,32 +31,32 @@ PULSE_WIDTH = 0.53
 PULSE_DELAY = 4.5 * PULSE_WIDTH
 
 SAMPLE_INTERVAL = 0.09
-"""At most this time between two recorded planes, um / c; twice as much aliases and costs 2 % at 450 nm."""
+"""Longest time between two recordings, um / c; twice as much aliases and costs 2 % at 450 nm."""
 
 Array = NDArray[np.floating]
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Everything about a run that does not depend on the structure.
+    """Everything in a run that does not depend on the structure.
 
-    The solid has the permittivity eps_solid + pole_strength / (1 - (omega / pole_frequency)^2). That is not Si3N4's own:
-    it is fitted so that a wave along z in the *discretised* solid advances in phase exactly as it does in the real one.
-    On a coarse grid this removes most of the numerical dispersion (`docs/simulation.md` has the measurement).
+    The solid has the permittivity eps_solid + pole_strength / (1 - (omega / pole_frequency)^2). It is not Si3N4's own, but
+    fitted so that a wave along z advances in phase in the *discretised* solid exactly as in the real one. On a coarse grid
+    this removes most of the numerical dispersion (measured in `docs/simulation.md`).
 
     Attributes:
         cells: cells along x and along y.
-        dx: cell in x and y, um.
-        dz: cell in z, um, chosen so that the pattern fills `FACE_SHARE` of a cell around `top` and `bottom`.
+        dx: size of a cell in x and y, um.
+        dz: size of a cell in z, um, chosen so that the patterned layer fills `FACE_SHARE` of a cell around `top` and `bottom`.
         dt: time step, um / c.
-        steps: time steps of a run.
-        stride: steps between two recorded planes.
-        reflected: z index of the plane, above the source, that records what comes back.
-        source: z index of the plane that light starts from.
-        top: z index of the first plane of Ex and Ey in the pattern.
+        steps: number of time steps.
+        stride: steps between two recordings.
+        reflected: z index of the plane, above the source, where the reflected field is recorded.
+        source: z index of the plane where the pulse is added.
+        top: z index of the first plane of Ex and Ey in the patterned layer.
         bottom: z index of the last one.
         transmitted: z index of the recorded plane in the substrate.
-        depth: number of z planes.
+        depth: z index of the last plane.
         eps_substrate: relative permittivity of the substrate.
         eps_solid: instantaneous relative permittivity of the solid.
         pole_strength: static susceptibility of the solid's Lorentz pole.
@@ -82,34 +82,34 @@ class Grid:
 
     @property
     def face_um(self) -> float:
-        """Distance of the pattern's faces from the planes `top` and `bottom`, outwards."""
+        """Distance of the patterned layer's faces from the planes `top` and `bottom`, outwards."""
         return (FACE_SHARE - 0.5) * self.dz
 
     @property
     def samples(self) -> int:
-        """Number of recorded planes."""
+        """Number of recordings."""
         return self.steps // self.stride
 
     @property
     def sample_times(self) -> Array:
-        """Times of the recorded planes, um / c, shape (samples,)."""
+        """Times of the recordings, um / c, (samples,)."""
         return np.arange(self.samples) * self.stride * self.dt
 
     def discrete_frequency(self, omega: NDArray[Any]) -> NDArray[Any]:
-        """What a central difference in time makes of the angular frequency omega, real or complex."""
+        """Angular frequency that a central difference in time turns omega into, real or complex."""
         return 2 / self.dt * np.sin(omega * self.dt / 2)
 
 
 def make_grid(process: Process, cells: int, tail: float = 25.0) -> Grid:
-    """Lay out the grid of a process.
+    """The grid of a process.
 
     Args:
-        process: the device.
+        process: process to simulate.
         cells: cells per period; 48 is coarse, 128 is fine.
-        tail: how long to record after the pulse, um / c.
+        tail: recording time after the pulse, um / c.
 
     Raises:
-        ValueError: `cells` is below 24, where the grid does not resolve the wavelength in the solid.
+        ValueError: the grid is too coarse for the wavelength in the solid, as it always is below 24 cells.
     """
     if cells < 24:
         raise ValueError(f"cells must be at least 24, got {cells}")
@@ -148,7 +148,7 @@ def make_grid(process: Process, cells: int, tail: float = 25.0) -> Grid:
 
 
 def _fit_solid(index: Array, omega: Array, dz: float, dt: float) -> tuple[float, float, float]:
-    """Fit a stable one-pole permittivity with which the grid has the given refractive index along z."""
+    """Fit a stable one-pole permittivity that gives the grid the refractive index along z."""
     discrete = 2 / dt * np.sin(omega * dt / 2)
     wanted = (2 / dz * np.sin(index * omega * dz / 2) / discrete) ** 2
     best: tuple[float, tuple[float, float, float]] | None = None
@@ -162,15 +162,18 @@ def _fit_solid(index: Array, omega: Array, dz: float, dt: float) -> tuple[float,
         if best is None or residual < best[0]:
             best = residual, (float(eps), float(strength), float(frequency))
     if best is None:
-        raise ValueError(f"no stable material model for an index of {index.min():.2f} to {index.max():.2f}")
+        raise ValueError(
+            f"the grid is too coarse: no stable material model for an index of {index.min():.2f} to {index.max():.2f} "
+            f"in cells of {dz:.3g} um; use more cells per period"
+        )
     return best[1]
 
 
 def _fit_substrate(index: Array, omega: Array, dx: float, dt: float) -> float:
-    """Fit the permittivity with which waves along the plane are as long in the grid as they really are.
+    """Fit the permittivity that gives in-plane waves their real wavelength on the grid.
 
-    It is the mean over wavelengths and directions: orders are then cut off where they should be. One number will do, because
-    on coarse grids the numerical dispersion compensates the substrate's own.
+    It is the mean over wavelengths and directions; orders are then cut off at the right wavelengths. One number suffices, as
+    the numerical dispersion of coarse grids compensates the substrate's own.
     """
     azimuth = np.pi / 4 * (np.arange(8) + 0.5) / 8
     k = (index * omega)[:, None]
@@ -182,8 +185,8 @@ def _fit_substrate(index: Array, omega: Array, dx: float, dt: float) -> float:
 def fill_fractions(structure: NDArray[np.generic], cells: int) -> tuple[Array, Array, Array]:
     """Share of solid around each node of Ex, Ey and Ez, each (cells, cells).
 
-    A node stands for the cell centred on it: Ex lies half a cell towards +x from the cell's corner, Ey half a cell
-    towards +y, Ez on the corner. Plain area averages measure better here than harmonic ones across the edges.
+    A node represents the cell centred on it: Ex lies half a cell towards +x from the cell's corner, Ey half a cell
+    towards +y, Ez on the corner. Area averages are more accurate here than harmonic averages across the edges.
     """
     fine = int(np.lcm(PIXELS, 2 * cells))
     density = np.asarray(structure, np.float64).repeat(fine // PIXELS, axis=0).repeat(fine // PIXELS, axis=1)
@@ -205,7 +208,7 @@ def pulse(grid: Grid, process: Process) -> NDArray[np.float32]:
 
 
 def pml_profile(grid: Grid) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Decay and gain of the absorbing layers' memory, each float32 (2, depth + 1), at whole and at half z cells.
+    """Decay and gain of the absorbing layers' memory, each float32 (2, depth + 1), at whole and half z cells.
 
     Cubic grading after Roden and Gedney (2000), with the frequency shift that absorbs near-grazing orders.
     """

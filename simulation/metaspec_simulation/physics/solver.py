@@ -1,4 +1,4 @@
-"""The solver: a binary structure in, the spectra of its detectors out."""
+"""The solver: from a binary structure to the spectra of its detectors."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from metaspec_contract.process import Process
-from metaspec_contract.structures import PIXELS
+from metaspec_contract.structures import InvalidStructure, check_binary
 from metaspec_simulation.physics import farfield
-from metaspec_simulation.physics.fdtd import march
+from metaspec_simulation.physics.fdtd import Absorber, Medium, Mesh, Pulse, march
 from metaspec_simulation.physics.grid import FACE_SHARE, Grid, fill_fractions, make_grid, pml_profile, pulse
 
 
 @dataclass(frozen=True)
 class Simulation:
-    """What one simulation tells of a structure.
+    """The simulated spectra of one structure.
 
     Attributes:
-        wavelengths_nm: (W,).
-        spectra: efficiency of R, G1, G2, B, float32 (4, W).
+        wavelengths_nm: wavelengths in nm, (W,).
+        spectra: efficiencies of R, G1, G2, B, float32 (4, W).
         harmonics: Fourier coefficients of the R spectrum under translation of the structure, float32 (81, W); see
             `farfield.shifted_basis`.
-        reflection: share of the light that comes back, float32 (W,).
+        reflection: reflectance, float32 (W,).
     """
 
     wavelengths_nm: NDArray[np.float64]
@@ -33,7 +33,7 @@ class Simulation:
 
     @property
     def energy_error(self) -> NDArray[np.float32]:
-        """What is missing from, or beyond, reflection + transmission = 1, shape (W,). Nothing absorbs here."""
+        """Reflection + transmission - 1, (W,): 0 for an exact solution, as nothing absorbs."""
         return self.reflection + self.spectra.sum(axis=0) - 1
 
 
@@ -41,9 +41,9 @@ class Solver:
     """Finite-difference time-domain solver of one process on one grid.
 
     Args:
-        process: the device.
-        cells: grid cells per period: 48 is coarse, 64 is what the bundled data set has, 128 is fine.
-        tail: recording time after the pulse, um / c. It limits the spectral resolution to about 10 nm.
+        process: process to simulate.
+        cells: grid cells per period: 48 is coarse, 80 is that of the reference labels, 128 is fine.
+        tail: recording time after the pulse, um / c; 25 limits the spectral resolution to about 10 nm.
 
     Example:
         >>> solver = Solver(Process(), cells=48)
@@ -68,14 +68,14 @@ class Solver:
         """Simulate one structure under both polarisations.
 
         Args:
-            structure: (128, 128), every value 0 (void) or 1 (solid).
+            structure: binary structure, (128, 128), 0 = void and 1 = solid.
 
         Raises:
-            ValueError: another shape, or values other than 0 and 1.
+            InvalidStructure: another shape, or values other than 0 and 1.
         """
         back, through = self._recorded(structure)
         grid, zero = self.grid, self._order
-        for polarisation in (0, 1):  # the source sheet shines upwards as much as it does downwards
+        for polarisation in (0, 1):  # the source sheet radiates upwards, too, with the same amplitude
             back[polarisation, :, polarisation, zero, zero] -= 1
         incident_power = self._above.s_scale[:, zero, zero] ** 2
         back = self._above.continuous(back, (grid.top - grid.reflected) * grid.dz - grid.face_um, 0.0)
@@ -92,41 +92,43 @@ class Solver:
         )
 
     def orders(self, structure: ArrayLike) -> farfield.Complex:
-        """Simulate one structure; returns the Fourier orders of E just under it, complex64 (2, 2, W, ky, kx).
+        """Fourier orders of E just under one structure, by simulation.
 
-        The axes are polarisation of the light (x, y), component of E (x, y), wavelength, orders -7..7 in y and x. Amplitudes
-        are relative to the incident wave where it meets the upper face, and referred to the corner of the cell; orders that
-        do not propagate in the substrate are there, too.
+        Args:
+            structure: as for `simulate`.
+
+        Returns:
+            complex64 (2, 2, W, ky, kx): polarisation of the incident light (x, y), component of E (x, y), wavelength, orders
+            -7..7 in y and x. Amplitudes are relative to the incident wave at the upper face, phases refer to the corner of the
+            unit cell. Orders that are evanescent in the substrate are included.
 
         Raises:
-            ValueError: as `simulate` does.
+            InvalidStructure: as for `simulate`.
         """
         _, through = self._recorded(structure)
         zero = self._order
         field = self._below.continuous(through, self._offset_um, 0.0).swapaxes(1, 2)
-        # Recorded phases are relative to the bare pulse on the same plane, which on its way there has crossed the pattern's
-        # layer and the offset. As if the grid did not delay light in vacuum, the layer counts with the true wavelength.
+        # Recorded phases are relative to the bare pulse on the same plane, which has crossed the patterned layer and the
+        # offset on its way. The phase of the layer is that of real vacuum, without the grid's numerical dispersion.
         offset = self._above.discrete_kz[:, zero, zero] * self._offset_um
-        since = offset + self._above.k0[:, 0, 0] * self.process.thickness_um
-        scale = np.exp(1j * since) / self._above.s_scale[:, zero, zero]
+        phase = offset + self._above.k0[:, 0, 0] * self.process.thickness_um
+        scale = np.exp(1j * phase) / self._above.s_scale[:, zero, zero]
         return (field * scale[:, None, None]).astype(np.complex64)
 
     @property
     def _offset_um(self) -> float:
-        """From the lower face of the pattern to the recorded plane under it."""
+        """Distance from the lower face of the patterned layer to the recorded plane under it."""
         return (self.grid.transmitted - self.grid.bottom) * self.grid.dz - self.grid.face_um
 
     def _recorded(self, structure: ArrayLike) -> tuple[farfield.Complex, farfield.Complex]:
-        """Relative amplitudes on the plane above and on the one below, each (2, W, 2, ky, kx)."""
-        pattern = np.asarray(structure)
-        if pattern.shape != (PIXELS, PIXELS):
-            raise ValueError(f"structure must have shape ({PIXELS}, {PIXELS}), got {pattern.shape}")
-        if not np.isin(pattern, (0, 1)).all():
-            odd = pattern[~np.isin(pattern, (0, 1))].flat[0]
-            raise ValueError(f"structure must be binary, 0 for void and 1 for solid, got a value of {odd}")
-        fractions = fill_fractions(pattern, self.grid.cells)
+        """Relative amplitudes on the recorded planes above and below, each (2, W, 2, ky, kx)."""
+        structures = check_binary(structure, name="structure")
+        if len(structures) != 1:
+            raise InvalidStructure(f"structure must be a single one, got {len(structures)}")
+        binary = structures[0]
+        fractions = fill_fractions(binary, self.grid.cells)
         passed = [self._fields(run(self.grid, self._pulse, fractions, polarisation=0))]
-        if np.array_equal(pattern, pattern.T):  # what one polarisation does is the transpose of what the other does
+        if np.array_equal(binary, binary.T):  # the field of one polarisation is the transpose of the other's
             passed.append(tuple(field[:, ::-1].swapaxes(-1, -2) for field in passed[0]))
         else:
             passed.append(self._fields(run(self.grid, self._pulse, fractions, polarisation=1)))
@@ -143,13 +145,12 @@ class Solver:
         return reflected / scale[0], transmitted / scale[1]
 
     def _incident_amplitude(self) -> farfield.Complex:
-        """Amplitude of the bare pulse on the two recorded planes, (2, W): vacuum throughout, one column of cells."""
+        """Amplitude of the bare pulse on the two recorded planes, (2, W), from one column of cells of vacuum."""
         fractions = (np.zeros((1, 1)),) * 3
         recorded = run(self.grid, self._pulse, fractions, polarisation=0, in_vacuum=True)
         reflected, transmitted = (
             farfield.spectrum(plane[:, 0, 0, 0], self.grid, self.wavelengths_nm) for plane in recorded
         )
-        # Phases are relative to the pulse. Above, the upgoing pulse is subtracted.
         return np.stack([reflected, transmitted])
 
     @staticmethod
@@ -170,11 +171,11 @@ def run(
     """Run the time loop and return the recorded planes, float32 (2, samples, 2, cells, cells).
 
     Args:
-        grid: the grid.
-        source: the pulse, (steps,).
+        grid: grid of the run.
+        source: amplitude of the pulse in each step, (steps,).
         fractions: share of solid at the nodes of Ex, Ey and Ez, each (cells, cells).
         polarisation: 0 for x, 1 for y.
-        in_vacuum: leave out the substrate, too.
+        in_vacuum: whether to replace the substrate by vacuum.
     """
     below = 1.0 if in_vacuum else grid.eps_substrate
     permittivity = np.where(np.arange(grid.depth + 1) <= grid.bottom, 1.0, below)
@@ -186,29 +187,26 @@ def run(
         outside = (1 - share) * np.array([1.0, 1.0, below])[:, None]
         inverse.append((1 / (outside + share * (1 + solid * (grid.eps_solid - 1)))).astype(np.float32))
         drive.append((share * solid * grid.dt * grid.pole_frequency**2 * grid.pole_strength).astype(np.float32))
-    decay, gain = pml_profile(grid)
     row = len(fractions[0]) + 2
-    recorded = np.zeros((2, grid.samples, 2, row * row), np.float32)
-    march(
-        grid.steps,
-        grid.stride,
-        row,
-        np.float32(grid.dt / grid.dx),
-        np.float32(grid.dt / grid.dz),
-        np.float32(grid.dt),
-        (grid.reflected, grid.source, grid.top, grid.bottom, grid.transmitted),
-        (1 / permittivity).astype(np.float32),
-        inverse[0],
-        inverse[1],
-        inverse[2],
-        drive[0],
-        drive[1],
-        drive[2],
-        np.float32(grid.dt * grid.pole_frequency**2),
-        decay,
-        gain,
-        source,
-        polarisation,
-        recorded,
+    mesh = Mesh(
+        steps=grid.steps,
+        stride=grid.stride,
+        row=row,
+        rx=np.float32(grid.dt / grid.dx),
+        rz=np.float32(grid.dt / grid.dz),
+        dt=np.float32(grid.dt),
+        reflected=grid.reflected,
+        source=grid.source,
+        top=grid.top,
+        bottom=grid.bottom,
+        transmitted=grid.transmitted,
     )
+    medium = Medium(
+        inverse_plane=(1 / permittivity).astype(np.float32),
+        inverse=(inverse[0], inverse[1], inverse[2]),
+        drive=(drive[0], drive[1], drive[2]),
+        stiffness=np.float32(grid.dt * grid.pole_frequency**2),
+    )
+    recorded = np.zeros((2, grid.samples, 2, row * row), np.float32)
+    march(mesh, medium, Absorber(*pml_profile(grid)), Pulse(source, polarisation), recorded)
     return recorded.reshape(2, grid.samples, 2, row, row)[..., 1:-1, 1:-1]

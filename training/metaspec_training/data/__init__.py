@@ -1,1 +1,1 @@
-"""Batches of structures and spectra, augmented."""
+"""Training data: packed samples, exact augmentation, and the data module."""

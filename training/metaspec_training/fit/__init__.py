@@ -1,1 +1,1 @@
-"""Fitting: module, loss, optimiser, and what steers a run."""
+"""Training: module, loss, optimiser, checkpoints, and callbacks that steer a run."""

@@ -1,4 +1,4 @@
-"""The weights that are validated and served: a moving average of those that training steps through."""
+"""Moving average of the weights: the average is what is validated, saved and served."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from torch import Tensor
 
 
 class MovingAverage(WeightAveraging):
-    """Exponential moving average of the weights, short at first: short runs are not judged by what they started from.
+    """Exponential moving average of the weights, over few steps at first, so that short runs forget their start.
 
-    After n steps the average keeps min(decay, (1 + n) / (10 + n)) of itself, as TensorFlow's `ExponentialMovingAverage` does
+    After n steps the average keeps the share min(decay, (1 + n) / (10 + n)), as TensorFlow's `ExponentialMovingAverage` does
     with `num_updates`.
 
     Args:
-        decay: kept at each step of a long run; 0.995 is a memory of some 200 steps.
+        decay: share kept at each step of a long run; 0.995 averages over some 200 steps.
 
     Raises:
         ValueError: `decay` is not from 0 to below 1.

@@ -1,8 +1,7 @@
-"""Steering a training while it runs: live loss weights, and what to do when it no longer improves."""
+"""Loss weights that can be changed while training runs, through a file in the run's folder."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,9 +10,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from metaspec_contract import files
 from metaspec_training.fit.loss import AdaptiveSpectralLoss
 from metaspec_training.fit.module import SpectraModule
-from metaspec_training.networks.query import DiffractionNetConfig
 
 FILE = "weights.json"
 
@@ -21,13 +20,13 @@ _Weight = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
 
 
 class LossWeights(BaseModel):
-    """The weights of `AdaptiveSpectralLoss`, as they lie in the run's folder.
+    """Weights of `AdaptiveSpectralLoss`, as stored in the run's folder.
 
     Attributes:
-        w_mse: of the error.
-        w_rel: of the relative error.
-        w_grad: of the error of first differences.
-        w_curv: of the error of second differences.
+        w_mse: weight of the error.
+        w_rel: weight of the relative error.
+        w_grad: weight of the error of first differences.
+        w_curv: weight of the error of second differences.
         blue_weight: extra factor on the squared errors of detector B.
     """
 
@@ -41,7 +40,7 @@ class LossWeights(BaseModel):
 
     @classmethod
     def of(cls, loss: AdaptiveSpectralLoss) -> LossWeights:
-        """The weights that a loss has now."""
+        """The current weights of a loss."""
         return cls(**{name: getattr(loss, name) for name in cls.model_fields})
 
     @classmethod
@@ -49,7 +48,7 @@ class LossWeights(BaseModel):
         """Read and check a file.
 
         Raises:
-            ValueError: what is wrong with it, field by field.
+            ValueError: it cannot be read, or holds bad weights; each bad field is named.
         """
         try:
             return cls.model_validate_json(file.read_bytes())
@@ -62,13 +61,11 @@ class LossWeights(BaseModel):
             raise ValueError(f"{file} cannot be read: {error.strerror}") from None
 
     def write(self, file: Path) -> None:
-        """Replace a file as a whole: a training that reads it never sees half of it."""
-        beside = file.with_name(f".{file.name}.{os.getpid()}")
-        beside.write_text(self.model_dump_json(indent=2) + "\n")
-        beside.replace(file)
+        """Write the file as a whole: a training that reads it never sees half of it."""
+        files.write_text(file, self.model_dump_json(indent=2) + "\n")
 
     def apply(self, loss: AdaptiveSpectralLoss) -> None:
-        """Set them."""
+        """Set the weights of a loss."""
         for name, value in self:
             setattr(loss, name, value)
 
@@ -81,18 +78,18 @@ def change_weights(
     w_curv: float | None = None,
     blue_weight: float | None = None,
 ) -> LossWeights:
-    """Change the loss weights of a running training; it takes them up at its next epoch.
+    """Change the loss weights of a running training, from its next epoch on.
 
     Args:
-        run: folder of the run; it holds `weights.json`.
-        w_mse: of the error.
-        w_rel: of the relative error.
-        w_grad: of the error of first differences.
-        w_curv: of the error of second differences.
+        run: folder of the run, which holds `weights.json`.
+        w_mse: weight of the error.
+        w_rel: weight of the relative error.
+        w_grad: weight of the error of first differences.
+        w_curv: weight of the error of second differences.
         blue_weight: extra factor on the squared errors of detector B.
 
     Raises:
-        ValueError: no run there, or a weight that is negative or not finite.
+        ValueError: there is no run, or a weight that is negative or not finite.
     """
     file = run / FILE
     if not file.exists():
@@ -110,10 +107,10 @@ def change_weights(
 
 
 class LiveWeights(Callback):
-    """Keeps the loss weights in step with `weights.json` in the run's folder, at the start of every epoch.
+    """Reads the loss weights from `weights.json` in the run's folder at the start of every epoch.
 
-    A file that does not hold valid weights is refused with a message and the old weights stay. The weights are logged beside
-    the contributions of the terms, and a resumed run starts with those it was stopped with.
+    A file of invalid weights is refused with a message and the old weights stay. The weights are logged beside the terms of
+    the loss, and a resumed run starts with the weights that it was stopped with.
     """
 
     def __init__(self) -> None:
@@ -121,13 +118,13 @@ class LiveWeights(Callback):
         self._resumed: dict[str, float] | None = None
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Read the file if it has changed; the first process reads, all take over."""
+        """Read the file if it has changed; the first process reads it and sends the weights to the others."""
         assert isinstance(pl_module, SpectraModule)
         loss = pl_module.loss
         if self._resumed is not None:
             LossWeights(**self._resumed).apply(loss)
             self._resumed = None
-        folder = trainer.log_dir  # all processes must ask: the first tells the others
+        folder = trainer.log_dir  # a broadcast: every process must take part
         if trainer.is_global_zero and folder is not None:
             self._exchange(Path(folder) / FILE, loss)
         names = list(LossWeights.model_fields)
@@ -154,86 +151,10 @@ class LiveWeights(Callback):
             weights.apply(loss)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Note the weights in force."""
-        checkpoint["loss_weights"] = LossWeights.of(pl_module.loss).model_dump()  # type: ignore[arg-type]
+        """Store the current weights."""
+        assert isinstance(pl_module, SpectraModule)
+        checkpoint["loss_weights"] = LossWeights.of(pl_module.loss).model_dump()
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Find them again."""
+        """Restore the stored weights, at the start of the next epoch."""
         self._resumed = checkpoint.get("loss_weights")
-
-
-class PlateauAdvice(Callback):
-    """When the validation loss stalls, takes the next of the improvements that are still off.
-
-    Their order is the order in which they help convergence most: normalised memory (1), FiLM scale (2), gradient clip (4), then
-    detector heads (3), fine tokens (7), curvature (5). The clip and the curvature weight are changed at once; a part of the
-    network cannot be, so the message says how to go on with it from the weights so far.
-
-    Args:
-        patience: epochs without improvement.
-        threshold: relative improvement that counts.
-        clip_norm: what the gradient clip is raised to.
-        w_curv: the weight of the curvature term when it is switched on.
-    """
-
-    def __init__(
-        self, patience: int = 20, threshold: float = 0.01, clip_norm: float = 1.0, w_curv: float = 1000.0
-    ) -> None:
-        if patience < 1 or not 0 < threshold < 1:
-            raise ValueError(
-                f"patience must be at least 1 and threshold between 0 and 1, got {patience} and {threshold}"
-            )
-        self.patience, self.threshold, self.clip_norm, self.w_curv = patience, threshold, clip_norm, w_curv
-        self._best, self._stalled = float("inf"), 0
-        self._advised: list[str] = []
-
-    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Count epochs without improvement."""
-        if trainer.sanity_checking:
-            return
-        assert isinstance(pl_module, SpectraModule)
-        loss = float(trainer.callback_metrics["validation/loss"])
-        if loss < self._best * (1 - self.threshold):
-            self._best, self._stalled = loss, 0
-            return
-        self._stalled += 1
-        if self._stalled >= self.patience:
-            self._stalled = 0
-            self._advise(pl_module)
-
-    def _advise(self, module: SpectraModule) -> None:
-        config = module.config
-        transformer = config if isinstance(config, DiffractionNetConfig) else None
-        steps = [
-            ("memory_norm", transformer is not None and not transformer.memory_norm),
-            ("film_scale", transformer is not None and not transformer.film_scale),
-            ("clip_norm", module.clip_norm < self.clip_norm),
-            ("detector_heads", transformer is not None and not transformer.detector_heads),
-            ("fine_tokens", transformer is not None and not transformer.fine_tokens),
-            ("w_curv", module.loss.w_curv == 0),
-        ]
-        step = next((name for name, off in steps if off and name not in self._advised), None)
-        if step is None:
-            return
-        self._advised.append(step)
-        stalled = f"No improvement of {self.threshold:.0%} in {self.patience} epochs:"
-        if step == "clip_norm":
-            module.clip_norm = self.clip_norm
-            rank_zero_info(f"{stalled} gradients are now clipped at {self.clip_norm}")
-        elif step == "w_curv":
-            module.loss.w_curv = self.w_curv
-            rank_zero_info(f"{stalled} the curvature term is now on, w_curv = {self.w_curv}")
-        else:
-            rank_zero_info(
-                f"{stalled} next try {step}, from the weights so far: "
-                f"--model.config.init_args.{step} true --model.weights RUN/checkpoints/last.ckpt"
-            )
-
-    def state_dict(self) -> dict[str, Any]:
-        """Counters and what was already done."""
-        return {"best": self._best, "stalled": self._stalled, "advised": self._advised}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up where the checkpoint stopped."""
-        self._best, self._stalled = state_dict["best"], state_dict["stalled"]
-        self._advised = list(state_dict["advised"])

@@ -1,4 +1,4 @@
-"""AdaptiveSpectralLoss: how far predicted spectra are from simulated ones, in value, ratio, slope and curvature."""
+"""AdaptiveSpectralLoss: error of predicted spectra in value, ratio, slope and curvature; and spectra with merged greens."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class LossTerms(NamedTuple):
-    """The weighted contributions, scalars; their sum is the loss."""
+    """Weighted terms of the loss, scalars."""
 
     mse: Tensor
     rel: Tensor
@@ -18,7 +18,7 @@ class LossTerms(NamedTuple):
 
     @property
     def total(self) -> Tensor:
-        """The loss."""
+        """The loss: the sum of the terms."""
         return self.mse + self.rel + self.grad + self.curv
 
 
@@ -64,3 +64,13 @@ class AdaptiveSpectralLoss(nn.Module):
         weight = torch.ones(2, 2, 1, dtype=square.dtype, device=square.device)
         weight[1, 1] = self.blue_weight
         return (square * weight).mean()
+
+
+def merge_greens(spectra: Tensor) -> Tensor:
+    """Spectra (..., 2, 2, W) with the mean of G1 and G2 in the place of both."""
+    green = (spectra[..., 0, 1, :] + spectra[..., 1, 0, :]) / 2
+    rows = (
+        torch.stack([spectra[..., 0, 0, :], green], dim=-2),
+        torch.stack([green, spectra[..., 1, 1, :]], dim=-2),
+    )
+    return torch.stack(rows, dim=-3)

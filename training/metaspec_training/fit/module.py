@@ -1,9 +1,8 @@
-"""What happens in a training step: forward, loss, clipping, schedule, and what is logged of it."""
+"""What happens in a training step: forward, loss, clipping, schedule, and what is logged and saved of it."""
 
 from __future__ import annotations
 
 import math
-import pickle
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,81 +14,38 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from metaspec_training.data.datamodule import Batch, SpectraDataModule
-from metaspec_training.fit.loss import AdaptiveSpectralLoss
+from metaspec_contract.provenance import Provenance
+from metaspec_training.data.augmentation import Batch
+from metaspec_training.fit.checkpoint import NETWORK, PROVENANCE, read_checkpoint, stored_provenance, warm_start
+from metaspec_training.fit.loss import AdaptiveSpectralLoss, merge_greens
 from metaspec_training.fit.optimizer import MuonAdamW
-from metaspec_training.networks.field import DiffractionFieldNet, DiffractionFieldNetConfig
+from metaspec_training.networks.field import DiffractionFieldNet
 from metaspec_training.networks.layers import NetworkConfig
-from metaspec_training.networks.query import DiffractionNetConfig
-
-_CONFIGS: dict[str, type[NetworkConfig]] = {
-    kind.__name__: kind for kind in (DiffractionNetConfig, DiffractionFieldNetConfig)
-}
 
 _REPORTED = AdaptiveSpectralLoss()
 
 
-def load_network(checkpoint: Path) -> nn.Module:
-    """The trained network of a checkpoint, on the CPU, in evaluation mode. No code in the file is run.
-
-    Raises:
-        ValueError: the file is no checkpoint, one of another version, or has weights that are not finite.
-    """
-    try:
-        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
-        name, settings = state["network"]
-        network = _CONFIGS[name].from_dict(settings).build()
-        weights = {key.removeprefix("network."): value for key, value in state["state_dict"].items()}
-        network.load_state_dict(weights)
-    except (RuntimeError, KeyError, TypeError, ValueError, EOFError, pickle.UnpicklingError) as error:
-        first = str(error).partition("\n")[0] or type(error).__name__
-        raise ValueError(f"{checkpoint} is not a checkpoint that this version can read: {first}") from error
-    for key, weight in weights.items():
-        if not torch.isfinite(weight).all():
-            raise ValueError(f"{checkpoint} has weights that are not finite, in {key}")
-    return network.eval()
-
-
-def warm_start(network: nn.Module, checkpoint: Path) -> list[str]:
-    """Take over the weights of a checkpoint that have the same name and shape; returns the names of those left out.
-
-    A field in another number of splines is fitted (`DiffractionFieldNet.with_basis`).
-
-    Raises:
-        ValueError: the checkpoint cannot be read, or nothing in it fits.
-    """
-    source = load_network(checkpoint)
-    if isinstance(source, DiffractionFieldNet) and isinstance(network, DiffractionFieldNet):
-        splines = network.config.spectral_basis
-        source = source if source.config.spectral_basis == splines else source.with_basis(splines)
-    trained, own = source.state_dict(), network.state_dict()
-    fitting = {name: value for name, value in trained.items() if name in own and own[name].shape == value.shape}
-    if not fitting:
-        raise ValueError(f"model.weights: nothing in {checkpoint} fits this network")
-    network.load_state_dict(fitting, strict=False)
-    left = sorted(set(own) - set(fitting))
-    if left:
-        rank_zero_warn(f"{checkpoint} has no weights for {', '.join(left)}: they start from scratch")
-    return left
-
-
 class SpectraModule(LightningModule):
-    """A network and how it is trained.
+    """A network and its training. Any loader of `Batch`es serves it.
 
     Args:
-        config: which network.
-        loss: of training; validation always reports the loss with weights 2, 0.1, 100, 0.
+        config: settings of the network.
+        loss: loss of training; validation always reports the loss with weights 2, 0.1, 100, 0.
         learning_rate: peak of the schedule: linear warm-up, then cosine to a hundredth.
-        weight_decay: of AdamW, on matrices and kernels only.
-        warm_up: share of all steps.
-        clip_norm: gradients are scaled down to this norm.
-        weights: checkpoint to start from (warm start). Weights that the new network has no place for, or that have another
-            shape there, are left out and named; the schedule starts anew.
-        compile: compile the network with torch.compile; pays off on GPUs.
+        weight_decay: weight decay of matrices and kernels; vectors are not decayed.
+        warm_up: warm-up as a share of all steps.
+        clip_norm: norm that gradients are scaled down to.
+        weights: checkpoint to start from (warm start). Weights for which the new network has no place, or another shape,
+            are left out and named; the schedule starts anew.
+        compile: whether to compile the network with torch.compile, which pays off on GPUs.
         optimizer: adamw, or muon (see `MuonAdamW`).
+        preset: name of the preset, kept in the checkpoint; `metaspec-train` takes it from the names of the config files.
+        provenance: what the data are; `metaspec-train` takes it from the data. The network gets their process, and where
+            only the mean of G1 and G2 is known, only the mean is compared. None leaves the network as configured and
+            writes checkpoints without provenance.
 
     Raises:
-        ValueError: a number out of range, or `weights` that fit nowhere.
+        ValueError: a number out of range, a network of another process than the data, or `weights` that fit nowhere.
     """
 
     def __init__(
@@ -103,6 +59,8 @@ class SpectraModule(LightningModule):
         weights: Path | None = None,
         compile: bool = False,
         optimizer: Literal["adamw", "muon"] = "adamw",
+        preset: str = "",
+        provenance: Provenance | None = None,
     ) -> None:
         super().__init__()
         for name, value in (("learning_rate", learning_rate), ("clip_norm", clip_norm)):
@@ -112,16 +70,33 @@ class SpectraModule(LightningModule):
             raise ValueError(f"model.warm_up is a share of all steps, from 0 to below 1, got {warm_up}")
         if not 0 <= weight_decay < math.inf:
             raise ValueError(f"model.weight_decay must not be negative, got {weight_decay}")
-        self.config = config
-        self.network = config.build()
+        self.config = config if provenance is None else config.for_process(provenance.process)
+        self.network = self.config.build()
+        self.provenance = provenance and provenance.model_copy(update={"preset": preset})
         if weights is not None:
-            warm_start(self.network, weights)
+            self._start_from(weights)
         if compile:
             self.network.compile()
         self.loss = loss
         self.learning_rate, self.weight_decay, self.warm_up = learning_rate, weight_decay, warm_up
         self.clip_norm = clip_norm
         self.optimizer = optimizer
+
+    def _start_from(self, weights: Path) -> None:
+        """Take over what fits of a checkpoint, and note the data sets that it was trained on."""
+        trained = read_checkpoint(weights)
+        try:
+            missing = warm_start(self.network, trained.network)
+        except ValueError as error:
+            raise ValueError(f"model.weights: nothing in {weights} fits this network: {error}") from None
+        if missing:
+            rank_zero_warn(f"{weights} has no weights for {', '.join(missing)}: they start from scratch")
+        if self.provenance is None or trained.provenance is None:
+            return
+        if difference := trained.provenance.process.difference(self.provenance.process):
+            rank_zero_warn(f"{weights} was trained on another process than the data: {difference}")
+            return
+        self.provenance = with_earlier_data(self.provenance, trained.provenance)
 
     def forward(self, density: Tensor) -> Tensor:
         """Efficiencies (B, 2, 2, W) of densities (B, 1, 128, 128)."""
@@ -132,18 +107,23 @@ class SpectraModule(LightningModule):
         """Refuse what only fails later, in the middle of an epoch.
 
         Raises:
-            ValueError: several positions for a network that does not predict the field, or Muon in float16.
+            ValueError: Muon in float16.
         """
-        if self._data.positions > 1 and not isinstance(self.network, DiffractionFieldNet):
-            raise ValueError("data.positions above 1 needs a network that predicts the field: DiffractionFieldNet")
         if self.optimizer == "muon" and str(self.trainer.precision).startswith("16"):
             raise ValueError("model.optimizer muon has no loss scaling for float16: train with bf16-mixed or 32")
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
-        """One batch's loss; logs each term's contribution."""
+        """One batch's loss; logs each term's contribution.
+
+        Raises:
+            ValueError: several positions for a network that does not predict the field.
+        """
+        several = batch.spectra.shape[1] > 1
         if not isinstance(self.network, DiffractionFieldNet):
+            if several:
+                raise ValueError("data.positions above 1 needs a network that predicts the field: DiffractionFieldNet")
             prediction = self(batch.density).unsqueeze(1)
-        elif self._data.positions > 1:
+        elif several:
             prediction = self.network.at(batch.density, batch.shift, batch.coarse)
         else:
             prediction = self.network(batch.density, batch.coarse).unsqueeze(1)
@@ -162,25 +142,26 @@ class SpectraModule(LightningModule):
         }
         self.log_dict(logged, prog_bar=True, batch_size=len(batch.density), sync_dist=True)
 
-    @property
-    def _data(self) -> SpectraDataModule:
-        data: SpectraDataModule = self.trainer.datamodule  # type: ignore[attr-defined]
-        return data
-
     def _comparable(self, prediction: Tensor) -> Tensor:
-        """Where only the mean of G1 and G2 is known, only their mean can be compared."""
-        if not self._data.merged_greens:
-            return prediction
-        green = (prediction[..., 0, 1, :] + prediction[..., 1, 0, :]) / 2
-        rows = (
-            torch.stack([prediction[..., 0, 0, :], green], dim=-2),
-            torch.stack([green, prediction[..., 1, 1, :]], dim=-2),
-        )
-        return torch.stack(rows, dim=-3)
+        """The part of a prediction (..., 2, 2, W) that the labels know."""
+        merged = self.provenance is not None and self.provenance.merged_greens
+        return merge_greens(prediction) if merged else prediction
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Store which network the weights belong to."""
-        checkpoint["network"] = (type(self.config).__name__, self.config.to_dict())
+        """Store which network the weights belong to, and what it was trained on."""
+        checkpoint[NETWORK] = (type(self.config).__name__, self.config.to_dict())
+        if self.provenance is not None:
+            checkpoint[PROVENANCE] = self.provenance.model_dump(mode="json")
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse to resume a run on data of another device.
+
+        Raises:
+            ValueError: process, channels or merged greens differ; both sides are named.
+        """
+        stored = stored_provenance(checkpoint, "the checkpoint")
+        if self.provenance is not None and stored is not None:
+            self.provenance.require_same_device(stored, "the data", "the checkpoint to resume from")
 
     def configure_gradient_clipping(self, optimizer: Optimizer, *args: Any, **kwargs: Any) -> None:
         """Clip by norm, and log the norm and whether it was clipped (the mean over steps is the clipped fraction)."""
@@ -215,3 +196,17 @@ class SpectraModule(LightningModule):
             return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1, (step - warm) / max(1, total - warm))))
 
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"}}
+
+
+def with_earlier_data(provenance: Provenance, earlier: Provenance) -> Provenance:
+    """A provenance with the data sets of the weights that training started from.
+
+    Args:
+        provenance: provenance of the data; its data sets come first.
+        earlier: provenance of the weights. Of a data set in both, the larger number of structures is kept.
+    """
+    before = {source.name: source for source in earlier.data}
+    data = [
+        max(source, before.pop(source.name, source), key=lambda each: each.structures) for source in provenance.data
+    ]
+    return provenance.model_copy(update={"data": (*data, *before.values())})

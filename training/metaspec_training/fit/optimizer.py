@@ -18,10 +18,10 @@ class MuonAdamW(Optimizer):
     convolution's kernel (O, I, h, w) is the matrix (O, I h w).
 
     Args:
-        parameters: of the network.
+        parameters: parameters of the network.
         lr: learning rate of both.
-        weight_decay: of matrices and kernels.
-        betas: of AdamW.
+        weight_decay: weight decay of matrices and kernels.
+        betas: coefficients of AdamW.
     """
 
     def __init__(
@@ -33,7 +33,7 @@ class MuonAdamW(Optimizer):
     ) -> None:
         super().__init__(parameters, {"lr": lr})
         self.kernels = [p for p in parameters if p.ndim >= 2]
-        # The same memory seen as matrices: what Muon changes there changes the kernel.
+        # Views of the kernels as matrices: a step of Muon on a matrix changes its kernel.
         self.matrices = [nn.Parameter(p.detach().flatten(1)) for p in self.kernels]
         vectors = [p for p in parameters if p.ndim < 2]
         self.muon = Muon(self.matrices, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
@@ -42,7 +42,7 @@ class MuonAdamW(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Take one step with the gradients there are, or with those that `closure` makes."""
+        """Take one step, with the present gradients or with those that `closure` computes."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -54,16 +54,16 @@ class MuonAdamW(Optimizer):
         return loss
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Forget all gradients."""
+        """Clear all gradients."""
         for parameter in (*self.kernels, *self.adamw.param_groups[0]["params"]):
             parameter.grad = None
 
     def state_dict(self) -> dict[str, Any]:
-        """The state of both."""
+        """The states of both optimisers."""
         return {"muon": self.muon.state_dict(), "adamw": self.adamw.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up both states; the groups stay shared with the schedule."""
+        """Restore both states; the parameter groups stay shared with the schedule."""
         self.muon.load_state_dict(state_dict["muon"])
         self.adamw.load_state_dict(state_dict["adamw"])
         self.param_groups = self.muon.param_groups + self.adamw.param_groups

@@ -1,1 +1,1 @@
-"""The networks, from layers to what is exported."""
+"""The networks and their layers."""

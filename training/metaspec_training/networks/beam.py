@@ -1,8 +1,8 @@
-"""What a scalar wave makes of the pattern: a crude solution of the physics, for a network to start from.
+"""Beam propagation of a scalar wave through the patterned layer: a crude solution, as an input of a network.
 
 The split-step beam propagation method (Feit and Fleck, Applied Optics 17, 3990 (1978)): the patterned layer is cut into slices;
 in each, the wave gains phase where the index is high, then it diffracts as in a uniform medium. Reflections, polarisation and
-resonances are missing: that is what is left to learn. No parameters; real arithmetic on pairs (real part, imaginary part).
+resonances are left to the network. No parameters; real arithmetic on pairs (real part, imaginary part).
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ ORDERS = np.arange(-10, 11)
 """Fourier orders that are kept: those that propagate in Si3N4, and few enough that products do not alias into them."""
 SLICES = 6
 INDEX = 1.45
-"""Of the uniform medium, and of the common phase that is taken out."""
+"""Refractive index of the uniform medium, and of the common phase that is taken out."""
 
 
 class BeamPropagation(nn.Module):
-    """Density (B, 1, 128, 128) to the wave under the pattern, (B, 2 * wavelengths, points, points).
+    """Density (B, 1, 128, 128) to the wave under the layer, (B, 2 * wavelengths, points, points).
 
     The first half of the channels are real parts, the second imaginary ones, at wavelengths equally spaced in frequency. Light
     of amplitude 1 comes in; the phase that a layer of index 1.45 would add is taken out.
 
     Args:
         process: the device.
-        points: along each axis, at pixels 0, 128 / points, ...
-        wavelengths: how many.
+        points: number of points along each axis, at pixels 0, 128 / points, ...
+        wavelengths: number of wavelengths.
     """
 
     into: Tensor
@@ -81,13 +81,13 @@ class BeamPropagation(nn.Module):
         return torch.cat(_both_axes(self.sample, real, imag), dim=1)
 
     def _diffract(self, real: Tensor, imag: Tensor) -> tuple[Tensor, Tensor]:
-        """Points to orders, and these through a slice of the uniform medium."""
+        """Points to orders, propagated through a slice of the uniform medium."""
         real, imag = _both_axes(self.into, real, imag)
         return real * self.step_cos - imag * self.step_sin, real * self.step_sin + imag * self.step_cos
 
 
 def complex_matrix(matrix: np.ndarray) -> np.ndarray:
-    """A complex matrix (M, N) as what (..., 2 N) of real parts, then imaginary ones, is multiplied with from the right."""
+    """A complex matrix (M, N) as a real one that multiplies (..., 2 N), real parts before imaginary ones, from the right."""
     transposed = matrix.T
     return np.block([[transposed.real, transposed.imag], [-transposed.imag, transposed.real]])
 

@@ -1,17 +1,17 @@
-"""DiffractionFieldNet: the network predicts the light just under the pattern, exact physics does the rest.
+"""DiffractionFieldNet: a network predicts the field just under the patterned layer, exact physics does the rest.
 
-From the structure a convolutional network predicts the electric field under the pattern, for both polarisations and as a
-smooth function of wavelength. A fixed layer without parameters takes it from there: Fourier orders, propagation through
-2.5 um of substrate (the angular spectrum method; Goodman, "Introduction to Fourier Optics", section 3.10), and the Poynting
-flux through each quadrant. What a decoder of wavelength queries has to memorise, the interference of some hundred orders at
-the detectors, comes for free.
+From the structure a convolutional network predicts the electric field under the patterned layer, for both polarisations and
+as a smooth function of wavelength. A fixed layer without parameters does the rest: Fourier orders, propagation through the
+substrate (the angular spectrum method; Goodman, "Introduction to Fourier Optics", section 3.10), and the Poynting flux
+through each quadrant. The interference of some hundred orders at the detectors, which a decoder of wavelength queries has to
+memorise, is computed instead.
 
 Everything is real arithmetic on pairs (real part, imaginary part): ONNX has no complex numbers.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -40,10 +40,11 @@ class DiffractionFieldNetConfig(NetworkConfig):
         blocks: residual blocks on that map.
         spectral_basis: cubic B-splines over optical frequency that the field is expanded in.
         wavelength_nodes: wavelengths at which the flux is computed; a cubic spline fills in the others.
-        coarse_head: learn, beside the field, what a coarser simulation grid makes of it. Labels of two grids then teach
-            one network without pulling its predictions, which are of the finer one, towards the coarser.
-        beam: give the network a crude solution to start from, that of a scalar wave (`BeamPropagation`).
-        process: the device; its geometry and materials enter the propagation.
+        coarse_head: whether to learn the difference that a coarser simulation grid makes to the field. Labels of two
+            grids then teach one network without pulling its predictions, for the finer grid, towards the coarser.
+        beam: whether the network reads a crude solution, that of a scalar wave (`BeamPropagation`).
+        process: the device, whose geometry and materials enter the propagation; None for that of the data, or for the
+            default device without data.
     """
 
     stem: int = 32
@@ -53,21 +54,32 @@ class DiffractionFieldNetConfig(NetworkConfig):
     wavelength_nodes: int = 76
     coarse_head: bool = False
     beam: bool = False
-    process: Process = field(default_factory=Process)
+    process: Process | None = None
 
     def build(self) -> DiffractionFieldNet:
         """The network, freshly initialised."""
         return DiffractionFieldNet(self)
 
+    def for_process(self, process: Process) -> DiffractionFieldNetConfig:
+        """The settings with the process filled in.
+
+        Raises:
+            ValueError: another process is set.
+        """
+        if self.process is not None and (difference := self.process.difference(process)):
+            raise ValueError(f"model.config.process and the data are of different processes: {difference}")
+        return replace(self, process=process)
+
     def to_dict(self) -> dict[str, Any]:
-        """As plain values, for a checkpoint."""
+        """The settings as plain values, for a checkpoint."""
         values = {item.name: getattr(self, item.name) for item in fields(self)}
-        return values | {"process": self.process.model_dump(mode="json")}
+        return values | {"process": self.process and self.process.model_dump(mode="json")}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> DiffractionFieldNetConfig:
         """The inverse of `to_dict`."""
-        return cls(**values | {"process": Process.model_validate(values["process"])})
+        process = values["process"]
+        return cls(**values | {"process": process and Process.model_validate(process)})
 
 
 class DiffractionFieldNet(nn.Module):
@@ -76,6 +88,7 @@ class DiffractionFieldNet(nn.Module):
     def __init__(self, config: DiffractionFieldNetConfig | None = None) -> None:
         super().__init__()
         self.config = config = config or DiffractionFieldNetConfig()
+        self.process = config.process or Process()
         stem, width, basis = config.stem, config.width, config.spectral_basis
         self.stem = nn.Sequential(
             CircularConv(1, stem, 5, stride=2),
@@ -86,7 +99,7 @@ class DiffractionFieldNet(nn.Module):
         )
         self.beam: nn.Sequential | None = None
         if config.beam:
-            wave = BeamPropagation(config.process, GRID)
+            wave = BeamPropagation(self.process, GRID)
             self.beam = nn.Sequential(wave, nn.Conv2d(2 * wave.wavelengths, width, 1))
         layers: list[nn.Module] = []
         for block in range(config.blocks):
@@ -101,9 +114,9 @@ class DiffractionFieldNet(nn.Module):
         self.coarse_head: nn.Conv2d | None = None
         if config.coarse_head:
             self.coarse_head = nn.Conv2d(256, 8 * basis, 1)
-            for parameter in self.coarse_head.parameters():  # at first, grids make no difference
+            for parameter in self.coarse_head.parameters():  # at first, the grids do not differ
                 nn.init.zeros_(parameter)
-        self.propagation = Propagation(config.process, basis, config.wavelength_nodes)
+        self.propagation = Propagation(self.process, basis, config.wavelength_nodes)
 
     def forward(self, density: Tensor, coarse: Tensor | None = None) -> Tensor:
         maps = self.maps(density, coarse)
@@ -112,11 +125,11 @@ class DiffractionFieldNet(nn.Module):
         return spectra.unflatten(1, (2, 2))
 
     def maps(self, density: Tensor, coarse: Tensor | None = None) -> Tensor:
-        """The field under the pattern, in splines over frequency: (B, 8 * basis, 16, 16).
+        """The field under the patterned layer, in splines over frequency: (B, 8 * basis, 16, 16).
 
         Args:
             density: (B, 1, 128, 128).
-            coarse: for which structures a coarser grid's field is wanted, bool (B,); for none by default.
+            coarse: structures for which the field on a coarser grid is wanted, bool (B,); default: none.
         """
         encoded = self.stem(2 * density - 1)
         if self.beam is not None:
@@ -129,13 +142,13 @@ class DiffractionFieldNet(nn.Module):
         return maps
 
     def with_basis(self, count: int) -> DiffractionFieldNet:
-        """The same network with another number of splines, to go on training from.
+        """The same network with another number of splines, as a start for further training.
 
-        The field that it predicts is fitted by least squares: hardly changed by more splines, not at all where their knots
-        include those of before (2 * spectral_basis - 3).
+        The predicted field is refitted by least squares: more splines hardly change it, and not at all if their knots
+        include the present ones (2 * spectral_basis - 3 splines).
         """
         before = self.config.spectral_basis
-        frequency = 1000 / self.config.process.wavelengths_nm
+        frequency = 1000 / self.process.wavelengths_nm
         fit = np.linalg.lstsq(spline_basis(frequency, count), spline_basis(frequency, before), rcond=None)[0]
         matrix = torch.from_numpy(fit).float()
         state = self.state_dict()
@@ -152,11 +165,11 @@ class DiffractionFieldNet(nn.Module):
 
         Args:
             density: (B, 1, 128, 128).
-            shift: along rows and columns in pixels, (B, K, 2).
+            shift: translations along rows and columns in pixels, (B, K, 2).
             coarse: see `maps`.
 
         Returns:
-            (B, K, 2, 2, wavelengths); at shift (0, 0) what `forward` returns, but for flux harmonics above the seventh.
+            Spectra (B, K, 2, 2, wavelengths); at shift (0, 0) those of `forward`, except for flux harmonics above the seventh.
         """
         maps = self.maps(density, coarse)
         with torch.autocast(maps.device.type, enabled=False):
@@ -169,7 +182,7 @@ def _at_least_float32(maps: Tensor) -> Tensor:
 
 
 def _start_transparent(last: nn.Conv2d, basis: int) -> None:
-    """Start from a pattern that lets everything through: amplitude 0.8 in the substrate is a flux of 0.93."""
+    """Start from a transparent layer: amplitude 0.8 in the substrate is a flux of 0.93."""
     bias = torch.zeros(2, 2, 2, basis)
     bias[(0, 1), (0, 1), 0] = 0.8
     with torch.no_grad():
@@ -178,7 +191,7 @@ def _start_transparent(last: nn.Conv2d, basis: int) -> None:
 
 
 class Propagation(nn.Module):
-    """From maps of the field under the pattern to the flux through the four quadrants. No parameters.
+    """Maps of the field under the patterned layer to the flux through the four quadrants. No parameters.
 
     Input (B, 8 * basis, 16, 16), the channels being (polarisation, component, part, spline); output (B, 4, wavelengths).
     """
@@ -201,17 +214,23 @@ class Propagation(nn.Module):
         self.translation = Translation()
         wavelengths = process.wavelengths_nm
         node = np.linspace(wavelengths[0], wavelengths[-1], nodes)
-        order = np.arange(-max_order(process), max_order(process) + 1)
+        if (highest := max_order(process)) >= GRID // 2:
+            raise ValueError(
+                f"DiffractionFieldNet predicts the field on {GRID} x {GRID} points, enough for Fourier orders up to "
+                f"{GRID // 2 - 1}; with period_um {process.period_um:g} and wavelength_min_nm {process.wavelength_min_nm:g}, "
+                f"orders up to {highest} propagate: train DiffractionNet (preset full)"
+            )
+        order = np.arange(-highest, highest + 1)
         index = process.substrate.index(node)[:, None, None]
         k0 = (2 * np.pi * 1000 / node)[:, None, None]
         kx = (2 * np.pi / process.period_um * order)[None, None, :]
         ky = kx.swapaxes(1, 2)
         squared = (index * k0) ** 2 - kx**2 - ky**2
         propagating = squared > 0
-        # The floor bounds H of p waves at grazing; the network makes up for it.
+        # The floor bounds H of p waves at grazing angles; the network compensates for it.
         kz = np.sqrt(np.maximum(squared, (0.1 * index * k0) ** 2))
-        # The common phase of the pattern is taken out, so that what the network predicts varies slowly with wavelength.
-        phase = np.sqrt(np.maximum(squared, 0)) * process.distance_um + INDEX * k0 * process.thickness_um
+        # The network predicts the field without the common phase of the layer: it varies slowly with wavelength.
+        phase = np.sqrt(np.maximum(squared, 0)) * process.distance_um + common_phase(process, node)[:, None, None]
         position = (
             np.arange(GRID) * 8 + 0.5
         ) / 128  # the stem's strides keep every eighth pixel, starting with the first
@@ -252,7 +271,7 @@ class Propagation(nn.Module):
         return (self.quadrants @ parts) @ self.interpolation.T
 
     def at(self, maps: Tensor, shift: Tensor) -> Tensor:
-        """The same with the pattern moved by shifts (B, K, 2), in pixels: (B, K, 4, wavelengths)."""
+        """The flux with the structure moved by shifts (B, K, 2) in pixels: (B, K, 4, wavelengths)."""
         real, imag = self._at_detectors(maps)
         e = self._on_points(real, imag)
         h = self._on_points(self._magnetic(real), self._magnetic(imag))
@@ -263,7 +282,7 @@ class Propagation(nn.Module):
         return self.translation(harmonics.transpose(1, 2), shift) @ self.interpolation.T
 
     def orders(self, maps: Tensor) -> tuple[Tensor, Tensor]:
-        """Real and imaginary parts of the orders under the pattern, without the common phase, shaped as at the detectors."""
+        """Real and imaginary parts of the orders under the layer, without the common phase, each (B, 2, 2, nodes, ky, kx)."""
         maps = maps.unflatten(1, (2, 2, 2, self.basis))
         real, imag = self._orders(*maps.unbind(3))
         return self._at_wavelengths(real), self._at_wavelengths(imag)
@@ -289,10 +308,15 @@ class Propagation(nn.Module):
         return (self.splines @ orders.flatten(-2)).unflatten(-1, orders.shape[-2:])
 
     def _magnetic(self, e: Tensor) -> Tensor:
-        """(Hy, -Hx) of plane waves with (Ex, Ey) along axis 2: what E is multiplied with for the flux."""
+        """(Hy, -Hx) of plane waves with (Ex, Ey) along axis 2: the factors of E in the flux."""
         xx, xy, yy = self.h_from_e.unbind()
         ex, ey = e.unbind(2)
         return torch.stack([xx * ex + xy * ey, xy * ex + yy * ey], dim=2)
+
+
+def common_phase(process: Process, wavelengths_nm: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Phase of the orders under the layer that a network does not predict, in rad: wavelengths in nm (W,) to (W,)."""
+    return INDEX * (2 * np.pi * 1000 / wavelengths_nm) * process.thickness_um
 
 
 def spline_basis(frequency: NDArray[np.float64], count: int) -> NDArray[np.float64]:

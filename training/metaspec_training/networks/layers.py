@@ -1,7 +1,7 @@
-"""Layers that both networks share: circular convolutions and residual blocks.
+"""Layers that both networks share: circular convolutions, residual blocks and Fourier mixing.
 
 The cell is periodic, so every convolution pads circularly, and it does so by joining slices: unlike `Pad(wrap)`, that runs
-on every ONNX engine and differentiates into operators that do, too.
+on every ONNX engine, and so do the operators of its gradient.
 """
 
 from __future__ import annotations
@@ -12,17 +12,27 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from metaspec_contract.process import Process
+
 
 class NetworkConfig(ABC):
-    """What a network is built from; each network has its own."""
+    """Settings that a network is built from; each network has its own class of them."""
 
     @abstractmethod
     def build(self) -> nn.Module:
         """The network, freshly initialised."""
 
     @abstractmethod
+    def for_process(self, process: Process) -> Self:
+        """The settings of the same network for a device.
+
+        Raises:
+            ValueError: the settings are for another device.
+        """
+
+    @abstractmethod
     def to_dict(self) -> dict[str, Any]:
-        """As plain values, for a checkpoint."""
+        """The settings as plain values, for a checkpoint."""
 
     @classmethod
     @abstractmethod
@@ -39,7 +49,7 @@ def wrap(x: Tensor, margin: int) -> Tensor:
 
 
 class _Wrap(torch.autograd.Function):
-    """Padding with its adjoint written out: autograd's own is a chain of zeros and scatters, slow in every engine."""
+    """Padding with an explicit adjoint: that of autograd is a chain of zeros and scatters, slow in every engine."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, margin: int) -> Tensor:
@@ -55,7 +65,7 @@ class _Wrap(torch.autograd.Function):
 
 
 def _fold(gradient: Tensor, margin: int, axis: int) -> Tensor:
-    """Add what fell on the margins of one axis to the places that they were copied from."""
+    """Add the margins of one axis to the places that they were copied from."""
     size = gradient.shape[axis] - 2 * margin
     before, first, between, last, after = gradient.split([margin, margin, size - 2 * margin, margin, margin], axis)
     return torch.cat([first + after, between, last + before], dim=axis)
@@ -98,13 +108,13 @@ class ResidualBlock(nn.Module):
 class FourierMixing(nn.Module):
     """A learnt periodic convolution as large as the map: one complex weight per channel and frequency.
 
-    y = act(norm(x + irfft2(W * rfft2(x)))), the transforms orthonormal. On maps of 16 x 16 they are written as products with
+    y = act(norm(x + irfft2(W * rfft2(x)))), with orthonormal transforms. On maps of 16 x 16 they are written as products with
     small constant real matrices: exact, faster than an FFT at this size, and free of the DFT nodes that ONNX engines lack.
 
     Args:
-        channels: C of the map (B, C, size, size).
+        channels: number of channels C of the map (B, C, size, size).
         size: height and width of the map.
-        noise: standard deviation of the weights' noise around the identity at the start.
+        noise: standard deviation of the initial weights around the identity.
     """
 
     row_cos: Tensor

@@ -1,6 +1,6 @@
-"""DiffractionNet: a binary structure in, the spectra of its four detectors out.
+"""DiffractionNet: from a structure to the spectra of its four detectors, with one query per wavelength.
 
-A convolutional encoder turns the structure into tokens; 301 wavelength queries read them by cross-attention. Each of the
+A convolutional encoder turns the structure into tokens; wavelength queries read them by cross-attention. Each of the
 improvements over the baseline is a switch of `DiffractionNetConfig`.
 """
 
@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from metaspec_contract.process import Process
 from metaspec_training.networks.layers import CircularConv, FourierMixing, NetworkConfig, ResidualBlock
 
 
@@ -27,11 +28,11 @@ class DiffractionNetConfig(NetworkConfig):
         detector_heads: an output head of its own for each detector.
         decoder_dropout: dropout in the decoder; the baseline has 0.03.
         fine_tokens: 64 tokens from the 8 x 8 map instead of 16 from the 4 x 4 map.
-        channels: of the encoder's stem; its four stages have 1.5, 2, 3 and 4 times as many. A multiple of 32.
+        channels: channels of the encoder's stem; its four stages have 1.5, 2, 3 and 4 times as many. A multiple of 32.
         width: d_model of tokens and queries.
         blocks: decoder blocks.
         heads: attention heads.
-        wavelengths: number of wavelength queries.
+        wavelengths: number of wavelength queries; None for that of the data, or of the default device without data.
     """
 
     memory_norm: bool = True
@@ -43,14 +44,28 @@ class DiffractionNetConfig(NetworkConfig):
     width: int = 256
     blocks: int = 4
     heads: int = 8
-    wavelengths: int = 301
+    wavelengths: int | None = None
 
     def build(self) -> DiffractionNet:
         """The network, freshly initialised."""
         return DiffractionNet(self)
 
+    def for_process(self, process: Process) -> DiffractionNetConfig:
+        """The settings with a query for each wavelength of the process.
+
+        Raises:
+            ValueError: another number of queries is set.
+        """
+        count = len(process.wavelengths_nm)
+        if self.wavelengths not in (None, count):
+            raise ValueError(
+                f"model.config.wavelengths is {self.wavelengths}, but the data have {count} wavelengths: "
+                f"{process.wavelength_min_nm:g} to {process.wavelength_max_nm:g} nm in steps of {process.wavelength_step_nm:g}"
+            )
+        return replace(self, wavelengths=count)
+
     def to_dict(self) -> dict[str, Any]:
-        """As plain values, for a checkpoint."""
+        """The settings as plain values, for a checkpoint."""
         return asdict(self)
 
     @classmethod
@@ -71,13 +86,14 @@ class DiffractionNet(nn.Module):
         super().__init__()
         self.config = config = config or DiffractionNetConfig()
         width = config.width
+        wavelengths = config.wavelengths or len(Process().wavelengths_nm)
         self.encoder = Encoder(config.channels)
         stage3, stage4 = self.encoder.channels[-2:]
         self.tokens = nn.Conv2d(stage3 if config.fine_tokens else stage4, width, 1)
         self.global_token = nn.Sequential(nn.Linear(stage4, width), nn.SiLU())
         self.positions = nn.Parameter(0.02 * torch.randn(65 if config.fine_tokens else 17, width))
         self.memory_norm = nn.LayerNorm(width) if config.memory_norm else nn.Identity()
-        self.queries = WavelengthQueries(config.wavelengths, width)
+        self.queries = WavelengthQueries(wavelengths, width)
         self.film = FiLM(stage4, width, scale=config.film_scale)
         self.decoder = nn.ModuleList(
             DecoderBlock(width, config.heads, config.decoder_dropout) for _ in range(config.blocks)
@@ -87,9 +103,7 @@ class DiffractionNet(nn.Module):
             nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Dropout(0.05), nn.Linear(width, outputs))
             for outputs in ([1, 1, 1, 1] if config.detector_heads else [4])
         )
-        self.bias = nn.Parameter(
-            torch.full((4, config.wavelengths), -1.2)
-        )  # sigmoid(-1.2) = 0.23, a typical efficiency
+        self.bias = nn.Parameter(torch.full((4, wavelengths), -1.2))  # sigmoid(-1.2) = 0.23, a typical efficiency
 
     def forward(self, density: Tensor) -> Tensor:
         stage3, stage4 = self.encoder(2 * density - 1)

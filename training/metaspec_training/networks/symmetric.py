@@ -1,9 +1,9 @@
 """A network on symmetric images of each structure: their mean predicts better than one, their spread tells whom to trust.
 
-The symmetries of the square only permute the exact spectra (`metaspec_simulation.symmetry`). A network learns that from
-examples, and keeps to it where it has learnt well: where its predictions of a structure and of its images contradict each
-other, at most one of them is right. Half-period shifts, which are as exact, say nothing: a network whose strides divide half a
-period keeps to them by construction.
+The symmetries of the square only permute the exact spectra (`metaspec_contract.structures.Symmetry`). A network learns that
+from examples, and obeys it where it has learnt well: where its predictions of a structure and of its images contradict each
+other, at most one of them is right. Half-period shifts are as exact but add no information: a network whose strides divide
+half a period obeys them by construction.
 """
 
 from __future__ import annotations
@@ -15,21 +15,19 @@ from torch import Tensor, nn
 from metaspec_contract.detectors import CHANNELS
 from metaspec_contract.structures import Symmetry, symmetries
 
-SPREAD = "spread"
-"""Name of the channel after the detectors."""
-
-_SQUARE = tuple(symmetries())[:8]
+D4 = tuple(symmetries())[:8]
+"""The symmetries of the square, the identity first."""
 
 GROUPS = {
     2: (Symmetry(), Symmetry(flip_columns=True)),
-    4: tuple(symmetry for symmetry in _SQUARE if not symmetry.transpose),
-    8: _SQUARE,
+    4: tuple(symmetry for symmetry in D4 if not symmetry.transpose),
+    8: D4,
 }
 """Images by their number. Each set is a group, so that mean and spread are themselves symmetric under it."""
 
 DEFAULT_IMAGES = 4
 
-_FLOOR = 1e-5  # of the spread: keeps its gradient finite where all images agree
+_FLOOR = 1e-5  # smallest spread: keeps its gradient finite where all images agree
 _SCALE = 256.0  # squares of small deviations are too small for float16
 
 
@@ -39,8 +37,8 @@ class SymmetricNetwork(nn.Module):
     The spread at a wavelength is the root mean square, over images and detectors, of the deviation from the mean.
 
     Args:
-        network: from density (B, 1, 128, 128) to efficiencies (B, 2, 2, wavelengths).
-        images: how many, one of `GROUPS`.
+        network: network from density (B, 1, 128, 128) to efficiencies (B, 2, 2, wavelengths).
+        images: number of images, one of `GROUPS`.
 
     Raises:
         ValueError: another number of images.
@@ -59,7 +57,7 @@ class SymmetricNetwork(nn.Module):
 
     def forward(self, density: Tensor) -> Tensor:
         """Mean and spread, (B, 5, wavelengths)."""
-        images = torch.cat([_apply(symmetry, density) for symmetry in self.images], dim=1)
+        images = torch.cat([apply_symmetry(symmetry, density) for symmetry in self.images], dim=1)
         spectra = self.network(images.flatten(0, 1).unsqueeze(1)).flatten(1, 2)
         mapped_back = self.back @ spectra.unflatten(0, (-1, len(self.images)))
         mean = mapped_back.mean(dim=1)
@@ -68,9 +66,12 @@ class SymmetricNetwork(nn.Module):
         return torch.cat([mean, spread.unsqueeze(1)], dim=1)
 
 
-def _apply(symmetry: Symmetry, density: Tensor) -> Tensor:
-    """As `Symmetry.apply` without shifts, for tensors."""
+def apply_symmetry(symmetry: Symmetry, x: Tensor) -> Tensor:
+    """`Symmetry.apply` for tensors: transform the last two axes (y, x)."""
     if symmetry.transpose:
-        density = density.transpose(-1, -2)
-    axes = [axis for axis, flipped in ((-2, symmetry.flip_rows), (-1, symmetry.flip_columns)) if flipped]
-    return density.flip(axes) if axes else density
+        x = x.transpose(-1, -2)
+    if flipped := [axis for axis, flip in ((-2, symmetry.flip_rows), (-1, symmetry.flip_columns)) if flip]:
+        x = x.flip(flipped)
+    if shifted := [axis for axis, shift in ((-2, symmetry.shift_rows), (-1, symmetry.shift_columns)) if shift]:
+        x = x.roll([x.shape[-1] // 2] * len(shifted), shifted)
+    return x

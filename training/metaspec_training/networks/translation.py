@@ -1,4 +1,4 @@
-"""Translating a structure only moves it over the detectors: its spectra at any position, from the harmonics of one."""
+"""Spectra of a translated structure: a translation moves it over the detectors, and its harmonics tell the spectra."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Translation(nn.Module):
             self.register_buffer(name, torch.tensor(values, dtype=torch.float32), persistent=False)
 
     def basis(self, shift: Tensor) -> Tensor:
-        """What harmonics are multiplied with: shifts by (rows, columns) in pixels (..., 2) to (..., 4, 81)."""
+        """Matrix that multiplies the harmonics: shifts by (rows, columns) in pixels (..., 2) to (..., 4, 81)."""
         turn = -2 * torch.pi / PIXELS
         phase = turn * (shift[..., :1] * self.rows + shift[..., 1:] * self.columns).unsqueeze(-2)
         cosine, sine = phase.cos() * self.quadrant_signs, phase.sin() * self.quadrant_signs

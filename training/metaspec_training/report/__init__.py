@@ -1,1 +1,1 @@
-"""How good a network is: errors, figures, the report."""
+"""Evaluation of a trained network: errors, figures, the report."""

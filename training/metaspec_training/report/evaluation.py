@@ -1,4 +1,4 @@
-"""How good a network is on structures it has never seen: errors, trivial predictors to beat, symmetry, distance."""
+"""Evaluation of a network on unseen structures: errors, trivial predictors, symmetric images, distance to training data."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from torch import nn
 from metaspec_contract.detectors import CHANNELS
 from metaspec_contract.figures_of_merit import colour_efficiency
 from metaspec_contract.process import Process
-from metaspec_contract.structures import symmetries
 from metaspec_simulation.dataset import Samples
-from metaspec_training.fit.loss import AdaptiveSpectralLoss
+from metaspec_training.fit.loss import AdaptiveSpectralLoss, merge_greens
+from metaspec_training.networks.symmetric import D4
 
 Array = NDArray[np.float32]
 
@@ -24,13 +24,13 @@ class Errors:
     """Errors of predicted against simulated efficiencies over a split.
 
     Attributes:
-        mae: mean absolute error, over everything.
-        rms: root of the mean square.
-        mae_by_detector: R, G1, G2, B.
+        mae: mean absolute error over structures, detectors and wavelengths.
+        rms: root mean square error over the same.
+        mae_by_detector: mean absolute error of R, G1, G2 and B.
         r2: share of the variance between structures that is explained.
-        loss: with weights 2, 0.1, 100, 0.
-        colour_efficiency: mean absolute error of the blue, green (G1 + G2) and red efficiencies.
-        peak_nm: median absolute error of the wavelength at which a detector's spectrum is highest.
+        loss: loss with weights 2, 0.1, 100, 0.
+        colour_efficiency: mean absolute error of the efficiencies of red, green (G1 + G2) and blue.
+        peak_nm: median absolute error of the wavelength at which a detector's spectrum is highest, in nm.
     """
 
     mae: float
@@ -42,9 +42,9 @@ class Errors:
     peak_nm: float
 
 
-def errors(prediction: Array, target: Array, process: Process | None = None) -> Errors:
-    """Errors of predictions (N, 4, W) against simulations (N, 4, W)."""
-    wavelengths = (process or Process()).wavelengths_nm
+def errors(prediction: Array, target: Array, process: Process) -> Errors:
+    """Errors of predictions (N, 4, W) against simulations (N, 4, W) of a process."""
+    wavelengths = process.wavelengths_nm
     error = prediction - target
     loss = AdaptiveSpectralLoss()(*(torch.from_numpy(x).unflatten(1, (2, 2)) for x in (prediction, target)))
     colours = [colour_efficiency(x, wavelengths) for x in (prediction, target)]
@@ -70,12 +70,17 @@ def predict(network: nn.Module, structures: NDArray[np.uint8], batch_size: int =
 
 
 def predict_images(network: nn.Module, structures: NDArray[np.uint8]) -> Array:
-    """Spectra by way of every element of D4, mapped back: (N, 128, 128) to (8, N, 4, W). Exact spectra would be equal."""
+    """Spectra predicted from every image under D4 and mapped back: (N, 128, 128) to (8, N, 4, W). Exact ones would be equal."""
     images = []
-    for symmetry in list(symmetries())[:8]:
+    for symmetry in D4:
         back = np.argsort(symmetry.channels)
         images.append(predict(network, symmetry.apply(structures).astype(np.uint8))[:, back])
     return np.stack(images)
+
+
+def with_merged_greens(prediction: Array) -> Array:
+    """Spectra (..., 4, W) with the mean of G1 and G2 in the place of both."""
+    return merge_greens(torch.from_numpy(prediction).unflatten(-2, (2, 2))).flatten(-3, -2).numpy()
 
 
 def mean_predictor(train: Samples, test: Samples) -> Array:
@@ -90,10 +95,10 @@ def nearest_predictor(train: Samples, test: Samples) -> Array:
 
 
 def distance_to_training(train: Samples, test: Samples, orders: int = 8) -> Array:
-    """How far each test structure is from the nearest training structure, (N,).
+    """Distance of each test structure from the nearest training structure, (N,).
 
-    The distance is that of the moduli of the Fourier coefficients up to `orders`: what optics at these wavelengths can see
-    of a pattern, wherever it lies. Mirror images and rotations count as the same structure.
+    It is the distance of the moduli of the Fourier coefficients up to `orders`: what light of these wavelengths resolves of
+    a structure, wherever it lies. Mirror images and rotations count as the same structure.
     """
     ours, theirs = _moduli(test.structures, orders), _moduli(train.structures, orders)
     mirrored = theirs[:, :, ::-1]

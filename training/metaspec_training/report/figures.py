@@ -1,29 +1,25 @@
-"""The plots of a report. Each takes numbers and returns a figure."""
+"""Plots of a report: each function takes numbers and returns a figure."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from metaspec_contract.detectors import CHANNELS
 from metaspec_simulation.dataset import Samples
 
-matplotlib.use("Agg")
-from matplotlib import pyplot
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-
 Array = NDArray[np.floating]
 
-DETECTOR_COLOURS = ("tab:red", "tab:green", "yellowgreen", "tab:blue")
+DETECTOR_COLOURS = {"R": "tab:red", "G1": "tab:green", "G2": "yellowgreen", "B": "tab:blue"}
 
 
 def draw_history(run: Path) -> Figure:
-    """Loss and its terms, validation error, and gradient norm over the steps of a run, from its TensorBoard log.
+    """Loss and its terms, validation error and gradient norm over the steps of a run, from its TensorBoard log.
 
     Raises:
         ValueError: the folder holds no log.
@@ -33,7 +29,8 @@ def draw_history(run: Path) -> Figure:
     scalars = {name: log.Scalars(name) for name in log.Tags()["scalars"]}
     if "train/loss" not in scalars:
         raise ValueError(f"{run} holds no TensorBoard log of a training")
-    figure, (terms, error, gradient) = pyplot.subplots(1, 3, figsize=(13, 3.6), layout="constrained")
+    figure = Figure(figsize=(13, 3.6), layout="constrained")
+    terms, error, gradient = figure.subplots(1, 3)
 
     def plot(axes: Axes, name: str, label: str, colour: str) -> None:
         if name in scalars:
@@ -42,7 +39,7 @@ def draw_history(run: Path) -> Figure:
 
     for name, colour in zip(("loss", "mse", "rel", "grad", "curv"), ("k", "C0", "C1", "C2", "C3"), strict=True):
         plot(terms, f"train/{name}", name, colour)
-    terms.set(title="training loss and what its terms add", yscale="log", xlabel="step")
+    terms.set(title="training loss and its terms", yscale="log", xlabel="step")
     terms.legend(ncols=2)
     plot(error, "validation/loss", "loss (2 / 0.1 / 100)", "C4")
     plot(error, "validation/mae", "mean absolute error", "k")
@@ -60,15 +57,17 @@ def draw_spectra(prediction: Array, test: Samples) -> Figure:
     ranked = np.abs(prediction - test.spectra).mean(axis=(1, 2)).argsort()
     picked = {"best": ranked[0], "median": ranked[len(ranked) // 2], "worst": ranked[-1]}
     wavelength = test.process.wavelengths_nm
-    figure, axes = pyplot.subplots(2, 3, figsize=(12, 6.5), height_ratios=[1, 1.6], layout="constrained")
+    figure = Figure(figsize=(12, 6.5), layout="constrained")
+    axes = figure.subplots(2, 3, height_ratios=[1, 1.6])
     side = test.process.period_um
     for column, (name, n) in enumerate(picked.items()):
         structure, spectra = axes[:, column]
         structure.imshow(test.structures[n], cmap="Greys", extent=(0, side, side, 0))
         structure.set(title=f"{name}: {test.family[n]}", xlabel="x (um)", ylabel="y (um)")
-        for channel, colour in enumerate(DETECTOR_COLOURS):
+        for channel, label in enumerate(CHANNELS):
+            colour = DETECTOR_COLOURS[label]
             spectra.plot(wavelength, test.spectra[n, channel], color=colour, alpha=0.45, lw=3)
-            spectra.plot(wavelength, prediction[n, channel], color=colour, lw=1.2, label=CHANNELS[channel])
+            spectra.plot(wavelength, prediction[n, channel], color=colour, lw=1.2, label=label)
         mae = np.abs(prediction[n] - test.spectra[n]).mean()
         limits = {"xlim": (wavelength[0], wavelength[-1]), "ylim": (0, max(0.5, float(test.spectra[n].max())))}
         spectra.set(title=f"mean absolute error {mae:.4f}", xlabel="wavelength (nm)", **limits)
@@ -79,13 +78,13 @@ def draw_spectra(prediction: Array, test: Samples) -> Figure:
 
 def draw_by_wavelength(prediction: Array, test: Samples) -> Figure:
     """Mean absolute error and mean error (bias) of each detector over wavelength."""
-    figure, (size, bias) = pyplot.subplots(1, 2, figsize=(12, 3.6), sharex=True, layout="constrained")
-    error = prediction - test.spectra
-    for channel, colour in enumerate(DETECTOR_COLOURS):
-        size.plot(
-            test.process.wavelengths_nm, np.abs(error[:, channel]).mean(axis=0), color=colour, label=CHANNELS[channel]
-        )
-        bias.plot(test.process.wavelengths_nm, error[:, channel].mean(axis=0), color=colour)
+    figure = Figure(figsize=(12, 3.6), layout="constrained")
+    size, bias = figure.subplots(1, 2, sharex=True)
+    wavelength, error = test.process.wavelengths_nm, prediction - test.spectra
+    for channel, label in enumerate(CHANNELS):
+        colour = DETECTOR_COLOURS[label]
+        size.plot(wavelength, np.abs(error[:, channel]).mean(axis=0), color=colour, label=label)
+        bias.plot(wavelength, error[:, channel].mean(axis=0), color=colour)
     size.set(title="mean absolute error", xlabel="wavelength (nm)", ylim=(0, None))
     bias.set(title="mean error", xlabel="wavelength (nm)")
     bias.axhline(0, color="k", lw=0.5)
@@ -94,17 +93,19 @@ def draw_by_wavelength(prediction: Array, test: Samples) -> Figure:
 
 
 def draw_families(error: Array, family: NDArray[np.str_]) -> Figure:
-    """Mean absolute error of each structure (N,), by the family it comes from."""
+    """Mean absolute error of each structure (N,), by family (N,)."""
     names = sorted(set(family.tolist()))
-    figure, axes = pyplot.subplots(figsize=(8, 3.6), layout="constrained")
+    figure = Figure(figsize=(8, 3.6), layout="constrained")
+    axes = figure.subplots()
     axes.boxplot([error[family == name] for name in names], orientation="horizontal", tick_labels=names)
     axes.set(title="error by family", xlabel="mean absolute error of a structure", xlim=(0, None))
     return figure
 
 
 def draw_scatter(x: Array, error: Array, label: str, correlation: float) -> Figure:
-    """Each structure's error (N,) over something that might foretell it (N,), with their rank correlation."""
-    figure, axes = pyplot.subplots(figsize=(5, 3.8), layout="constrained")
+    """Error of each structure (N,) over a quantity that may predict it (N,), with their rank correlation."""
+    figure = Figure(figsize=(5, 3.8), layout="constrained")
+    axes = figure.subplots()
     axes.plot(x, error, ".", ms=4)
     axes.set(title=f"rank correlation {correlation:.2f}", xlabel=label, ylabel="mean absolute error")
     axes.set(xlim=(0, None), ylim=(0, None))
@@ -113,7 +114,8 @@ def draw_scatter(x: Array, error: Array, label: str, correlation: float) -> Figu
 
 def draw_parity(predicted: Array, simulated: Array, names: list[str]) -> Figure:
     """Predicted over simulated figures of merit, both (N, len(names))."""
-    figure, axes = pyplot.subplots(1, len(names), figsize=(4 * len(names), 3.8), layout="constrained")
+    figure = Figure(figsize=(4 * len(names), 3.8), layout="constrained")
+    axes = figure.subplots(1, len(names))
     for column, (one, name) in enumerate(zip(axes, names, strict=True)):
         low = min(simulated[:, column].min(), predicted[:, column].min())
         high = max(simulated[:, column].max(), predicted[:, column].max())

@@ -1,25 +1,25 @@
-"""The report of a run: one HTML page that can be mailed, and the same numbers as JSON and Markdown."""
+"""The report of a run: one self-contained HTML page, and the same numbers as JSON and Markdown."""
 
 from __future__ import annotations
 
 import base64
 import html
 import io
-import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
-from matplotlib import pyplot
 from matplotlib.figure import Figure
 from scipy.stats import spearmanr
 
+from metaspec_contract import files
 from metaspec_contract.detectors import CHANNELS, COLOUR_NAMES
 from metaspec_contract.figures_of_merit import colour_efficiency
-from metaspec_simulation.dataset import Samples, load
-from metaspec_training.fit.module import load_network
+from metaspec_contract.provenance import Provenance
+from metaspec_simulation.dataset import Samples, load, provenance
+from metaspec_training.fit.checkpoint import read_checkpoint
 from metaspec_training.report import figures
 from metaspec_training.report.evaluation import (
     Errors,
@@ -29,6 +29,7 @@ from metaspec_training.report.evaluation import (
     nearest_predictor,
     predict,
     predict_images,
+    with_merged_greens,
 )
 
 
@@ -38,14 +39,14 @@ def write_report(
     """Evaluate a run and write `report.html`, `report.json`, `report.md` and `spectra.png`.
 
     Args:
-        run: folder of the run: it holds `config.yaml`, `checkpoints/` and the TensorBoard log.
-        data: folder of the data set to evaluate on; the first that the run was trained on if left out.
-        out: folder to write to; `report/` in the run's folder if left out.
+        run: folder of the run, which holds `config.yaml`, `checkpoints/` and the TensorBoard log.
+        data: folder of the data set to evaluate on; default: the first that the run was trained on.
+        out: folder to write to; default: `report/` in the run's folder.
         split: validation or test.
-        checkpoint: which one; `checkpoints/best.ckpt` if left out.
+        checkpoint: checkpoint to evaluate; default: `checkpoints/best.ckpt` in the run's folder.
 
     Raises:
-        ValueError: no run there, or something in it cannot be read.
+        ValueError: there is no run, something in it cannot be read, or the data are of another process than the checkpoint.
     """
     config = run / "config.yaml"
     if not config.exists():
@@ -54,11 +55,23 @@ def write_report(
     if data is None:
         path = settings["data"]["path"]
         data = Path(path if isinstance(path, str) else path[0])
-    network = load_network(checkpoint or run / "checkpoints" / "best.ckpt")
-    samples = load(data)
+    checkpoint = checkpoint or run / "checkpoints" / "best.ckpt"
+    trained, samples = read_checkpoint(checkpoint), load(data)
+    name = data.resolve().name
+    evaluated = provenance({name: samples})
+    if trained.provenance is not None and (difference := trained.provenance.process.difference(evaluated.process)):
+        raise ValueError(f"{checkpoint} and {data} are of different processes: {difference}")
     train, test = samples.of("train"), samples.of(split)
-    prediction = predict(network, test.structures)
-    images = predict_images(network, test.structures)
+    if not len(train) or not len(test):
+        raise ValueError(
+            f"{data} must have structures in the splits train and {split}, got {len(train)} and {len(test)}"
+        )
+    prediction = predict(trained.network, test.structures)
+    images = predict_images(trained.network, test.structures)
+    merged = evaluated.merged_greens or (trained.provenance is not None and trained.provenance.merged_greens)
+    if merged:  # each of G1 and G2 alone is unknown, on one side or the other
+        prediction, images = with_merged_greens(prediction), with_merged_greens(images)
+        train, test = (replace(part, spectra=with_merged_greens(part.spectra)) for part in (train, test))
 
     results = {
         "network": errors(prediction, test.spectra, test.process),
@@ -72,8 +85,10 @@ def write_report(
         name: float(spearmanr(x, each).statistic) for name, x in (("spread", spread), ("distance", distance))
     }
     body = {
-        "data": {"name": data.name, "solver": samples.attributes["solver"], "split": split},
+        "data": {"name": name, "solver": samples.attributes["solver"], "split": split},
         "counts": {"train": len(train), split: len(test)},
+        "provenance": trained.provenance and trained.provenance.model_dump(mode="json"),
+        "merged_greens": merged,
         "errors": {name: asdict(result) for name, result in results.items()},
         "mae_by_family": {str(f): float(each[test.family == f].mean()) for f in np.unique(test.family)},
         "symmetry_spread": float(spread.mean()),
@@ -82,13 +97,15 @@ def write_report(
     plots = _draw(run, prediction, test, each, spread, distance, correlation)
     out = out or run / "report"
     out.mkdir(parents=True, exist_ok=True)
-    (out / "report.json").write_text(json.dumps(body, indent=2) + "\n")
     table = _table(results)
-    (out / "report.md").write_text(f"{len(test)} structures of the {split} split, {len(train)} to train on.\n\n{table}")
-    plots["Best, median and worst"].savefig(out / "spectra.png", dpi=110)
-    (out / "report.html").write_text(_page(run.name, body, results, plots, config.read_text()))
-    for figure in plots.values():
-        pyplot.close(figure)
+    described = _describe(trained.provenance, merged)
+    files.write_json(out / "report.json", body)
+    counts = f"{len(test)} structures of the {split} split, {len(train)} in the train split."
+    files.write_text(out / "report.md", f"{counts}\n\n{described}\n\n{table}")
+    with files.replacing(out / "spectra.png") as partial:
+        plots["Best, median and worst"].savefig(partial, dpi=110)
+    page = _page(run.name, body, described, results, plots, settings=config.read_text())
+    files.write_text(out / "report.html", page)
     print(table)
     print(f"The report is {out / 'report.html'}")
 
@@ -122,7 +139,29 @@ def _draw(
     }
 
 
-def _page(name: str, body: dict[str, Any], results: dict[str, Errors], plots: dict[str, Figure], config: str) -> str:
+def _describe(known: Provenance | None, merged: bool) -> str:
+    """What the network was trained on, in a paragraph."""
+    if known is None:
+        text = "The checkpoint does not say what it was trained on."
+    else:
+        process, used = known.process, (f"{source.structures} structures of {source.name}" for source in known.data)
+        text = (
+            f"Trained on {', '.join(used)}. Process: {process.solid.name} on {process.substrate.name}, "
+            f"period {process.period_um:g} um, thickness {process.thickness_um:g} um, detectors at "
+            f"{process.distance_um:g} um, {process.wavelength_min_nm:g} to {process.wavelength_max_nm:g} nm in steps of "
+            f"{process.wavelength_step_nm:g} nm."
+        )
+    return text + (" Only the mean of G1 and G2 is known: both channels hold it here." if merged else "")
+
+
+def _page(
+    name: str,
+    body: dict[str, Any],
+    described: str,
+    results: dict[str, Errors],
+    plots: dict[str, Figure],
+    settings: str,
+) -> str:
     """A self-contained page: plots are embedded as PNG."""
     counts = ", ".join(f"{count} {split}" for split, count in body["counts"].items())
     head = ["predictor", "MAE", "rms", *(f"MAE {c}" for c in CHANNELS), "colour efficiency", "peak (nm)", "R2", "loss"]
@@ -131,12 +170,12 @@ def _page(name: str, body: dict[str, Any], results: dict[str, Errors], plots: di
     return f"""<!doctype html><html lang="en"><meta charset="utf-8"><title>MetaSpec: {html.escape(name)}</title>
 <style>body{{font:15px/1.5 system-ui;max-width:1000px;margin:2em auto;padding:0 1em}}img{{max-width:100%}}
 td,th{{padding:.2em .7em;text-align:right}}td:first-child{{text-align:left}}pre{{background:#f4f4f4;padding:1em}}</style>
-<h1>{html.escape(name)}</h1><p>Data set {html.escape(body["data"]["name"])} ({counts} structures of it),
-split {html.escape(body["data"]["split"])} by orbit: no translation, rotation or mirror image of one of its structures was
-trained on. Errors are of efficiencies, which lie between 0 and 1.</p>
+<h1>{html.escape(name)}</h1><p>{html.escape(described)}</p><p>Evaluated on data set {html.escape(body["data"]["name"])}
+({counts} structures), split {html.escape(body["data"]["split"])} by orbit: no translation, rotation or mirror image of one of
+its structures is in the train split. Errors are those of efficiencies, which lie between 0 and 1.</p>
 <table><tr><th>{"</th><th>".join(head)}</th></tr>{rows}</table>
-<p>Predictions of one structure by way of the 8 symmetries of the square differ by {body["symmetry_spread"]:.4f}
-(standard deviation; 0 would be exact).</p>{sections}<h2>Settings</h2><pre>{html.escape(config)}</pre></html>
+<p>Predictions from the 8 symmetric images of a structure differ by {body["symmetry_spread"]:.4f}
+(standard deviation; 0 would be exact).</p>{sections}<h2>Settings</h2><pre>{html.escape(settings)}</pre></html>
 """
 
 

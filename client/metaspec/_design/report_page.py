@@ -1,4 +1,4 @@
-"""`report.html` of a folder of designs: one page that can be mailed, with the pictures inside."""
+"""`report.html` of a run folder: one self-contained page with embedded figures."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import html
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from metaspec._spectra import MERGED_GREENS
 
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>MetaSpec designs: {objective}</title><style>
@@ -21,13 +23,13 @@ section {{ border-top: 1px solid #ccd2d9; margin-top: 2em }}
 dl {{ display: grid; grid-template-columns: max-content auto; gap: .1em 1em }} dt {{ color: #5d6875 }} dd {{ margin: 0 }}
 </style></head><body>
 <h1>{count} designs, objective {objective}</h1>
-<p class="note">All efficiencies here are predictions of the model {model}, version {version}. Before a design is made, check
-it with the solver: <code>metaspec-simulate verify</code> on this folder.</p>
+<p class="note">All efficiencies on this page are predictions of the model {model}, version {version}{greens}. Before
+manufacturing a design, check it with the solver: <code>metaspec-simulate verify</code> on this folder.</p>
 <table><tr><th>design</th><th>min efficiency</th><th>R</th><th>G1 + G2</th><th>B</th><th>crosstalk R, G, B</th>
 <th>narrowest solid, void (nm)</th><th>start</th><th>files</th></tr>
 {rows}</table>
-<h2>How it went</h2>
-<p>{evaluated} structures in {calls} calls of the server, {wall}.</p>
+<h2>History</h2>
+<p>{evaluated} structures in {calls} server calls, {wall}.</p>
 <img src="{history}" alt="objective over the steps" style="max-width: 100%">
 {sections}
 <section><h2>Settings</h2><dl>{settings}</dl></section>
@@ -36,11 +38,11 @@ it with the solver: <code>metaspec-simulate verify</code> on this folder.</p>
 
 
 def page(report: Mapping[str, Any], folder: Path) -> str:
-    """The page for a report whose pictures lie in a folder.
+    """The page for a report.
 
     Args:
-        report: as in `report.json`, see `metaspec.designs`.
-        folder: with the pictures that it names, and `history.png`.
+        report: contents of `report.json`.
+        folder: run folder with the figures that the report names, and `history.png`.
     """
     designs = report["designs"]
     settings = {"server": report["url"], **report["settings"], "period (um)": report["period_um"]}
@@ -49,6 +51,7 @@ def page(report: Mapping[str, Any], folder: Path) -> str:
         objective=html.escape(report["objective"]),
         model=html.escape(report["model"]),
         version=html.escape(report["model_version"]),
+        greens=f" ({MERGED_GREENS})" if report["merged_greens"] else "",
         rows="\n".join(map(_row, designs)),
         evaluated=f"{report['structures_evaluated']:,}",
         calls=f"{report['server_calls']:,}",

@@ -1,0 +1,32 @@
+"""One-line messages from pydantic errors: the field, what was expected, what came."""
+
+from __future__ import annotations
+
+import re
+
+from pydantic import ValidationError
+
+_NAMED = {"missing", "extra_forbidden", "json_invalid"}  # types whose message is complete without the value
+_LONGEST = 60  # characters shown of a value
+
+
+def first_error(error: ValidationError) -> str:
+    """Message of the first problem in a document: "designs.0.rank: Input should be a valid integer, got 'best'".
+
+    The field is left out where the message already begins with it.
+    """
+    found = error.errors(include_url=False)[0]
+    field, message = ".".join(map(str, found["loc"])), found["msg"]
+    if found["type"] in ("value_error", "assertion_error"):
+        message = re.sub("^(Value|Assertion) error, ", "", message)
+    elif found["type"] not in _NAMED:
+        message += _got(found["input"])
+    return message if re.match(rf"{re.escape(field)}\b", message) else f"{field}: {message}"
+
+
+def _got(value: object) -> str:
+    """Text for the value that came: a scalar itself, the type of anything else."""
+    if value is None or isinstance(value, (str, float, bool)) or (isinstance(value, int) and abs(value) < 1e18):
+        text = repr(value)
+        return f", got {text if len(text) <= _LONGEST else text[:_LONGEST] + '...'}"
+    return f", got a value of type {type(value).__name__}"

@@ -1,0 +1,173 @@
+"""From a trained network to verified models that are ready to be published."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from torch import nn
+
+from metaspec_contract.model import DEFAULT_MODEL
+from metaspec_export import tensorrt, triton_config
+from metaspec_export.card import model_card
+from metaspec_export.graph import forward_graph, gradient_graph, require_portable
+from metaspec_export.metadata import ExportedMetadata, attach, common_facts, images_of, measure
+from metaspec_export.parity import GRADIENT_TOLERANCE, TOLERANCE, check_gradient_parity, check_parity, run, session
+from metaspec_export.precision import TOLERANCES, Precision, deviation, reduce, require_within
+from metaspec_export.publish import Publication, model_name
+from metaspec_export.source import Source
+from metaspec_simulation.dataset import Samples
+from metaspec_training.networks.symmetric import SymmetricNetwork
+
+COMPARED = 64
+"""Structures that graphs are compared on."""
+
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Variants:
+    """Which models to make of a network.
+
+    Attributes:
+        name: name of the network in the repository.
+        precisions: precisions of the models.
+        gradient: whether to make the gradient models, too.
+        images: number of symmetric images of the models over images; None leaves these models out.
+        engines: whether to build TensorRT engines.
+    """
+
+    name: str = DEFAULT_MODEL
+    precisions: Sequence[Precision] = ("fp32",)
+    gradient: bool = True
+    images: int | None = None
+    engines: bool = False
+
+    @property
+    def names(self) -> list[str]:
+        """Names of all models.
+
+        Raises:
+            ValueError: `name` cannot be one.
+        """
+        return [
+            model_name(precision, gradient, symmetric, self.name)
+            for symmetric, gradient in self.graphs
+            for precision in self.precisions
+        ]
+
+    @property
+    def graphs(self) -> list[tuple[bool, bool]]:
+        """Graphs to trace, (symmetric, gradient): gradients first, so that whoever sees a model finds its gradient."""
+        symmetric = (False,) if self.images is None else (False, True)
+        return [(one, gradient) for one in symmetric for gradient in ((True, False) if self.gradient else (False,))]
+
+
+def build(source: Source, variants: Variants, revision: str, report: Report) -> Iterator[Publication]:
+    """Trace, verify, reduce and measure all models of a network.
+
+    Args:
+        source: network, provenance and data.
+        variants: models to make.
+        revision: revision of the code, for the metadata.
+        report: called with a line of progress.
+
+    Raises:
+        ValueError: models over symmetric images are not possible.
+        OperatorError: a graph has operators that not every engine runs.
+        ParityError: a graph deviates from the network.
+        DeviationError: a reduced precision deviates too much.
+        TensorRTUnavailable: engines cannot be built.
+    """
+    networks: dict[bool, nn.Module] = {False: source.served}
+    if variants.images is not None:
+        networks[True] = _symmetric(source, variants.images)
+    for symmetric, gradient in variants.graphs:
+        network = networks[symmetric]
+        traced = model_name("fp32", gradient, symmetric, variants.name)
+        report(f"Tracing {traced}{', about a minute' if gradient else ''} ...")
+        graph, tolerance = _trace(network, source.samples, gradient, report)
+        facts = common_facts(source, images_of(network), revision) | {"kind": "vjp" if gradient else "forward"}
+        for precision in variants.precisions:
+            name = model_name(precision, gradient, symmetric, variants.name)
+            facts |= {"name": name, "precision": precision, "tolerance": tolerance}
+            model, measured = _in_precision(graph, precision, source.samples, report)
+            yield _publication(model, attach(model, facts | measured), variants.engines, report)
+
+
+def _symmetric(source: Source, images: int) -> SymmetricNetwork:
+    if source.provenance.merged_greens:
+        raise ValueError(
+            f"--symmetric: {source.checkpoint} was trained on the mean of G1 and G2 only, and mirror images exchange "
+            "greens with red and blue: its predictions for images cannot be averaged"
+        )
+    return SymmetricNetwork(source.network, images)
+
+
+def _trace(
+    network: nn.Module, samples: Samples, gradient: bool, report: Report
+) -> tuple[onnx.ModelProto, dict[str, Any]]:
+    """The float32 graph, compared with PyTorch, and its tolerance."""
+    compared = samples.of("test").structures[:COMPARED]
+    graph = gradient_graph(network) if gradient else forward_graph(network)
+    require_portable(graph)
+    if not gradient:
+        difference = check_parity(network, graph.SerializeToString(), compared)
+        report(f"ONNX Runtime agrees with PyTorch to {difference:.1e} on {len(compared)} test structures.")
+        return graph, _tolerance(difference)
+    parity = check_gradient_parity(network, graph.SerializeToString(), compared[:16])
+    report(
+        f"The gradient agrees with torch.autograd to {parity.autograd:.1e}, with finite differences to "
+        f"{parity.finite_differences:.1e} of its largest element."
+    )
+    measured = {"measured": parity.autograd, "finite_differences": parity.finite_differences}
+    return graph, _tolerance(parity.spectra) | {"gradient": {"allowed": GRADIENT_TOLERANCE, **measured}}
+
+
+def _tolerance(difference: float) -> dict[str, Any]:
+    return {"allowed": TOLERANCE, "measured": difference, "against": f"torch {torch.__version__}"}
+
+
+def _in_precision(
+    graph: onnx.ModelProto, precision: Precision, samples: Samples, report: Report
+) -> tuple[onnx.ModelProto, dict[str, Any]]:
+    """The graph in a precision, within its tolerance, and what was measured of it."""
+    model = reduce(graph, precision, samples.of("train").structures[:COMPARED])
+    served = session(model.SerializeToString())
+    if precision == "fp32":
+        return model, {"metrics": measure(served, samples)}
+    validation = samples.of("validation").structures[:COMPARED]
+    cotangent = None
+    if len(served.get_inputs()) > 1:
+        shape = (len(validation), *served.get_outputs()[0].shape[1:])
+        cotangent = np.random.default_rng(0).standard_normal(shape, np.float32)
+    exact = session(graph.SerializeToString())
+    found = deviation(
+        tuple(run(served, validation, cotangent)), tuple(run(exact, validation, cotangent)), samples.process
+    )
+    require_within(found, precision)
+    report(
+        f"{precision} deviates from fp32 by {found.mean_abs:.1e} in the mean, {found.max_abs:.1e} at most"
+        + (f", the gradient by {100 * found.gradient:.2g} %." if found.gradient is not None else ".")
+    )
+    allowed = TOLERANCES[precision]
+    tolerance: dict[str, Any] = {"allowed": allowed.max_abs, "measured": found.max_abs, "against": "fp32"}
+    if found.gradient is not None:
+        tolerance["gradient"] = {"allowed": allowed.gradient, "measured": found.gradient}
+    return model, {"metrics": measure(served, samples), "tolerance": tolerance, "deviation": asdict(found)}
+
+
+def _publication(model: onnx.ModelProto, metadata: ExportedMetadata, engines: bool, report: Report) -> Publication:
+    """The files of a model's version."""
+    graph, wanted = model.SerializeToString(), triton_config.signature(metadata)
+    files = {"model.onnx": graph, "MODEL_CARD.md": model_card(metadata).encode()}
+    if metadata.precision != "int8":
+        files["tensorrt.json"] = triton_config.to_json(triton_config.tensorrt_options(wanted))
+        if engines:
+            report(f"Building TensorRT engines of {metadata.name} ...")
+            files |= tensorrt.build_engines(graph, wanted)
+    return Publication(metadata.name, triton_config.config_pbtxt(metadata, metadata.precision), files)

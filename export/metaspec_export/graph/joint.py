@@ -1,0 +1,104 @@
+"""Tracing a network together with its backward pass. All private interfaces of PyTorch that the export uses are here.
+
+The tracer is `torch._functorch.aot_autograd.aot_export_joint_simple`. PyTorch is pinned to a minor version because of it, and
+`tests/export/test_dependencies.py` traces a small function first.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch._decomp import core_aten_decompositions
+from torch._functorch.aot_autograd import aot_export_joint_simple
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
+
+_aten = torch.ops.aten
+
+
+def constants(network: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers of a network by name, in the order that the traced graph takes them in."""
+    return dict(network.named_parameters()) | dict(network.named_buffers())
+
+
+def trace_joint(network: nn.Module, shape: tuple[int, ...]) -> fx.GraphModule:
+    """Trace forward and backward pass as one graph, with a free batch size.
+
+    Args:
+        network: network in evaluation mode; its output is flattened to (N, channels, wavelengths).
+        shape: shape of one row of its input.
+
+    Returns:
+        A graph ([input, *constants], [cotangent]) -> ((output,), (gradient, None, ...)).
+    """
+    names = list(constants(network))
+
+    def forward(x: Tensor, *values: Tensor) -> tuple[Tensor]:
+        y = torch.func.functional_call(network, dict(zip(names, values, strict=True)), (x,))
+        return (y.flatten(1, -2).clone(),)  # an output that shares memory would be refused
+
+    mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
+    free_batch = StatelessSymbolicContext(  # type: ignore[var-annotated]
+        dynamic_sizes=[DimDynamic.DYNAMIC, *[DimDynamic.STATIC] * len(shape)],
+        constraint_sizes=[None] * (1 + len(shape)),
+    )
+    example = torch.zeros(3, *shape, requires_grad=True)
+    with mode:
+        x = mode.from_tensor(example, symbolic_context=free_batch)
+        values = [mode.from_tensor(value.detach(), static_shapes=True) for value in constants(network).values()]
+        graph = aot_export_joint_simple(forward, (x, *values), trace_joint=True, decompositions=_decompositions())
+    assert isinstance(graph, fx.GraphModule)
+    return graph
+
+
+def _decompositions() -> dict[Any, Any]:
+    """Operators of the backward pass, written with those that ONNX has."""
+    return {
+        **core_aten_decompositions(),
+        _aten.convolution_backward.default: _convolution_backward,
+        _aten.empty_permuted.default: _empty_permuted,
+        _aten.native_group_norm.default: _group_norm,
+    }
+
+
+def _convolution_backward(
+    gradient: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias_sizes: Any,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    transposed: bool,
+    output_padding: list[int],
+    groups: int,
+    wanted: list[bool],
+) -> tuple[Tensor | None, None, None]:
+    """A transposed convolution. Rows and columns that no stride reached are padded: not all engines know output_padding."""
+    if not wanted[0]:
+        return None, None, None
+    zeros = [0] * len(stride)
+    back = _aten.convolution(gradient, weight, None, stride, padding, dilation, True, zeros, groups)
+    missing = [have - got for have, got in zip(x.shape[2:], back.shape[2:], strict=True)]
+    if any(missing):
+        if any(padding):
+            raise NotImplementedError("a strided convolution with padding whose gradient needs output_padding")
+        back = _aten.constant_pad_nd(back, [amount for size in reversed(missing) for amount in (0, size)])
+    return back, None, None
+
+
+def _empty_permuted(size: list[int], order: list[int], dtype: torch.dtype | None = None, **_: Any) -> Tensor:
+    filled: Tensor = _aten.full(size, 0.0, dtype=dtype)
+    return filled
+
+
+def _group_norm(
+    x: Tensor, weight: Tensor, bias: Tensor, batch: int, channels: int, points: int, groups: int, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Layer normalisation of each group, whose operator also returns what the backward pass needs."""
+    size = channels // groups * points
+    normal, mean, scale = _aten.native_layer_norm(x.reshape(-1, groups, size), [size], None, None, eps)
+    y = normal.reshape(-1, *x.shape[1:]) * weight[:, None, None] + bias[:, None, None]
+    return y, mean.reshape(-1, groups), scale.reshape(-1, groups)

@@ -1,0 +1,69 @@
+"""Errors of the service. `metaspec_server.http.problems` maps them to HTTP statuses."""
+
+from __future__ import annotations
+
+__all__ = [
+    "Closed",
+    "DeadlineExceeded",
+    "EngineFailure",
+    "EngineUnavailable",
+    "QueueFull",
+    "ServiceError",
+    "TooManyStructures",
+    "UnknownModel",
+]
+
+
+class ServiceError(Exception):
+    """A request that the service cannot answer.
+
+    Attributes:
+        retry_after: seconds until another attempt may succeed; None where it would fail again.
+    """
+
+    retry_after: float | None = None
+
+
+class UnknownModel(ServiceError):
+    """There is no such model or version. The message lists those that exist."""
+
+
+class TooManyStructures(ServiceError):
+    """A request has more structures than the service accepts at once."""
+
+    def __init__(self, size: int, limit: int) -> None:
+        super().__init__(f"at most {limit} structures in one request, got {size}: send several requests")
+
+
+class QueueFull(ServiceError):
+    """Too many structures are waiting."""
+
+    def __init__(self, waiting: int, limit: int, retry_after: float) -> None:
+        super().__init__(f"the queue is full: {waiting} of {limit} structures wait; try again later")
+        self.retry_after = retry_after
+
+
+class DeadlineExceeded(ServiceError):
+    """The request was not finished in time."""
+
+    def __init__(self, seconds: float | None) -> None:
+        super().__init__(f"not finished within {seconds:g} s" if seconds is not None else "not finished in time")
+
+
+class EngineFailure(ServiceError):
+    """The engine raised an exception while it computed a micro-batch with structures of this request."""
+
+
+class EngineUnavailable(ServiceError):
+    """The engine cannot be reached at the moment."""
+
+    retry_after = 2.0
+
+
+class Closed(ServiceError):
+    """The service is shutting down and accepts no more requests."""
+
+    retry_after = 5.0
+
+    def __init__(self) -> None:
+        super().__init__("the server is shutting down")

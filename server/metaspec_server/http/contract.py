@@ -1,0 +1,56 @@
+"""`GET /contract`: facts of the contract that a page or a program in another language needs."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter
+from pydantic import BaseModel, Field
+
+from metaspec_contract.detectors import BANDS_NM, CHANNELS, COLOUR_NAMES, COLOURS, DETECTORS, QUADRANTS, SPREAD
+from metaspec_contract.model import DEFAULT_MODEL
+from metaspec_contract.structures import PIXELS, packed_bytes
+
+__all__ = ["router"]
+
+router = APIRouter(tags=["MetaSpec"])
+
+
+class Colour(BaseModel):
+    """A colour of the router."""
+
+    name: Annotated[str, Field(description="name in English")]
+    band_nm: Annotated[tuple[float, float], Field(description="band in nm; only the lower edge belongs to it")]
+    detectors: Annotated[tuple[str, ...], Field(description="channels whose sum is the power of the colour")]
+
+
+class Contract(BaseModel):
+    """Facts that all models share."""
+
+    pixels: Annotated[int, Field(description="pixels along each side of a structure")]
+    packed_bytes: Annotated[int, Field(description="bytes of a bit-packed structure")]
+    channels: Annotated[tuple[str, ...], Field(description="detectors, in the order of the spectra")]
+    quadrants: Annotated[dict[str, tuple[int, int]], Field(description="row and column of each detector's quadrant")]
+    spread: Annotated[str, Field(description="channel after the detectors of models over symmetric images")]
+    colours: Annotated[dict[str, Colour], Field(description="colours, in the order of tables")]
+    default_model: Annotated[str, Field(description="model that answers where no name is given")]
+
+
+_CONTRACT = Contract(
+    pixels=PIXELS,
+    packed_bytes=packed_bytes(),
+    channels=CHANNELS,
+    quadrants=QUADRANTS,
+    spread=SPREAD,
+    colours={
+        colour: Colour(name=COLOUR_NAMES[colour], band_nm=BANDS_NM[colour], detectors=DETECTORS[colour])
+        for colour in COLOURS
+    },
+    default_model=DEFAULT_MODEL,
+)
+
+
+@router.get("/contract")
+async def contract() -> Contract:
+    """Size of a structure, detectors and their quadrants, bands and detectors of the colours, and the default model."""
+    return _CONTRACT

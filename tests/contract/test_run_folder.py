@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from metaspec_contract.process import Process
+from metaspec_contract.run_folder import REPORT, RunReport, VerifyReport, read_report
+from metaspec_contract.validation import first_error
+
+Document = dict[str, Any]
+
+
+@pytest.fixture
+def write(tmp_path: Path, report: Document) -> Callable[..., Path]:
+    def write_report(**changes: object) -> Path:
+        (tmp_path / REPORT).write_text(json.dumps(report | changes))
+        return tmp_path
+
+    return write_report
+
+
+def test_reading(write: Callable[..., Path], report: Document) -> None:
+    found = read_report(write())
+    assert isinstance(found, RunReport)
+    assert found.process == Process()
+    assert found.model_dump(mode="json", exclude_unset=True) == report
+    assert read_report(write(channels=["spread", "B", "G2", "R", "G1"])).channels[0] == "spread"
+
+
+def test_another_device(write: Callable[..., Path]) -> None:
+    process = Process(period_um=1.6)
+    for named in ({"tilt": 3}, None, Process(period_um=3).model_dump()):
+        found = read_report(write(process=named), process)
+        assert found.process == process
+        assert found.period_um == 1.6
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"schema_version": 2}, "schema_version: Input should be 1, got 2"),
+        ({"author": "me"}, "author: Extra inputs are not permitted"),
+        ({"designs": []}, "designs: .* at least 1 item .*"),
+        ({"designs": [{"start": 0}]}, "designs.0.rank: Field required"),
+        ({"process": {"tilt": 3}}, "process must state period_um, .*"),
+        ({"process": Process().model_dump() | {"tilt": 3}}, "process.tilt: Extra inputs are not permitted"),
+        ({"process": None}, "process: Input should be .*, got None"),
+        ({"period_um": 1.6}, "period_um is 1.6, but that of the process is 2.0"),
+        ({"channels": ["R", "G1", "G1", "B"]}, r"channels must name each of G1, G2 once, got \['R', 'G1', 'G1', 'B'\]"),
+        ({"wavelengths_nm": [400, 399]}, "wavelengths_nm must ascend, got 399 after 400"),
+        ({"wavelengths_nm": [400, 405, 405]}, "wavelengths_nm must ascend, got 405 after 405"),
+        ({"wavelengths_nm": [400, float("nan")]}, "wavelengths_nm.1: Input should be a finite number, got nan"),
+        ({"wall_s": float("inf")}, "wall_s: Input should be a finite number, got inf"),
+    ],
+)
+def test_reports_that_are_refused(write: Callable[..., Path], changes: Document, message: str) -> None:
+    folder = write(**changes)
+    with pytest.raises(ValueError, match=r"report\.json") as caught:
+        read_report(folder)
+    assert re.fullmatch(f"{re.escape(str(folder / REPORT))}: {message}", str(caught.value))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"\xff\xfe", "is not a text file: "),
+        (b"{", "is not JSON: "),
+        (b"[" * 100_000, "is not JSON: "),
+        (b"9" * 5000, "is not JSON: "),
+        (b"[]", ": Input should be a valid dictionary .*"),
+        (None, "is missing: give a folder that `metaspec optimise` has finished"),
+    ],
+)
+def test_files_that_are_not_reports(tmp_path: Path, content: bytes | None, message: str) -> None:
+    if content is not None:
+        (tmp_path / REPORT).write_bytes(content)
+    for process in (None, Process()):
+        with pytest.raises(ValueError, match=f"^{re.escape(str(tmp_path / REPORT))} ?{message}"):
+            read_report(tmp_path, process)
+
+
+def test_a_report_that_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / REPORT).mkdir()
+    with pytest.raises(ValueError, match=r"report\.json cannot be read: Is a directory$"):
+        read_report(tmp_path)
+
+
+def test_verify_reports(verified: Document) -> None:
+    found = VerifyReport.model_validate_json(json.dumps(verified))
+    assert set(found.designs[0].simulated) == {"48", "80"}
+    with pytest.raises(ValidationError) as caught:
+        VerifyReport.model_validate(verified | {"process": {}})
+    assert first_error(caught.value).startswith("process must state period_um, ")

@@ -1,0 +1,44 @@
+"""Figures in documents name the model that they were measured on, by its hash: that of the bundled model, or they are old."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import onnx
+import pytest
+
+from metaspec_contract.model import METADATA_KEY, parse_metadata
+from metaspec_server.settings import bundled_repository
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = (
+    "README.md",
+    "docs/export.md",
+    "docs/inverse-design.md",
+    "docs/server.md",
+    "docs/training.md",
+    "docs/trust.md",
+)
+MENTION = re.compile(r"`(diffractionnet\w*)` ([0-9a-f]{12})\b")
+
+
+@pytest.fixture(scope="module")
+def hashes() -> dict[str, str]:
+    """First 12 digits of the SHA-256 of each bundled model's weights, by name."""
+    found = {}
+    for path in bundled_repository().glob("*/*/model.onnx"):
+        model = onnx.load(path)
+        properties = {entry.key: entry.value for entry in model.metadata_props}
+        assert METADATA_KEY in properties
+        metadata = parse_metadata(properties)
+        found[metadata.name] = str((metadata.model_extra or {})["weights_sha256"])[:12]
+    return found
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_figures_are_of_the_bundled_models(document: str, hashes: dict[str, str]) -> None:
+    mentions = MENTION.findall((ROOT / document).read_text())
+    assert mentions, f"{document} has figures but names no model that they were measured on"
+    for name, digits in mentions:
+        assert hashes[name] == digits, f"{document}: figures of `{name}` are of {digits}, bundled is {hashes[name]}"

@@ -1,0 +1,173 @@
+"""`metaspec-train`: what it refuses, in one line; its presets; its report; its designs."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from metaspec_contract.process import Process
+from metaspec_simulation.data.families import SOURCES
+from metaspec_simulation.data.recipe import given_recipe
+from metaspec_simulation.dataset import Samples
+from metaspec_training.cli import main
+from metaspec_training.designs import make_designs
+from metaspec_training.report.evaluation import errors, mean_predictor, nearest_predictor, with_merged_greens
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = ROOT / "training" / "configs"
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """What a command that is refused says."""
+    with pytest.raises(SystemExit) as exit_:
+        main(list(arguments))
+    assert exit_.value.code == 2
+    return capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("--model.learning_rate=-1", "model.learning_rate must be above 0, got -1"),
+        ("--model.warm_up=1.5", "model.warm_up is a share of all steps"),
+        ("--data.batch_size=0", "data.batch_size must be at least 1, got 0"),
+        ("--data.path=nowhere", "is not a MetaSpec data set"),
+        ("--model.loss.init_args.w_grad=-3", "w_grad must not be negative, got -3"),
+        ("--model.learning_rte=1", "learning_rte"),
+        ("--model.weights=nowhere.ckpt", "nowhere.ckpt"),
+        ("--trainer.max_epochs=-1", "trainer.max_epochs or trainer.max_steps must be set"),
+    ],
+)
+def test_settings_that_are_refused(
+    setting: str, message: str, fine: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = [f"--config={CONFIGS / 'field.yaml'}", f"--data.path={fine}", "--trainer.precision=32"]
+    small = [f"--model.config.init_args.{size}" for size in ("width=32", "blocks=1", "stem=8")]
+    said = refusal(capsys, "fit", *settings, *small, f"--trainer.default_root_dir={tmp_path}", setting)
+    assert message in said.strip().splitlines()[-1]
+
+
+def test_the_script_refuses_in_one_line_too(tmp_path: Path) -> None:
+    command = [sys.executable, "training/train.py", "--config=training/configs/field.yaml", "--data.path=nowhere"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert result.returncode == 2
+    assert "metaspec-train: nowhere is not a MetaSpec data set" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_version_and_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    command = [sys.executable, "-m", "metaspec_training", "--version"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    assert result.stdout == f"metaspec-train {version('metaspec-lab')}\n"
+    main(["--help"])
+    assert "metaspec-train designs" in capsys.readouterr().out
+    for wrong in ([], ["train"]):
+        assert "usage: metaspec-train" in refusal(capsys, *wrong)
+
+
+@pytest.mark.parametrize("preset", ["field", "fast", "full", "baseline"])
+def test_presets_are_valid(preset: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        main(["fit", f"--config={CONFIGS / preset}.yaml", "--print_config"])
+    assert exit_.value.code == 0
+    assert "class_path: metaspec_training" in capsys.readouterr().out
+
+
+def test_report(trained: Path, other: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["report", str(trained), "--out", str(tmp_path)])
+    assert "| nearest training structure |" in capsys.readouterr().out
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert set(report["errors"]) >= {"network", "mean spectrum", "nearest training structure"}
+    assert set(report["mae_by_family"]) <= set(SOURCES)
+    assert report["provenance"]["data"][0]["name"] == "fine"
+    assert report["merged_greens"] is False
+    assert (tmp_path / "spectra.png").read_bytes().startswith(b"\x89PNG")
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == 7
+    assert f"{report['errors']['network']['mae']:.4f}" in page
+    told = "Trained on 16 structures of fine. Process: Si3N4 on SiO2, period 2 um"
+    assert told in page
+    assert told in (tmp_path / "report.md").read_text()
+    assert "is not the folder of a run" in refusal(capsys, "report", str(tmp_path / "none"))
+    mismatch = refusal(capsys, "report", str(trained), "--data", str(other), "--out", str(tmp_path))
+    assert "are of different processes: period_um 2.0 against 1.6" in mismatch
+    assert str(other) in mismatch
+
+
+def test_a_report_says_that_only_the_mean_of_greens_is_known(trained: Path, tmp_path: Path) -> None:
+    """And counts no error in the difference of the two, which nobody taught."""
+    best = torch.load(trained / "checkpoints" / "best.ckpt", weights_only=True)
+    best["provenance"]["merged_greens"] = True
+    torch.save(best, tmp_path / "merged.ckpt")
+    main(["report", str(trained), "--out", str(tmp_path), "--checkpoint", str(tmp_path / "merged.ckpt")])
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["merged_greens"] is True
+    assert "Only the mean of G1 and G2 is known" in (tmp_path / "report.html").read_text()
+    by_detector = report["errors"]["network"]["mae_by_detector"]
+    assert by_detector["G1"] == by_detector["G2"]
+
+
+def test_trivial_predictors(samples: Samples) -> None:
+    training, test = samples.of("train"), samples.of("test")
+    mean = errors(mean_predictor(training, test), test.spectra, test.process)
+    assert mean.mae == pytest.approx(np.abs(training.spectra.mean(axis=0) - test.spectra).mean(), rel=1e-5)
+    assert errors(test.spectra, test.spectra, test.process).mae == 0
+    assert errors(test.spectra, test.spectra, test.process).r2 == 1
+    nearest = nearest_predictor(training, training.take(np.arange(10)))
+    np.testing.assert_array_equal(nearest, training.spectra[:10])
+    merged = with_merged_greens(test.spectra)
+    np.testing.assert_array_equal(merged[:, [0, 3]], test.spectra[:, [0, 3]])
+    np.testing.assert_allclose(merged[:, 1], test.spectra[:, 1:3].mean(axis=1), rtol=1e-6)
+
+
+@pytest.fixture
+def designs(checkpoint: Path, tmp_path: Path) -> Callable[..., NDArray[np.uint8]]:
+    def make(name: str, *more: str) -> NDArray[np.uint8]:
+        out = tmp_path / name
+        main(["designs", "--checkpoint", str(checkpoint), "--out", str(out), "--count=6", "--steps=3", *more])
+        array: NDArray[np.uint8] = np.load(out)
+        return array
+
+    return make
+
+
+def test_designs_are_binary_and_reproducible(
+    designs: Callable[..., NDArray[np.uint8]], checkpoint: Path, tmp_path: Path
+) -> None:
+    found = designs("a.npy")
+    assert found.shape == (6, 128, 128)
+    assert found.dtype == np.uint8
+    assert set(np.unique(found)) == {0, 1}
+    np.testing.assert_array_equal(designs("b.npy"), found)
+    assert not np.array_equal(designs("c.npy", "--seed=1"), found)
+    assert given_recipe(Process(), 48, found).given
+    with pytest.raises(ValueError, match="must be at least 2, got 1 and 24"):
+        make_designs(checkpoint, tmp_path / "d.npy", count=1)
+
+
+def test_designs_need_the_process_of_the_network(checkpoint: Path, tmp_path: Path) -> None:
+    """It comes from the checkpoint, or for one of an earlier version from a file, and never from both sides differently."""
+    state = torch.load(checkpoint, weights_only=True)
+    del state["provenance"]
+    old, out, file = tmp_path / "old.ckpt", tmp_path / "designs.npy", tmp_path / "process.json"
+    torch.save(state, old)
+    with pytest.raises(ValueError, match=r"old.ckpt does not state its process: give it with --process FILE.json"):
+        make_designs(old, out, count=2, steps=2)
+    file.write_text(Process().model_dump_json())
+    make_designs(old, out, count=2, steps=2, process=file)
+    assert len(np.load(out)) == 2
+    file.write_text(Process(period_um=1.6).model_dump_json())
+    with pytest.raises(ValueError, match=r"process.json are of different processes: period_um 2.0 against 1.6"):
+        make_designs(checkpoint, out, count=2, steps=2, process=file)
+    file.write_text('{"period_um": 2.0}')
+    with pytest.raises(ValueError, match=r"process.json: process must state thickness_um"):
+        make_designs(old, out, count=2, steps=2, process=file)

@@ -1,0 +1,134 @@
+"""Batches: augmentation that is exact by physics, several data sets as one, and what is recorded of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import zarr
+
+from metaspec_contract.structures import symmetries
+from metaspec_simulation.dataset import HARMONIC_STEP, Samples
+from metaspec_simulation.physics.farfield import shifted_basis
+from metaspec_training.data.augmentation import Batch, Expansion
+from metaspec_training.data.datamodule import SpectraDataModule
+from metaspec_training.data.packed import Packed, PackedSpectra
+from metaspec_training.networks.symmetric import apply_symmetry
+
+
+def expand(samples: Samples, items: range, draw: tuple[int, int] | None, positions: int = 1) -> Batch:
+    data = PackedSpectra(samples, draw, positions)
+    expansion = Expansion(samples.process.wavelengths_nm, samples.harmonic_wavelengths_nm)
+    packed = Packed(*(torch.stack(field) for field in zip(*(data[i] for i in items), strict=True)))
+    batch: Batch = expansion(packed)
+    return batch
+
+
+def test_symmetries_of_tensors_are_those_of_the_contract() -> None:
+    array = np.random.default_rng(0).random((2, 1, 6, 6))
+    for symmetry in symmetries():
+        moved = apply_symmetry(symmetry, torch.from_numpy(array))
+        np.testing.assert_array_equal(moved, symmetry.apply(array))
+
+
+def test_batches_as_simulated(samples: Samples) -> None:
+    batch = expand(samples, range(4), None)
+    np.testing.assert_array_equal(batch.density[:, 0], samples.structures[:4])
+    np.testing.assert_array_equal(batch.spectra.flatten(0, 1).flatten(1, 2), samples.spectra[:4])
+    assert not batch.shift.any()
+
+
+def test_augmented_labels_are_those_of_the_moved_structure(samples: Samples) -> None:
+    """Every position is a structure moved and mirrored in numpy, its labels the solver's own evaluation of the harmonics."""
+    draw, positions = (3, 1), 4
+    batch = expand(samples, range(5), draw, positions)
+    again = expand(samples, range(5), draw, positions)
+    other_epoch = expand(samples, range(5), (3, 2), positions)
+    for item in range(5):
+        packed = PackedSpectra(samples, draw, positions)[item]
+        symmetry = list(symmetries())[int(packed.symmetry)]
+        for k, (row, column) in enumerate(packed.shift.tolist()):
+            moved = symmetry.apply(np.roll(samples.structures[item], (row, column), axis=(0, 1)))
+            shown = np.roll(batch.density[item, 0].numpy(), batch.shift[item, k].int().tolist(), axis=(0, 1))
+            np.testing.assert_array_equal(shown, moved)
+            basis = shifted_basis(np.array([row]), np.array([column]))[0]
+            exact = (basis @ (HARMONIC_STEP * samples.harmonics[item]))[list(symmetry.channels)]
+            np.testing.assert_allclose(batch.spectra[item, k].flatten(0, 1)[:, ::2], exact, atol=2e-5)
+        torch.testing.assert_close(again.spectra[item], batch.spectra[item])
+        assert not torch.equal(other_epoch.density[item], batch.density[item])
+
+
+@pytest.mark.parametrize("merged", [False, True])
+def test_imported_samples_are_augmented_by_exact_symmetries_only(samples: Samples, merged: bool) -> None:
+    """Without harmonics, and with only the mean of G1 and G2 known: every sample drawn is among the known copies."""
+    few = samples.take(np.arange(6))
+    spectra = few.spectra.copy()
+    if merged:
+        spectra[:, 1:3] = spectra[:, 1:3].mean(axis=1, keepdims=True)
+    imported = dataclasses.replace(
+        few,
+        spectra=spectra,
+        harmonics=np.zeros((6, 0, 0), np.int16),
+        harmonic_wavelengths_nm=np.zeros(0),
+        attributes={"merged_greens": merged},
+    )
+    seen = set()
+    for epoch in range(12):
+        batch = expand(imported, range(6), (0, epoch))
+        for item in range(6):
+            density, labels = batch.density[item, 0].numpy(), batch.spectra[item, 0].flatten(0, 1).numpy()
+            copies = [(n, s) for n, s in enumerate(symmetries()) if (s.apply(few.structures[item]) == density).all()]
+            assert copies
+            assert any((spectra[item][list(s.channels)] == labels).all() for _, s in copies)
+            if merged:
+                assert (labels[1] == labels[2]).all(), "a mean of greens never turns up as red or blue"
+            seen.add(copies[0][0])
+    assert len(seen) > (6 if merged else 15)
+
+
+def test_samples_of_a_coarser_grid_are_marked(fine: Path, coarse: Path) -> None:
+    data = SpectraDataModule([str(fine), str(coarse)], batch_size=20)
+    (batch,) = data.train_dataloader()
+    assert int(batch.coarse.sum()) == 4
+    assert not any(batch.coarse.any() for batch in data.val_dataloader())
+
+
+@pytest.mark.parametrize(("limit", "counts"), [(None, (16, 4)), (18, (16, 2)), (10, (10,))])
+def test_the_provenance_counts_what_is_trained_on(
+    fine: Path, coarse: Path, limit: int | None, counts: tuple[int, ...]
+) -> None:
+    data = SpectraDataModule([str(fine), str(coarse)], limit=limit)
+    assert tuple(source.structures for source in data.provenance.data) == counts
+    assert [source.name for source in data.provenance.data] == ["fine", "coarse"][: len(counts)]
+    assert data.provenance.process == data.first.process
+    assert len(data.train_samples()) == sum(counts)
+
+
+def test_data_sets_that_do_not_fit_together_are_refused(fine: Path, other: Path, tmp_path: Path) -> None:
+    with pytest.raises(
+        ValueError, match=r"data.path: fine and other are of different processes: period_um 2.0 against 1.6"
+    ):
+        SpectraDataModule([str(fine), str(other)])
+    with pytest.raises(ValueError, match=r"data.path must name different data sets, got fine twice"):
+        SpectraDataModule([str(fine), f"{fine}/"])
+    imported = copy_of(fine, tmp_path / "imported", harmonics=False)
+    with pytest.raises(
+        ValueError, match="fine has 151 wavelengths of harmonics, imported has no wavelengths of harmonics"
+    ):
+        SpectraDataModule([str(fine), str(imported)])
+    with pytest.raises(ValueError, match="needs data sets that hold harmonics"):
+        SpectraDataModule(str(imported), positions=2)
+    zarr.open_group(imported).attrs["merged_greens"] = True
+    with pytest.raises(ValueError, match="imported knows only the mean of G1 and G2, fine knows each of them"):
+        SpectraDataModule([str(fine), str(imported)])
+
+
+def copy_of(source: Path, target: Path, harmonics: bool) -> Path:
+    """A copy of a data set, with or without its harmonics."""
+    left_out = () if harmonics else ("harmonics", "harmonic_wavelength")
+    shutil.copytree(source, target, ignore=shutil.ignore_patterns(*left_out))
+    return target

@@ -1,0 +1,107 @@
+"""Checkpoints: the trained network and its provenance, and its weights as the start of another training."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from torch import nn
+
+from metaspec_contract.provenance import Provenance
+from metaspec_training.networks.field import DiffractionFieldNet, DiffractionFieldNetConfig
+from metaspec_training.networks.layers import NetworkConfig
+from metaspec_training.networks.query import DiffractionNetConfig
+
+NETWORK, PROVENANCE = "network", "provenance"
+"""Keys of a checkpoint, beside Lightning's: class and settings of the network; what it was trained on."""
+
+_CONFIGS: dict[str, type[NetworkConfig]] = {
+    kind.__name__: kind for kind in (DiffractionNetConfig, DiffractionFieldNetConfig)
+}
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained network.
+
+    Attributes:
+        network: the network, on the CPU, in evaluation mode.
+        provenance: what it was trained on; None for checkpoints written before this was recorded.
+    """
+
+    network: nn.Module
+    provenance: Provenance | None
+
+
+def read_checkpoint(path: Path) -> Trained:
+    """Read a network and its provenance. No code in the file is run.
+
+    Raises:
+        ValueError: the file is not a checkpoint of this version, has weights that are not finite, or a malformed provenance.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        name, settings = state[NETWORK]
+        network = _CONFIGS[name].from_dict(settings).build()
+        weights = {key.removeprefix("network."): value for key, value in state["state_dict"].items()}
+        network.load_state_dict(weights)
+    except (RuntimeError, KeyError, TypeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+        first = str(error).partition("\n")[0] or type(error).__name__
+        raise ValueError(f"{path} is not a checkpoint that this version can read: {first}") from error
+    for key, weight in weights.items():
+        if not torch.isfinite(weight).all():
+            raise ValueError(f"{path} has weights that are not finite, in {key}")
+    return Trained(network.eval(), stored_provenance(state, str(path)))
+
+
+def load_network(path: Path) -> nn.Module:
+    """The network of a checkpoint; see `read_checkpoint`."""
+    return read_checkpoint(path).network
+
+
+def stored_provenance(state: Mapping[str, Any], name: str) -> Provenance | None:
+    """The provenance in a checkpoint's contents, None if it holds none.
+
+    Args:
+        state: contents of the checkpoint.
+        name: what the checkpoint is called in messages.
+
+    Raises:
+        ValueError: it is malformed.
+    """
+    document = state.get(PROVENANCE)
+    if document is None:
+        return None
+    try:
+        return Provenance.model_validate(document)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, (PROVENANCE, *first["loc"])))
+        raise ValueError(f"{name} has a malformed provenance: {field}: {first['msg']}") from None
+
+
+def warm_start(network: nn.Module, source: nn.Module) -> list[str]:
+    """Copy the weights of a trained network that have the same name and shape.
+
+    A field in another number of splines is refitted (`DiffractionFieldNet.with_basis`).
+
+    Returns:
+        Names of the weights that `source` does not have.
+
+    Raises:
+        ValueError: nothing in it fits.
+    """
+    if isinstance(source, DiffractionFieldNet) and isinstance(network, DiffractionFieldNet):
+        splines = network.config.spectral_basis
+        source = source if source.config.spectral_basis == splines else source.with_basis(splines)
+    trained, own = source.state_dict(), network.state_dict()
+    fitting = {name: value for name, value in trained.items() if name in own and own[name].shape == value.shape}
+    if not fitting:
+        raise ValueError(f"no weight of {type(source).__name__} fits this {type(network).__name__}")
+    network.load_state_dict(fitting, strict=False)
+    return sorted(set(own) - set(fitting))
