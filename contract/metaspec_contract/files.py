@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -27,8 +28,8 @@ def replacing(path: Path) -> Iterator[Path]:
     """Write to a temporary path that replaces `path` at the end, durably: readers see the old file or the whole new one.
 
     The temporary name is unique, so concurrent writers of one path do not disturb each other: the last one wins. If the block
-    raises, `path` is unchanged and the temporary file is removed. A symbolic link is followed; a device or a pipe, such as
-    /dev/stdout, is written directly.
+    raises, `path` is unchanged and the temporary file is removed. The permissions of a replaced file stay. A symbolic link is
+    followed; a device or a pipe, such as /dev/stdout, is written directly.
 
     Args:
         path: path of the file; the temporary path has the same suffix.
@@ -46,6 +47,8 @@ def replacing(path: Path) -> Iterator[Path]:
         yield partial
         with partial.open("rb+") as file:
             os.fsync(file.fileno())
+        with suppress(FileNotFoundError):
+            shutil.copymode(target, partial)
         partial.replace(target)
         sync_folder(target.parent)
     except OSError as error:

@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 
-from metaspec_contract.detectors import CHANNELS, SPREAD
+from metaspec_contract.detectors import CHANNELS, DETECTORS, SPREAD
 from metaspec_contract.process import CompleteProcess
-from metaspec_contract.provenance import DataSource
+from metaspec_contract.provenance import DataSource, require_same_device
 from metaspec_contract.structures import PIXELS
 from metaspec_contract.validation import first_error
 
@@ -39,12 +39,18 @@ DEFAULT_MODEL = "diffractionnet"
 
 _GRADIENT_SUFFIX = "_vjp"
 
+_GREENS_ROUNDING = 1e-6  # efficiency by which merged greens may differ
 _WAVELENGTH_ROUNDING = 1e-6  # nm by which a wavelength may differ from the process's
 
 
 def gradient_model(name: str) -> str:
     """Name of the gradient model of a model."""
     return name + _GRADIENT_SUFFIX
+
+
+def forward_model(name: str) -> str:
+    """Name of the forward model of a gradient model."""
+    return name.removesuffix(_GRADIENT_SUFFIX)
 
 
 def is_gradient_model(name: str) -> bool:
@@ -220,8 +226,41 @@ def check_tensors(metadata: ModelMetadata, inputs: Sequence[TensorSpec], outputs
         for name, shape in expected.items():
             if found[name].shape != shape:
                 raise ModelMismatch(f"{kind} {name} has shape {_shape(found[name].shape)}{_why(metadata, name, shape)}")
-            if found[name].dtype.kind != "f":
-                raise ModelMismatch(f"{kind} {name} has dtype {found[name].dtype}, expected float32 or another float")
+            if found[name].dtype != np.float32:
+                raise ModelMismatch(f"{kind} {name} has dtype {found[name].dtype}, expected float32")
+
+
+def check_folder(metadata: ModelMetadata, folder: str) -> None:
+    """Check the name of a model against that of its folder in the repository.
+
+    Raises:
+        ModelMismatch: they differ.
+    """
+    if metadata.name != folder:
+        raise ModelMismatch(f"metadata: name is {metadata.name!r}, but the model's folder is {folder!r}")
+
+
+def check_same_device(metadata: ModelMetadata, other: ModelMetadata, ours: str, theirs: str) -> None:
+    """Check a model against the one that it replaces, or against its forward model: of one device, with the same channels.
+
+    Args:
+        metadata: metadata of the model.
+        other: metadata of the model that it has to agree with.
+        ours: name of the model, for the message.
+        theirs: name of the other model, for the message.
+
+    Raises:
+        ModelMismatch: processes, channels or merged greens differ; both sides are named.
+    """
+    try:
+        require_same_device(metadata, other, ours, theirs)
+    except ValueError as error:
+        raise ModelMismatch(f"{error}; publish it under another name") from None
+    if metadata.channels != other.channels:
+        raise ModelMismatch(
+            f"{ours} has the channels {', '.join(metadata.channels)}, {theirs} has {', '.join(other.channels)}; "
+            "publish it under another name"
+        )
 
 
 def check_answers(metadata: ModelMetadata, answers: Mapping[str, NDArray[Any]], rows: int) -> None:
@@ -243,12 +282,18 @@ def check_answers(metadata: ModelMetadata, answers: Mapping[str, NDArray[Any]], 
             raise ModelMismatch(
                 f"output {name} has shape {array.shape} for {rows} structures, expected {(rows, *shape)}"
             )
-        if array.dtype.kind != "f":
-            raise ModelMismatch(f"output {name} has dtype {array.dtype}, expected float32 or another float")
+        if array.dtype != np.float32:
+            raise ModelMismatch(f"output {name} has dtype {array.dtype}, expected float32")
         finite = np.isfinite(array).all(axis=tuple(range(1, array.ndim)))
         if not finite.all():
             kind = _PROBES[int(np.flatnonzero(~finite)[0]) % len(_PROBES)]
             raise ModelMismatch(f"output {name} is not finite for a structure that is {kind}")
+    if metadata.merged_greens:
+        first, second = (answers[SPECTRA][:, CHANNELS.index(name)] for name in DETECTORS["G"])
+        if rows and (apart := float(np.abs(first - second).max())) > _GREENS_ROUNDING:
+            raise ModelMismatch(
+                f"metadata: merged_greens is true, but G1 and G2 in output {SPECTRA} differ by up to {apart:.2g}"
+            )
 
 
 _PROBES = ("empty", "full", "random")  # in turn

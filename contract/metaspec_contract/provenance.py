@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from metaspec_contract.detectors import CHANNELS
-from metaspec_contract.process import CompleteProcess
+from metaspec_contract.process import CompleteProcess, Process
 
 
 class DataSource(BaseModel):
@@ -66,8 +66,35 @@ class Provenance(BaseModel):
         Raises:
             ValueError: they differ; the message names both sides.
         """
-        if difference := self.process.difference(other.process):
-            raise ValueError(f"{ours} and {theirs} are of different processes: {difference}")
-        if self.merged_greens != other.merged_greens:
-            merged, apart = (ours, theirs) if self.merged_greens else (theirs, ours)
-            raise ValueError(f"{merged} knows only the mean of G1 and G2, {apart} knows each of them")
+        require_same_device(self, other, ours, theirs)
+
+
+class Labelled(Protocol):
+    """What says of which device it is, and whether its greens are merged: a provenance, or a model's metadata."""
+
+    @property
+    def process(self) -> Process:
+        """Device."""
+
+    @property
+    def merged_greens(self) -> bool:
+        """Whether only the mean of G1 and G2 is known."""
+
+
+def require_same_device(one: Labelled, other: Labelled, ours: str, theirs: str) -> None:
+    """Refuse another process, or greens that are merged on one side only.
+
+    Args:
+        one: provenance or metadata.
+        other: provenance or metadata to compare with.
+        ours: name of `one`, for the message.
+        theirs: name of `other`, for the message.
+
+    Raises:
+        ValueError: they differ; the message names both sides.
+    """
+    if difference := one.process.difference(other.process):
+        raise ValueError(f"{ours} and {theirs} are of different processes: {difference}")
+    if one.merged_greens != other.merged_greens:
+        merged, apart = (ours, theirs) if one.merged_greens else (theirs, ours)
+        raise ValueError(f"{merged} knows only the mean of G1 and G2, {apart} knows each of them")

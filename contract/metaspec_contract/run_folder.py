@@ -141,9 +141,13 @@ class RunReport(BaseModel):
             raise ValueError(f"channels must name each of {', '.join(missing)} once, got {self.channels}")
         if abs(self.process.period_um - self.period_um) > 1e-6:
             raise ValueError(f"period_um is {self.period_um}, but that of the process is {self.process.period_um}")
+        if abs(self.process.pixel_nm - self.pixel_nm) > 1e-6:
+            raise ValueError(f"pixel_nm is {self.pixel_nm}, but that of the process is {self.process.pixel_nm}")
         for before, after in itertools.pairwise(self.wavelengths_nm):
             if after <= before:
                 raise ValueError(f"wavelengths_nm must ascend, got {after:g} after {before:g}")
+        if ranks := [(row, one.rank) for row, one in enumerate(self.designs) if one.rank != row]:
+            raise ValueError(f"designs.{ranks[0][0]}.rank must be its row, {ranks[0][0]}, got {ranks[0][1]}")
         return self
 
 
@@ -209,8 +213,8 @@ def read_report(folder: Path, process: Process | None = None) -> RunReport:
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
         if process is not None and isinstance(document, dict):
-            document |= {"process": process.model_dump(), "period_um": process.period_um}
-        return RunReport.model_validate(document)
+            document |= {"process": process.model_dump(), "period_um": process.period_um, "pixel_nm": process.pixel_nm}
+        report = RunReport.model_validate(document)
     except FileNotFoundError:
         raise ValueError(f"{path} is missing: give a folder that `metaspec optimise` has finished") from None
     except OSError as error:
@@ -221,3 +225,10 @@ def read_report(folder: Path, process: Process | None = None) -> RunReport:
         raise ValueError(f"{path}: {first_error(error)}") from None
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON: {error}") from None
+    device, found = report.process, report.wavelengths_nm
+    if process is None and not (device.wavelength_min_nm <= found[0] and found[-1] <= device.wavelength_max_nm):
+        raise ValueError(
+            f"{path}: wavelengths_nm are from {found[0]:g} to {found[-1]:g} nm, but those of the process from "
+            f"{device.wavelength_min_nm:g} to {device.wavelength_max_nm:g} nm"
+        )
+    return report

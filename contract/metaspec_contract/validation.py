@@ -7,6 +7,7 @@ import re
 from pydantic import ValidationError
 
 _NAMED = {"missing", "extra_forbidden", "json_invalid"}  # types whose message is complete without the value
+_CONTROL = re.compile(r"[\x00-\x1f\x7f\x85\u2028\u2029]")
 _LONGEST = 60  # characters shown of a value
 
 
@@ -21,7 +22,8 @@ def first_error(error: ValidationError) -> str:
         message = re.sub("^(Value|Assertion) error, ", "", message)
     elif found["type"] not in _NAMED:
         message += _got(found["input"])
-    return message if re.match(rf"{re.escape(field)}\b", message) else f"{field}: {message}"
+    line = message if re.match(rf"{re.escape(field)}\b", message) else f"{field}: {message}"
+    return _CONTROL.sub(lambda character: repr(character[0])[1:-1], line)  # a document cannot forge a second line
 
 
 def _got(value: object) -> str:

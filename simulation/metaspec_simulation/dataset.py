@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from metaspec_contract.process import Process, complete_process
+from metaspec_contract.process import Process
 from metaspec_contract.provenance import DataSource, Provenance
 from metaspec_contract.structures import Structure, pack, packed_bytes, unpack
 from metaspec_simulation.data import families
@@ -30,6 +30,7 @@ from metaspec_simulation.data.store import (
     harmonic_stride,
     is_vacant,
     new_folder,
+    read_attributes,
     read_dataset,
 )
 from metaspec_simulation.physics.solver import Solver
@@ -230,16 +231,13 @@ def load(path: Path) -> Samples:
     """Read all finished samples of a data set.
 
     Raises:
-        ValueError: no data set at `path`, no finished samples in it, or an incomplete process.
+        ValueError: no data set at `path`, no finished samples in it, or attributes and arrays that contradict each other.
     """
     group = read_dataset(path)
+    process = read_attributes(path, group).process
     done = np.flatnonzero(group["complete"][:])
     if not done.size:
         raise ValueError(f"{path} has no finished samples: run metaspec-simulate to make some")
-    try:
-        process = complete_process(group.attrs["process"])
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
     known = "harmonics" in group
     return Samples(
         process=process,

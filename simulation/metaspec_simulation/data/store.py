@@ -14,14 +14,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Self, TypeAlias
 
 import numpy as np
 import zarr
+from numpy.typing import NDArray
+from pydantic import BaseModel, StrictBool, ValidationError, model_validator
 
 from metaspec_contract.detectors import CHANNELS
-from metaspec_contract.process import Process
+from metaspec_contract.process import CompleteProcess, Process
 from metaspec_contract.structures import packed_bytes
+from metaspec_contract.validation import first_error
 from metaspec_simulation.data.families import SOURCES, SPLITS
 from metaspec_simulation.data.recipe import SCHEMA_VERSION
 from metaspec_simulation.physics.farfield import shifted_basis
@@ -53,6 +56,72 @@ PER_SAMPLE: dict[str, tuple[tuple[str, ...], str, dict[str, Any]]] = {
     "complete": ((), "uint8", {"long_name": "1 once the sample is finished"}),
 }
 """Arrays with one row per sample: name, further dimensions, dtype, attributes. `complete` comes last and is written last."""
+
+
+class Attributes(BaseModel):
+    """Attributes of a data set that the training and the provenance of a model rely on. Further ones are allowed.
+
+    Attributes:
+        schema_version: version of the layout on disk.
+        process: device, every field stated.
+        channels: channels of the spectra.
+        merged_greens: whether only the mean of G1 and G2 is known.
+        solver: solver of the labels; `cells` is its grid cells per period, where it has a grid.
+        made_with: program and version that wrote the data set.
+    """
+
+    schema_version: int
+    process: CompleteProcess
+    channels: tuple[str, ...]
+    merged_greens: StrictBool = False
+    solver: dict[str, Any]
+    made_with: str
+
+    @model_validator(mode="after")
+    def _known(self) -> Self:
+        if self.channels != CHANNELS:
+            raise ValueError(f"channels must be {', '.join(CHANNELS)}, got {', '.join(self.channels)}")
+        cells = self.solver.get("cells")
+        if cells is not None and (not isinstance(cells, int) or isinstance(cells, bool) or cells < 1):
+            raise ValueError(f"solver.cells must be a positive whole number, got {cells!r}")
+        return self
+
+
+def read_attributes(path: Path, group: Group) -> Attributes:
+    """Attributes of a data set, held against its arrays.
+
+    Args:
+        path: folder of the data set, for messages.
+        group: the opened data set.
+
+    Raises:
+        ValueError: an attribute or array is missing or malformed, or wavelengths are not those of the process; it is named.
+    """
+    try:
+        attributes = Attributes.model_validate(dict(group.attrs))
+    except ValidationError as error:
+        raise ValueError(f"{path}: {first_error(error)}") from None
+    if missing := [name for name in (*PER_SAMPLE, "wavelength") if name not in group and name != "harmonics"]:
+        raise ValueError(f"{path}: array {missing[0]} is missing")
+    expected = attributes.process.wavelengths_nm
+    axes = {"wavelength": expected}
+    if "harmonics" in group:
+        axes["harmonic_wavelength"] = expected[:: harmonic_stride(attributes.process)]
+    for name, wavelengths in axes.items():
+        if name not in group:
+            raise ValueError(f"{path}: array {name} is missing")
+        found = np.asarray(group[name][:], np.float64)
+        if found.shape != wavelengths.shape or np.abs(found - wavelengths).max() > 1e-6:
+            raise ValueError(
+                f"{path}: array {name} has {_range(found)}, but the process has {_range(wavelengths)} there"
+            )
+    return attributes
+
+
+def _range(wavelengths: NDArray[np.float64]) -> str:
+    return f"{len(wavelengths)} wavelengths" + (
+        f" from {wavelengths[0]:g} to {wavelengths[-1]:g} nm" if len(wavelengths) else ""
+    )
 
 
 def is_vacant(path: Path) -> bool:
