@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,10 +12,12 @@ import onnx
 import torch
 from torch import nn
 
-from metaspec_contract.model import DEFAULT_MODEL
+from metaspec_contract.model import DEFAULT_MODEL, ModelMismatch
+from metaspec_contract.provenance import require_same_device
 from metaspec_export import tensorrt, triton_config
 from metaspec_export.card import model_card
 from metaspec_export.graph import forward_graph, gradient_graph, require_portable
+from metaspec_export.inspection import newest_metadata, require_answers
 from metaspec_export.metadata import ExportedMetadata, attach, common_facts, images_of, measure
 from metaspec_export.parity import GRADIENT_TOLERANCE, TOLERANCE, check_gradient_parity, check_parity, run, session
 from metaspec_export.precision import TOLERANCES, Precision, deviation, reduce, require_within
@@ -77,7 +80,7 @@ def build(source: Source, variants: Variants, revision: str, report: Report) -> 
         report: called with a line of progress.
 
     Raises:
-        ValueError: models over symmetric images are not possible.
+        ValueError: models over symmetric images are not possible, or a server would refuse a model.
         OperatorError: a graph has operators that not every engine runs.
         ParityError: a graph deviates from the network.
         DeviationError: a reduced precision deviates too much.
@@ -96,7 +99,30 @@ def build(source: Source, variants: Variants, revision: str, report: Report) -> 
             name = model_name(precision, gradient, symmetric, variants.name)
             facts |= {"name": name, "precision": precision, "tolerance": tolerance}
             model, measured = _in_precision(graph, precision, source.samples, report)
-            yield _publication(model, attach(model, facts | measured), variants.engines, report)
+            metadata = attach(model, facts | measured)
+            _require_served(model, metadata)
+            yield _publication(model, metadata, variants.engines, report)
+
+
+def require_same_device_as_published(source: Source, repository: Path, names: Sequence[str]) -> None:
+    """Refuse to replace a model by one of another device: its clients would not notice.
+
+    Args:
+        source: network and provenance.
+        repository: model repository.
+        names: names of the models to publish.
+
+    Raises:
+        ValueError: the newest version of one of them is of another device.
+    """
+    for name in names:
+        if (published := newest_metadata(repository, name)) is not None:
+            try:
+                require_same_device(
+                    source.provenance, published, f"checkpoint {source.checkpoint}", f"{repository / name}"
+                )
+            except ValueError as error:
+                raise ValueError(f"{error}; publish it under another --name") from None
 
 
 def _symmetric(source: Source, images: int) -> SymmetricNetwork:
@@ -159,6 +185,14 @@ def _in_precision(
     if found.gradient is not None:
         tolerance["gradient"] = {"allowed": allowed.gradient, "measured": found.gradient}
     return model, {"metrics": measure(served, samples), "tolerance": tolerance, "deviation": asdict(found)}
+
+
+def _require_served(model: onnx.ModelProto, metadata: ExportedMetadata) -> None:
+    """Refuse what a server would refuse when it loads the model."""
+    try:
+        require_answers(session(model.SerializeToString()), metadata)
+    except ModelMismatch as error:
+        raise ModelMismatch(f"{metadata.name} refused, as a server would: {error}") from None
 
 
 def _publication(model: onnx.ModelProto, metadata: ExportedMetadata, engines: bool, report: Report) -> Publication:

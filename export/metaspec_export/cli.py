@@ -13,7 +13,7 @@ from rich.console import Console
 
 from metaspec_contract.model import DEFAULT_MODEL
 from metaspec_export import __version__, inspection, tensorrt
-from metaspec_export.build import Variants, build
+from metaspec_export.build import Variants, build, require_same_device_as_published
 from metaspec_export.graph import OperatorError
 from metaspec_export.parity import ParityError
 from metaspec_export.precision import DeviationError, parse_precisions
@@ -93,6 +93,7 @@ def export(
     if source.from_data:
         names = ", ".join(part.name for part in source.provenance.data)
         typer.echo(f"{checkpoint} does not record what it was trained on: taken from --data, {names}.")
+    require_same_device_as_published(source, repository, variants.names)
     publications = list(build(source, variants, revision, typer.echo))
     for folder in publish(repository, number, publications):
         size = (folder / "model.onnx").stat().st_size / 2**20

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,17 @@ import onnx
 import onnxruntime as ort
 from rich.table import Table
 
-from metaspec_contract.model import ModelMetadata, ModelMismatch, check_answers, check_tensors, parse_metadata, probes
+from metaspec_contract.model import (
+    ModelMetadata,
+    ModelMismatch,
+    check_answers,
+    check_folder,
+    check_same_device,
+    check_tensors,
+    forward_model,
+    parse_metadata,
+    probes,
+)
 from metaspec_contract.provenance import DataSource
 from metaspec_export.card import MERGED_GREENS
 from metaspec_export.metadata import properties, tensors, weights_sha256
@@ -64,13 +74,46 @@ def inspect(repository: Path) -> list[Inspected]:
     Raises:
         ValueError: there is no model.
     """
-    files = sorted(
-        (path for path in repository.glob("*/*/model.onnx") if path.parent.name.isdecimal()),
-        key=lambda path: (path.parts[-3], int(path.parts[-2])),
-    )
+    files = _files(repository, "*")
     if not files:
         raise ValueError(f"{repository}: no model here; expected <model>/<version>/model.onnx")
-    return [_inspect(path) for path in files]
+    found: list[Inspected] = []
+    newest: dict[str, Inspected] = {}  # sound ones; a forward model comes before its gradient model
+    for model in map(_inspect, files):
+        for other in (newest.get(model.name), newest.get(forward_model(model.name))):
+            if other is not None and model.problem is None:
+                model = _compared(model, other)
+        found.append(model)
+        if model.problem is None:
+            newest[model.name] = model
+    return found
+
+
+def newest_metadata(repository: Path, name: str) -> ModelMetadata | None:
+    """Metadata of the newest version of a model; None if there is no version, or they cannot be read."""
+    files = _files(repository, name)
+    try:
+        return parse_metadata(properties(_load(files[-1]))) if files else None
+    except ModelMismatch:
+        return None
+
+
+def _files(repository: Path, name: str) -> list[Path]:
+    """Model files by name and ascending version."""
+    files = (path for path in repository.glob(f"{name}/*/model.onnx") if path.parent.name.isdecimal())
+    return sorted(files, key=lambda path: (path.parts[-3], int(path.parts[-2])))
+
+
+def _compared(model: Inspected, other: Inspected) -> Inspected:
+    """A sound model, held against the version that it replaces or its forward model, which must be of the same device."""
+    assert model.metadata is not None
+    assert other.metadata is not None
+    ours, theirs = (f"{one.name} {one.version}" for one in (model, other))
+    try:
+        check_same_device(model.metadata, other.metadata, ours, theirs)
+    except ModelMismatch as error:
+        return replace(model, problem=str(error))
+    return model
 
 
 def _inspect(path: Path) -> Inspected:
@@ -104,20 +147,29 @@ def _check(path: Path, model: onnx.ModelProto, metadata: ModelMetadata) -> None:
     Raises:
         ModelMismatch: they contradict each other.
     """
-    if metadata.name != path.parts[-3]:
-        raise ModelMismatch(f"metadata name: {metadata.name!r}, but the file lies in folder {path.parts[-3]!r}")
-    inputs, outputs = tensors(model)
-    check_tensors(metadata, inputs, outputs)
+    check_folder(metadata, path.parts[-3])
+    check_tensors(metadata, *tensors(model))
     try:
         session = _session(path, "CPUExecutionProvider")
     except Exception as error:  # ONNX Runtime has no base class for what a damaged graph raises
         raise ModelMismatch(f"ONNX Runtime cannot load it: {_first_line(error)}") from error
-    dtypes = {spec.name: spec.dtype for spec in inputs}
-    names = [spec.name for spec in outputs]
+    require_answers(session, metadata)
+
+
+def require_answers(session: ort.InferenceSession, metadata: ModelMetadata) -> None:
+    """Run a model on empty, full and random structures, and hold its answers against its metadata.
+
+    Args:
+        session: the loaded model.
+        metadata: its metadata.
+
+    Raises:
+        ModelMismatch: it fails, or an answer is of another shape or not finite.
+    """
+    names = list(metadata.tensors[1])
     for rows in _ROWS:
-        feed = {name: array.astype(dtypes[name]) for name, array in probes(metadata, rows).items()}
         try:
-            answers = session.run(names, feed)
+            answers = session.run(names, probes(metadata, rows))
         except Exception as error:
             raise ModelMismatch(f"it fails on {rows} structures: {_first_line(error)}") from error
         check_answers(metadata, dict(zip(names, answers, strict=True)), rows)

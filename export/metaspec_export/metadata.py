@@ -164,7 +164,7 @@ def tensors(model: onnx.ModelProto) -> tuple[list[TensorSpec], list[TensorSpec]]
     """Inputs and outputs of a graph, without the batch axis.
 
     Raises:
-        ModelMismatch: a tensor is not a float tensor with a free batch axis first and fixed axes after it.
+        ModelMismatch: a tensor is not of float32 with a free batch axis first and fixed axes after it.
     """
     weights = {tensor.name for tensor in model.graph.initializer}
     inputs = _specs("input", (value for value in model.graph.input if value.name not in weights))
@@ -175,15 +175,15 @@ def _specs(kind: str, values: Iterable[onnx.ValueInfoProto]) -> list[TensorSpec]
     specs = []
     for value in values:
         described = value.type.tensor_type
-        if described.elem_type not in (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE):
+        if described.elem_type != onnx.TensorProto.FLOAT:
             name = onnx.TensorProto.DataType.Name(described.elem_type)
-            raise ModelMismatch(f"{kind} {value.name} has type {name}, expected a float tensor")
+            raise ModelMismatch(f"{kind} {value.name} has type {name}, expected FLOAT (float32)")
         sizes = [dim.dim_value if dim.HasField("dim_value") else None for dim in described.shape.dim]
         fixed = [size for size in sizes[1:] if size is not None]
         if not sizes or sizes[0] is not None or len(fixed) != len(sizes) - 1:
             shape = ["N" if size is None else size for size in sizes]
             raise ModelMismatch(f"{kind} {value.name} has shape {shape}, expected a free batch axis, then fixed axes")
-        specs.append(TensorSpec(value.name, onnx.helper.tensor_dtype_to_np_dtype(described.elem_type), tuple(fixed)))
+        specs.append(TensorSpec(value.name, np.dtype(np.float32), tuple(fixed)))
     return specs
 
 

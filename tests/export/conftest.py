@@ -108,7 +108,7 @@ def trained_on(data: Path) -> Provenance:
 @pytest.fixture(scope="session")
 def checkpoint(trained_on: Provenance, tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = DiffractionFieldNetConfig(
-        stem=8, width=16, blocks=1, spectral_basis=8, wavelength_nodes=16, beam=True, process=PROCESS
+        width=32, blocks=1, spectral_basis=8, wavelength_nodes=16, beam=True, process=PROCESS
     )
     return _make_checkpoint(tmp_path_factory.mktemp("run") / "last.ckpt", config, trained_on)
 

@@ -12,6 +12,8 @@ import onnxruntime
 import pytest
 import torch
 
+from metaspec_testing.small_models import small_model, write_repository
+
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -76,6 +78,17 @@ def test_uncommitted_code_is_refused_with_advice(
     result = command(checkpoint, "--repository", tmp_path / "repository", "--data", data)
     assert "pass --allow-dirty" in refused(result)
     assert not (tmp_path / "repository").exists()
+
+
+def test_a_model_of_another_device_is_not_replaced(
+    tmp_path: Path, checkpoint: Path, data: Path, command: Command
+) -> None:
+    write_repository(tmp_path, small_model())
+    result = command(checkpoint, "--repository", tmp_path, "--data", data, "--allow-dirty")
+    line = refused(result)
+    assert f"{tmp_path / 'diffractionnet'} are of different processes: period_um 1.6 against 2.0" in line
+    assert line.endswith("publish it under another --name")
+    assert [path.name for path in (tmp_path / "diffractionnet").iterdir()] == ["1"]
 
 
 def test_help_and_version(command: Command) -> None:

@@ -29,7 +29,7 @@ from metaspec_simulation.dataset import load
 from metaspec_testing.triton import python_repository, start_triton
 from metaspec_training.fit.checkpoint import load_network
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # tracing takes minutes on a busy machine
 
 ROOT = Path(__file__).parents[2]
 NAMES = [

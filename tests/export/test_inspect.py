@@ -123,8 +123,9 @@ WIDE = Process(wavelength_max_nm=701).model_dump(mode="json")
         (nothing, {"channels": ["R", "G1", "G2", "B", "spread"]}, "has shape [N, 4, 301], expected [N, 5, 301]"),
         (nothing, {"wavelengths_nm": WAVELENGTHS[::-1]}, "wavelengths_nm must ascend"),
         (nothing, {"input": {"name": "structure", "solid": 0.0, "void": 1.0}}, "solid must be 1 and void 0"),
-        (nothing, {"name": "other"}, "metadata name: 'other', but the file lies in folder 'diffractionnet'"),
+        (nothing, {"name": "other"}, "metadata: name is 'other', but the model's folder is 'diffractionnet'"),
         (nothing, {"process": {"period_um": 2.0}}, "process must state thickness_um"),
+        (nothing, {"merged_greens": True}, "merged_greens is true, but G1 and G2 in output spectra differ"),
         (nothing, {"weights_sha256": "0" * 64}, "SHA-256 differs"),
         (renamed("spectra", "out"), {}, "outputs must be spectra in a model of kind 'forward', got out"),
         (renamed("structure", "in"), {}, "inputs must be structure in a model of kind 'forward', got in"),
@@ -152,12 +153,25 @@ def test_what_a_server_would_refuse_is_named(
 
 def test_sound_models(tmp_path: Path, command: Command) -> None:
     write_repository(tmp_path, small_model())  # without a hash of its weights
-    write_repository(tmp_path, described(small_gradient_model(), merged_greens=True))
+    write_repository(tmp_path, described(small_gradient_model()))
     result = command("inspect", tmp_path)
     assert result.returncode == 0, result.stdout
     assert (result.stdout.count("intact"), result.stdout.count("no hash")) == (2, 1)  # one in the legend
     assert "CPU" in result.stdout
-    assert "diffractionnet_vjp 1: the training data held only the mean of G1 and G2" in result.stdout
+
+
+def test_models_of_one_name_are_of_one_device(tmp_path: Path, command: Command) -> None:
+    moved = Process(distance_um=3).model_dump(mode="json")
+    write_repository(tmp_path, described(small_model()))
+    write_repository(tmp_path, described(small_model(), process=moved), version=2)
+    write_repository(tmp_path, described(small_gradient_model(), process=moved))
+    result = command("inspect", tmp_path)
+    assert result.returncode == 1
+    for name, version in (("diffractionnet", 2), ("diffractionnet_vjp", 1)):
+        line = (
+            f"model.onnx: {name} {version} and diffractionnet 1 are of different processes: distance_um 3.0 against 2.5"
+        )
+        assert line in result.stdout
 
 
 def test_damaged_files_and_folders_without_models(tmp_path: Path, command: Command) -> None:

@@ -28,7 +28,7 @@ from metaspec_export.precision import Precision, deviation, reduce, require_with
 from metaspec_testing.servers import RunningServer
 from metaspec_training.networks.symmetric import SymmetricNetwork
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # tracing takes minutes on a busy machine
 
 IMAGES = [Symmetry(flip_rows=rows, flip_columns=columns) for rows in (False, True) for columns in (False, True)]
 
