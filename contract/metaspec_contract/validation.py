@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -17,13 +19,16 @@ def first_error(error: ValidationError) -> str:
     The field is left out where the message already begins with it.
     """
     found = error.errors(include_url=False)[0]
-    field, message = ".".join(map(str, found["loc"])), found["msg"]
+    field, message = ".".join(map(str, found["loc"])), reason(found)
+    return message if re.match(rf"{re.escape(field)}\b", message) else f"{field}: {message}"
+
+
+def reason(found: Mapping[str, Any]) -> str:
+    """Message of one of pydantic's `errors()`, without its field: "Input should be a valid integer, got 'best'"."""
+    message: str = found["msg"]
     if found["type"] in ("value_error", "assertion_error"):
-        message = re.sub("^(Value|Assertion) error, ", "", message)
-    elif found["type"] not in _NAMED:
-        message += _got(found["input"])
-    line = message if re.match(rf"{re.escape(field)}\b", message) else f"{field}: {message}"
-    return _CONTROL.sub(lambda character: repr(character[0])[1:-1], line)  # a document cannot forge a second line
+        return re.sub("^(Value|Assertion) error, ", "", message)
+    return message if found["type"] in _NAMED else message + _got(found["input"])
 
 
 def _got(value: object) -> str:

@@ -64,13 +64,15 @@ def small_model(metadata: dict[str, Any] | None = None, seed: int = 0) -> onnx.M
     return model
 
 
-def small_gradient_model(seed: int = 0) -> onnx.ModelProto:
+def small_gradient_model(metadata: dict[str, Any] | None = None, seed: int = 0) -> onnx.ModelProto:
     """The vector-Jacobian product of the small model: each pixel of a pooled square has 1 / 256 of the square's gradient.
 
     Args:
+        metadata: metadata of the small model; `METADATA` by default.
         seed: seed of the weights.
     """
-    model = small_model(METADATA | {"name": gradient_model(DEFAULT_MODEL), "kind": "vjp"}, seed)
+    forward = METADATA if metadata is None else metadata
+    model = small_model(forward | {"name": gradient_model(forward["name"]), "kind": "vjp"}, seed)
     graph = model.graph
     constants = {
         "flat_shape": np.array([-1, 1204]),

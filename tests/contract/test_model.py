@@ -22,14 +22,17 @@ from metaspec_contract.model import (
     ModelMismatch,
     TensorSpec,
     check_answers,
+    check_folder,
+    check_same_device,
     check_tensors,
+    forward_model,
     gradient_model,
     is_gradient_model,
     parse_metadata,
     probes,
 )
 from metaspec_contract.process import Process
-from metaspec_testing.small_models import METADATA
+from metaspec_testing.small_models import METADATA, small_gradient_model, small_model
 
 WAVELENGTHS: list[float] = METADATA["wavelengths_nm"]
 PROCESS: dict[str, Any] = METADATA["process"]
@@ -179,10 +182,8 @@ def test_no_metadata() -> None:
         parse_metadata({"other": "{}"})
 
 
-def test_the_small_models_fit_their_metadata(
-    make_model: Callable[..., onnx.ModelProto], make_gradient_model: Callable[..., onnx.ModelProto]
-) -> None:
-    for model in (make_model(), make_gradient_model()):
+def test_the_small_models_fit_their_metadata() -> None:
+    for model in (small_model(), small_gradient_model()):
         metadata = parse_metadata({entry.key: entry.value for entry in model.metadata_props})
         graph = [
             [
@@ -342,3 +343,37 @@ def test_bundled_models(path: Path) -> None:
     model = onnx.load(path, load_external_data=False)
     metadata = parse_metadata({entry.key: entry.value for entry in model.metadata_props})
     assert metadata.name == path.parts[-3]
+
+
+def test_a_gradient_model_and_its_forward_model() -> None:
+    assert forward_model(gradient_model("router")) == forward_model("router") == "router"
+
+
+def test_a_folder_of_another_name() -> None:
+    check_folder(parse(METADATA), "diffractionnet")
+    with pytest.raises(ModelMismatch, match=r"name is 'diffractionnet', but the model's folder is 'router'$"):
+        check_folder(parse(METADATA), "router")
+
+
+def test_models_of_one_device_agree() -> None:
+    metadata = parse(METADATA)
+    renamed = {"solid": PROCESS["solid"] | {"name": "Si3N4", "source": "elsewhere"}}
+    for other in (VJP, METADATA | {"process": PROCESS | renamed}, METADATA | {"units": {}, "forward_passes": 4}):
+        check_same_device(metadata, parse(other), "one", "other")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"process": PROCESS | {"distance_um": 3.0}},
+            "one and other are of different processes: distance_um 2.5 against 3.0",
+        ),
+        ({"merged_greens": True}, "other knows only the mean of G1 and G2, one knows each of them"),
+        ({"channels": [*CHANNELS, SPREAD]}, "one has the channels R, G1, G2, B, other has R, G1, G2, B, spread"),
+    ],
+)
+def test_models_of_different_devices(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ModelMismatch) as caught:
+        check_same_device(parse(METADATA), parse(METADATA | changes), "one", "other")
+    assert str(caught.value) == f"{message}; publish it under another name"

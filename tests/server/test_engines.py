@@ -55,6 +55,18 @@ def test_a_provider_that_is_not_here(small_repository: Path, provider: str) -> N
         engine(small_repository, provider=provider)
 
 
+@pytest.mark.gpu
+def test_a_gpu_computes_the_same(small_repository: Path, structures: Array, expected: Expected) -> None:
+    import onnxruntime
+
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        pytest.skip("ONNX Runtime has no CUDAExecutionProvider here")
+    model = engine(small_repository, provider="cuda", max_batch=8)
+    assert "CUDAExecutionProvider" in model.about.platform
+    spectra = model.run([{"structure": np.packbits(structures.reshape(5, -1), axis=1)}])["spectra"]
+    np.testing.assert_allclose(spectra, expected(structures), atol=2e-3)  # TF32 has 10 bits of mantissa
+
+
 def test_a_description_is_that_of_the_engine(small_repository: Path) -> None:
     (file,) = find_models(small_repository)["diffractionnet_vjp"]
     about, loaded = describe(file, "elsewhere"), OnnxEngine(file).about

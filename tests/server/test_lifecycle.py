@@ -20,8 +20,9 @@ import pytest
 import tritonclient.http as triton
 from tritonclient.utils import InferenceServerException
 
+from metaspec_contract.process import Process
 from metaspec_testing.servers import RunningServer, running_server
-from metaspec_testing.small_models import Array, small_gradient_model, small_model, write_repository
+from metaspec_testing.small_models import METADATA, Array, small_gradient_model, small_model, write_repository
 
 NPY = {"Content-Type": "application/octet-stream", "Accept": "application/octet-stream"}
 
@@ -149,6 +150,29 @@ def test_a_broken_version_never_replaces_a_working_one(root: Path) -> None:
         (root / "diffractionnet" / "2" / "model.onnx").write_bytes(b"no graph any more")
         until(lambda: "reason" in index(server)["diffractionnet", "2"])
         assert index(server)["diffractionnet", "2"]["state"] == "READY", "what is loaded goes on"
+
+
+def test_a_version_of_another_device_never_replaces_a_working_one(root: Path) -> None:
+    process = Process(period_um=1.6, wavelength_min_nm=450, wavelength_max_nm=750)
+    other = METADATA | {
+        "process": process.model_dump(mode="json"),
+        "wavelengths_nm": process.wavelengths_nm.tolist(),
+    }
+    with running_server("--repository", str(root), "--poll-interval", "0.05") as server:
+        publish(root, small_model(other), 2)
+        until(lambda: ("diffractionnet", "2") in index(server))
+        entry = index(server)["diffractionnet", "2"]
+        assert entry["state"] == "UNAVAILABLE"
+        assert entry["reason"] == (
+            f"{root}/diffractionnet/2/model.onnx: diffractionnet version 2 and version 1, which it would replace, are of "
+            "different processes: period_um 1.6 against 2.0, wavelength_min_nm 450.0 against 400.0, "
+            "wavelength_max_nm 750.0 against 700.0; publish it under another name"
+        )
+        assert version(server) == "1"
+        assert server.get("/v2/models/diffractionnet").json()["parameters"]["process"]["period_um"] == 2.0
+        answer = server.post("/predict", json={"structures": np.eye(128).tolist()}).raise_for_status().json()
+        assert (answer["version"], answer["wavelengths_nm"][0]) == ("1", 400)
+        assert server.get("/v2/health/ready").status_code == 200
 
 
 def test_at_the_start_an_older_version_stands_in_for_a_broken_one(root: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from metaspec_contract.detectors import CHANNELS, SPREAD
 from metaspec_contract.model import DEFAULT_MODEL, gradient_model
 from metaspec_contract.process import Process
 from metaspec_server.engines import OnnxEngine
@@ -162,6 +164,26 @@ def fixed_batch() -> onnx.ModelProto:
     return model
 
 
+def merged_greens() -> onnx.ModelProto:
+    """The small model with zeros as weights: its greens are equal, and its metadata say that they are merged."""
+    model = small_model(METADATA | {"merged_greens": True})
+    weight = next(tensor for tensor in model.graph.initializer if tensor.name == "weight")
+    weight.CopyFrom(numpy_helper.from_array(np.zeros((64, 1204), np.float32), "weight"))
+    return model
+
+
+def five_channels() -> onnx.ModelProto:
+    """The small model with the spread as a fifth channel."""
+    model = small_model(METADATA | {"channels": [*CHANNELS, SPREAD]})
+    for tensor in model.graph.initializer:
+        if tensor.name == "weight":
+            tensor.CopyFrom(numpy_helper.from_array(np.zeros((64, 5 * 301), np.float32), "weight"))
+        else:
+            tensor.CopyFrom(numpy_helper.from_array(np.array([-1, 5, 301]), "shape"))
+    model.graph.output[0].type.tensor_type.shape.dim[1].dim_value = 5
+    return model
+
+
 def silent() -> onnx.ModelProto:
     """The small model without metadata."""
     model = small_model()
@@ -176,6 +198,7 @@ RANDOM = [
     helper.make_node("Less", ["density", "high"], ["below"]),
     helper.make_node("And", ["above", "below"], ["bad"]),
 ]
+OTHER = Process(period_um=1.6, wavelength_min_nm=450, wavelength_max_nm=750)
 PARTIAL = {name: value for name, value in METADATA["process"].items() if name != "thickness_um"}
 
 MISFITS: dict[str, tuple[Change, str]] = {
@@ -217,6 +240,22 @@ MISFITS: dict[str, tuple[Change, str]] = {
     "an incomplete process": (stated(process=PARTIAL), "process must state thickness_um"),
     "another kind": (stated(kind="vjp"), "kind is 'vjp' but name is 'diffractionnet'"),
     "the name of another model": (stated(name="other"), "name is 'other', but the model's folder is 'diffractionnet'"),
+    "another device than the version it replaces": (
+        stated(process=OTHER.model_dump(mode="json"), wavelengths_nm=OTHER.wavelengths_nm.tolist()),
+        " and version 1, which it would replace, are of different processes: period_um 1.6 against 2.0",
+    ),
+    "merged greens that differ": (
+        stated(merged_greens=True),
+        "merged_greens is true, but G1 and G2 in output spectra differ by up to",
+    ),
+    "merged greens, unlike the version it replaces": (
+        merged_greens,
+        " knows only the mean of G1 and G2, version 1, which it would replace, knows each of them",
+    ),
+    "more channels than the version it replaces": (
+        five_channels,
+        " has the channels R, G1, G2, B, spread, version 1, which it would replace, has R, G1, G2, B",
+    ),
     "a fixed batch": (fixed_batch, "expected [N, fixed, ...]"),
     "no metadata": (silent, 'no "metaspec" entry in its metadata_props'),
     "a schema of the future": (stated(schema_version=3), "schema_version"),
@@ -245,6 +284,7 @@ def test_a_model_that_does_not_fit_is_refused_and_the_working_version_stays(
     assert answer.status_code == 400
     assert str(working / DEFAULT_MODEL / str(version) / "model.onnx") in answer.json()["error"]
     assert reason in answer.json()["error"]
+    shutil.rmtree(working / DEFAULT_MODEL / str(version))  # or the next test tries it again
     body = serving.post("/predict", json={"structures": np.eye(128).tolist()}).raise_for_status().json()
     assert body["version"] == "1"
     assert serving.get("/v2/health/ready").status_code == 200

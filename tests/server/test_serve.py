@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -19,9 +20,11 @@ from metaspec_testing.servers import RunningServer, running_server
 from metaspec_testing.small_models import Expected, small_model, write_repository
 
 
-def serve(*arguments: str) -> subprocess.CompletedProcess[str]:
+def serve(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "metaspec_server", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=240, check=False, env=os.environ | environment
+    )
 
 
 def test_it_says_what_it_serves_and_where(server: RunningServer) -> None:
@@ -39,8 +42,9 @@ def test_help_names_every_setting() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--port", "99999"), "--port: Input should be less than or equal to 65535"),
-        (("--max-batch", "0"), "--max-batch"),
+        (("--port", "99999"), "--port: Input should be less than or equal to 65535, got '99999'"),
+        (("--max-batch", "0"), "--max-batch: Input should be greater than or equal to 1, got '0'"),
+        (("--engine", "torch"), "--engine"),
         (("--repository", "no/such/folder"), "no/such/folder: no such folder"),
         (("--prot", "8000"), "unrecognized arguments: --prot 8000"),
     ],
@@ -50,6 +54,19 @@ def test_bad_settings_end_with_one_line(arguments: tuple[str, ...], message: str
     assert result.returncode == 2
     assert message in result.stderr
     assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "message"),
+    [
+        ("METASPEC_MAX_BATCH", "abc", "--max-batch: Input should be a valid integer, .*, got 'abc'"),
+        ("METASPEC_GPUS", '[0, "x"]', "--gpus: Input should be a valid integer, .*, got 'x'"),
+    ],
+)
+def test_bad_variables_end_with_one_line(variable: str, value: str, message: str) -> None:
+    result = serve(**{variable: value})
+    assert result.returncode == 2
+    assert re.fullmatch(f"metaspec-serve: {message}\n", result.stderr)
 
 
 def test_a_port_in_use(small_repository: Path) -> None:
@@ -124,14 +141,14 @@ def test_its_version_travels(server: RunningServer) -> None:
         ("opentelemetry.sdk", [], {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9"}, "metaspec-server[telemetry]"),
     ],
 )
-def test_a_missing_extra_is_named(
-    small_repository: Path, module: str, arguments: list[str], environment: dict[str, str], extra: str
+def test_a_missing_extra_is_named_before_models_are_loaded(
+    tmp_path: Path, module: str, arguments: list[str], environment: dict[str, str], extra: str
 ) -> None:
     code = (
         f"import sys; sys.modules[{module!r}] = None\n"  # an import of it fails as if it were not installed
         "from metaspec_server.ops.cli import main; main()"
     )
-    command = [sys.executable, "-c", code, "--repository", str(small_repository), "--port", "0", *arguments]
+    command = [sys.executable, "-c", code, "--repository", str(tmp_path / "none"), "--port", "0", *arguments]
     result = subprocess.run(
         command, capture_output=True, text=True, timeout=240, check=False, env=os.environ | environment
     )

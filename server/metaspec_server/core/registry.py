@@ -1,116 +1,48 @@
 """The served models: loaded from the repository, replaced by newer versions, and restarted when an engine dies.
 
 A new version is loaded and warmed up beside the old one. Then callers get the new one, in one step, and the old one finishes
-the requests it has accepted and is unloaded. A version that cannot be loaded never replaces one that works.
+the requests it has accepted and is unloaded. A version that cannot be loaded never replaces one that works, nor does one of
+another device: versions of a model, and its forward and gradient model, predict the same device and channels.
 """
 
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeAlias
+from typing import TypeAlias
 
-from metaspec_contract.model import STRUCTURE, TensorSpec
-from metaspec_server.core.engine import Description
+from metaspec_contract.model import forward_model, gradient_model, is_gradient_model
 from metaspec_server.core.errors import UnknownModel
-from metaspec_server.core.tensors import Rows
+from metaspec_server.core.served_model import Load, NotYet, ServedModel
 from metaspec_server.repository import ModelFile, RepositoryError, find_models
 
-__all__ = ["Load", "NotYet", "Queue", "Registry", "ServedModel"]
+__all__ = ["Registry"]
 
 log = logging.getLogger(__name__)
 
 _NEVER = (-1,)  # the stamp of no file
 
-
-class Queue(Protocol):
-    """The queue of a model, and its engines behind it."""
-
-    @property
-    def engines(self) -> int:
-        """Number of engines that take work."""
-        ...
-
-    @property
-    def waiting(self) -> int:
-        """Number of waiting rows."""
-        ...
-
-    async def submit(self, rows: Rows, timeout: float | None = None, keys: Sequence[bytes] | None = None) -> Rows:
-        """Compute rows; see `MicroBatcher.submit`."""
-        ...
-
-    async def close(self, timeout: float) -> None:
-        """Finish accepted work and stop."""
-        ...
-
-
-@dataclass(eq=False)
-class ServedModel:
-    """A loaded, warm version of a model.
-
-    Attributes:
-        file: file of the version.
-        about: its tensors and metadata.
-        queue: queue that computes it.
-        wanted: number of engines that the queue should have.
-        revive: function that replaces dead engines, blocking, and returns their number.
-        users: number of requests that are using it.
-        idle: set when the last user is done.
-        number: unique number; a version whose file is replaced gets another one.
-    """
-
-    file: ModelFile
-    about: Description
-    queue: Queue
-    wanted: int
-    revive: Callable[[], int]
-    users: int = 0
-    idle: asyncio.Event = field(default_factory=asyncio.Event)
-    number: int = field(default_factory=itertools.count().__next__)
-
-    @property
-    def name(self) -> str:
-        """Name of the model."""
-        return self.file.name
-
-    @property
-    def version(self) -> int:
-        """Number of the version."""
-        return self.file.version
-
-    @property
-    def structure(self) -> TensorSpec:
-        """The input that is the structure."""
-        return next(spec for spec in self.about.inputs if spec.name == STRUCTURE)
-
-    @property
-    def ready(self) -> bool:
-        """Whether all its engines take work."""
-        return self.queue.engines >= self.wanted
+_Found: TypeAlias = dict[str, list[ModelFile]]  # versions on disk, newest first, by model
 
 
 @dataclass(frozen=True)
 class _Failure:
     stamp: tuple[int, ...] | None
     reason: str
-
-
-class NotYet(RepositoryError):
-    """A version cannot be served yet, for a reason that is not in its file: loading it is tried again."""
-
-
-Load: TypeAlias = Callable[[ModelFile], ServedModel]
-"""Makes a model ready to compute; blocks. Raises `RepositoryError` if it cannot be served."""
+    against: int | None = None  # number of the served model that it contradicts
 
 
 class Registry:
     """The served models of a repository.
+
+    A version that is loaded is checked against the next older one that is served and on disk (the next newer one if there is
+    none), and a gradient model against its forward model, whichever is loaded later. Of versions that are loaded together,
+    the older is taken as right. Versions that are not served are not compared: with `keep` 1, the newest is the only one
+    that is loaded at start-up.
 
     Args:
         repository: folder of the models.
@@ -188,9 +120,9 @@ class Registry:
         """
         async with self._changing:
             found = await asyncio.to_thread(find_models, self._repository)
-            for name in [*found, *(name for name in self._models if name not in found)]:
+            for name in [*(name for name in self._models if name not in found), *found]:
                 if name not in self._unloaded:
-                    await self._update(name, found.get(name, []))
+                    await self._update(name, found)
 
     async def load(self, name: str) -> None:
         """Load a model, also after `unload`, and retry versions that have failed.
@@ -205,7 +137,7 @@ class Registry:
                 raise UnknownModel(f"no model {name!r} in the repository; there is {', '.join(found) or 'none'}")
             self._unloaded.discard(name)
             self._failures = {key: failure for key, failure in self._failures.items() if key[0] != name}
-            await self._update(name, found[name])
+            await self._update(name, found)
             newest = found[name][0].version if found[name] else 0
             if failure := self._failures.get((name, newest)):
                 raise RepositoryError(self._repository / name, f"version {newest} cannot be loaded: {failure.reason}")
@@ -258,13 +190,14 @@ class Registry:
         self._models = {}
         await asyncio.gather(*(model.queue.close(timeout) for model in models), *self._leaving)
 
-    async def _update(self, name: str, files: list[ModelFile]) -> None:
-        """Serve the newest working versions among these files. A file that fails leaves the loaded version in place.
+    async def _update(self, name: str, found: _Found) -> None:
+        """Serve the newest working versions of a model. A file that fails leaves the loaded version in place.
 
         Args:
             name: name of the model.
-            files: its versions on disk, newest first.
+            found: versions on disk.
         """
+        files = found.get(name, [])
         kept: dict[int, ServedModel] = {}
         old = self._models.get(name, {})
         if files:
@@ -280,16 +213,19 @@ class Registry:
                 break
             model = old.get(file.version)
             if model is None or model.file.stamp != file.stamp:
-                model = await self._try(file) or model
+                model = await self._try(file, found) or model
             if model is not None:
+                kept = {number: newer for number, newer in kept.items() if not self._contradicts(newer, model)}
                 kept[file.version] = model
         self._install(name, kept)
 
-    async def _try(self, file: ModelFile) -> ServedModel | None:
-        """Load a version, unless the same file has failed before."""
+    async def _try(self, file: ModelFile, found: _Found) -> ServedModel | None:
+        """Load a version, unless the same file has failed before and the reason persists."""
         key, failure = (file.name, file.version), self._failures.get((file.name, file.version))
         if failure is not None and failure.stamp == file.stamp:
-            return None
+            served = {model.number for name in found for model in self._current(name, found)}
+            if failure.against is None or failure.against in served:
+                return None
         try:
             if file.stamp is None:
                 raise RepositoryError(file.path, "missing")
@@ -300,13 +236,47 @@ class Registry:
         except Exception as error:  # one bad version must not affect the others
             self._note(file.name, file.version, file.stamp, str(error))
             return None
+        if any(self._contradicts(model, other) for other in self._peers(file, found)):
+            return None
         self._failures.pop(key, None)
         log.info("%s version %d is loaded", file.name, file.version)
         return model
 
-    def _note(self, name: str, version: int, stamp: tuple[int, ...] | None, reason: str) -> None:
+    def _current(self, name: str, found: _Found) -> list[ServedModel]:
+        """Served versions of a model that are on disk, newest first, without those whose file has a successor to be loaded."""
+        stamps = {file.version: file.stamp for file in found.get(name, [])}
+        current = []
+        for version, model in self._models.get(name, {}).items():
+            failure = self._failures.get((name, version))
+            loaded_or_failed = {model.file.stamp} if failure is None else {model.file.stamp, failure.stamp}
+            if version in stamps and stamps[version] in loaded_or_failed:
+                current.append(model)
+        return current
+
+    def _peers(self, file: ModelFile, found: _Found) -> list[ServedModel]:
+        """What a version is checked against: the next older (or newer) one, and the newest of its forward or gradient model."""
+        versions = self._current(file.name, found)
+        older = [model for model in versions if model.version < file.version]
+        newer = [model for model in versions if model.version > file.version]
+        partner = forward_model(file.name) if is_gradient_model(file.name) else gradient_model(file.name)
+        return [*(older[:1] or newer[-1:]), *self._current(partner, found)[:1]]
+
+    def _contradicts(self, model: ServedModel, other: ServedModel) -> bool:
+        """Whether a loaded version contradicts another one. If so, it has failed and is unloaded."""
+        try:
+            model.check_against(other)
+        except RepositoryError as error:
+            self._note(model.name, model.version, model.file.stamp, str(error), other.number)
+            if model not in self.served():
+                self._release(model)
+            return True
+        return False
+
+    def _note(
+        self, name: str, version: int, stamp: tuple[int, ...] | None, reason: str, against: int | None = None
+    ) -> None:
         known = self._failures.get((name, version))
-        self._failures[name, version] = _Failure(stamp, reason)
+        self._failures[name, version] = _Failure(stamp, reason, against)
         if known is None or known.reason != reason:
             self._failed(name, version, reason)
 
@@ -319,9 +289,12 @@ class Registry:
             self._models.pop(name, None)
         for model in old:
             if model not in versions.values():
-                task = asyncio.create_task(self._retire(model))
-                self._leaving.add(task)
-                task.add_done_callback(self._leaving.discard)
+                self._release(model)
+
+    def _release(self, model: ServedModel) -> None:
+        task = asyncio.create_task(self._retire(model))
+        self._leaving.add(task)
+        task.add_done_callback(self._leaving.discard)
 
     async def _retire(self, model: ServedModel) -> None:
         try:

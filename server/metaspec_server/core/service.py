@@ -13,7 +13,8 @@ from opentelemetry import trace
 
 from metaspec_server.core.cache import ResultCache, keys
 from metaspec_server.core.errors import TooManyStructures
-from metaspec_server.core.registry import Load, Registry, ServedModel
+from metaspec_server.core.registry import Registry
+from metaspec_server.core.served_model import Load, ServedModel
 from metaspec_server.core.tensors import Rows, count, is_packed
 from metaspec_server.core.threads import off_loop
 from metaspec_server.repository import NothingToServe

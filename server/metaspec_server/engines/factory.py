@@ -9,7 +9,7 @@ from typing import TypeAlias
 from metaspec_server.core.batching import MicroBatch, MicroBatcher
 from metaspec_server.core.cache import computing_repeats_once
 from metaspec_server.core.engine import Engine
-from metaspec_server.core.registry import Load, ServedModel
+from metaspec_server.core.served_model import Load, ServedModel
 from metaspec_server.engines.onnx import OnnxEngine, best_provider
 from metaspec_server.repository import ModelFile
 from metaspec_server.settings import Settings

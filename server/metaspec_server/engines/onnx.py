@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from metaspec_contract.model import ModelMismatch, TensorSpec, check_tensors, parse_metadata
+from metaspec_contract.model import ModelMismatch, TensorSpec, check_folder, check_tensors, parse_metadata
 from metaspec_server.core.engine import Description, try_out
 from metaspec_server.core.tensors import Rows, gather
 from metaspec_server.repository import ModelFile, RepositoryError
@@ -176,8 +176,7 @@ def _session(file: ModelFile, options: ort.SessionOptions, providers: list[Any])
 def _describe(file: ModelFile, session: ort.InferenceSession, platform: str) -> Description:
     with refused(file):
         metadata = parse_metadata(session.get_modelmeta().custom_metadata_map)
-        if metadata.name != file.name:
-            raise ModelMismatch(f"metadata name is {metadata.name!r}, but the model's folder is {file.name!r}")
+        check_folder(metadata, file.name)
         inputs = tuple(_spec(argument) for argument in session.get_inputs())
         outputs = tuple(_spec(argument) for argument in session.get_outputs())
         check_tensors(metadata, inputs, outputs)

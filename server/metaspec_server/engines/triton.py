@@ -21,7 +21,7 @@ from metaspec_contract.model import TensorSpec
 from metaspec_server.core.batching import MicroBatch
 from metaspec_server.core.engine import Description, try_out
 from metaspec_server.core.errors import Closed, DeadlineExceeded, EngineFailure, EngineUnavailable, QueueFull
-from metaspec_server.core.registry import Load, NotYet, ServedModel
+from metaspec_server.core.served_model import Load, NotYet, ServedModel
 from metaspec_server.core.tensors import Rows, count, gather
 from metaspec_server.core.threads import off_loop
 from metaspec_server.engines.onnx import describe, refused
@@ -54,6 +54,7 @@ class TritonQueue:
 
     def __init__(
         self,
+        *,
         url: str,
         name: str,
         version: int,
@@ -180,14 +181,14 @@ def triton_loader(settings: Settings, observe: Callable[[str], Callable[[MicroBa
             max_batch = max(1, config.max_batch_size)
             _warm_up(client, file, about, max_batch)
         queue = TritonQueue(
-            url,
-            file.name,
-            file.version,
-            about,
-            max_batch,
-            settings.max_queue,
-            settings.triton_in_flight,
-            observe(file.name),
+            url=url,
+            name=file.name,
+            version=file.version,
+            about=about,
+            max_batch=max_batch,
+            max_queue=settings.max_queue,
+            in_flight=settings.triton_in_flight,
+            observe=observe(file.name),
         )
         return ServedModel(file, about, queue, 1, queue.revive)
 

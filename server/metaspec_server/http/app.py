@@ -13,6 +13,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
 from metaspec_contract.structures import InvalidStructure
+from metaspec_contract.validation import reason
 from metaspec_server import __version__
 from metaspec_server.core.errors import ServiceError
 from metaspec_server.core.service import Service
@@ -81,7 +82,7 @@ def create_app(service: Service, metrics: Metrics) -> ASGIApp:
     async def invalid(request: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"][1:]) or str(first["loc"][0])
-        return await problem(request, Problem(422, f"{field}: {first['msg']}", field=field))
+        return await problem(request, Problem(422, f"{field}: {reason(first)}", field=field))
 
     @app.exception_handler(ClientDisconnect)
     async def disconnected(request: Request, error: ClientDisconnect) -> Response:

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from numpy.typing import NDArray
 
 from metaspec_contract.model import COTANGENT, DEFAULT_MODEL, GRADIENT, SPECTRA, gradient_model, is_gradient_model
-from metaspec_server.core.registry import ServedModel
+from metaspec_server.core.served_model import ServedModel
 from metaspec_server.core.service import Service
 from metaspec_server.core.threads import off_loop
 from metaspec_server.http import rest_codec

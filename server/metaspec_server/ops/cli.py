@@ -13,6 +13,7 @@ import uvicorn
 from pydantic import ValidationError
 from pydantic_settings import CliApp, CliSettingsSource, SettingsError
 
+from metaspec_contract.validation import reason
 from metaspec_server import __version__
 from metaspec_server.core.service import Service
 from metaspec_server.engines.factory import MissingEngine, engine_factory
@@ -21,7 +22,7 @@ from metaspec_server.http.auth import ApiKeyError
 from metaspec_server.http.request_timeout import protocol_with_timeout
 from metaspec_server.ops.logs import set_up_logging
 from metaspec_server.ops.metrics import Metrics
-from metaspec_server.ops.telemetry import TelemetryError
+from metaspec_server.ops.telemetry import TelemetryError, require_telemetry
 from metaspec_server.repository import NothingToServe, RepositoryError
 from metaspec_server.settings import Settings
 
@@ -47,9 +48,8 @@ def main() -> None:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             runner.run(_serve(settings))
     except ValidationError as error:
-        first = error.errors()[0]
-        name = "-".join(str(part) for part in first["loc"]).replace("_", "-")
-        _fail(f"--{name}: {first['msg']}")
+        first = error.errors(include_url=False)[0]
+        _fail(f"--{str(first['loc'][0]).replace('_', '-')}: {reason(first)}")
     except _ERRORS as error:
         _fail(str(error))
     except KeyboardInterrupt:  # Ctrl-C has shut the server down in good order
@@ -62,6 +62,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 async def _serve(settings: Settings) -> None:
+    require_telemetry()
     listener = _listen(settings)
     metrics = Metrics()
     service = await Service.start(settings, engine_factory(settings, metrics.observe), metrics)
