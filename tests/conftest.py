@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
 
 from metaspec_testing.servers import RunningServer, running_server
@@ -30,26 +29,6 @@ def small_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def server(small_repository: Path) -> Iterator[RunningServer]:
     with running_server("--repository", str(small_repository), "--max-structures", "600") as running:
         yield running
-
-
-@pytest.fixture(scope="session")
-def start_server() -> Callable[..., object]:
-    return running_server
-
-
-@pytest.fixture(scope="session")
-def make_model() -> Callable[..., onnx.ModelProto]:
-    return small_model
-
-
-@pytest.fixture(scope="session")
-def make_gradient_model() -> Callable[..., onnx.ModelProto]:
-    return small_gradient_model
-
-
-@pytest.fixture(scope="session")
-def make_repository() -> Callable[..., Path]:
-    return write_repository
 
 
 @pytest.fixture(scope="session")

@@ -6,18 +6,12 @@ from metaspec._version import __version__
 
 
 def main() -> None:
-    """Run the command; without the extra "optimise", say in one line how to install it."""
-    if sys.argv[1:] == ["--version"]:  # works without any extra
+    """Run the command."""
+    if sys.argv[1:] == ["--version"]:  # at once
         print(f"metaspec {__version__}")
         raise SystemExit(0)
-    try:
-        from metaspec._cli.main import run_command
-    except ImportError as error:
-        if (error.name or "metaspec").partition(".")[0] in ("metaspec", "metaspec_contract"):
-            raise  # a fault of this package, not a missing extra
-        line = f'the command line needs {error.name}: pip install "metaspec[optimise]"'
-        print(f"metaspec: {line}", file=sys.stderr)
-        raise SystemExit(2) from None
+    from metaspec._cli.main import run_command
+
     run_command()
 
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from metaspec_contract import structures
+from metaspec_contract.model import gradient_model
 
 
 class MetaSpecError(Exception):
@@ -77,7 +78,7 @@ class DeadlineExceeded(MetaSpecError):
 class ModelUnavailable(MetaSpecError):
     """The server has no such model or version."""
 
-    advice = "Check model and version (gradients come from the model MODEL_vjp)"
+    advice = f"Check model and version (gradients come from the model {gradient_model('MODEL')})"
 
 
 class RequestTooLarge(MetaSpecError):

@@ -13,7 +13,7 @@ from metaspec._colours import COLOUR_LINES, DETECTOR_LINES
 from metaspec._extras import missing_extra
 from metaspec._spectra import MERGED_GREENS, Spectra
 from metaspec.optimise import History
-from metaspec_contract.detectors import BANDS_NM, CHANNELS, COLOUR_NAMES, COLOURS, QUADRANTS, SPREAD
+from metaspec_contract.detectors import BANDS_NM, CHANNELS, COLOUR_NAMES, COLOURS, DETECTORS, QUADRANTS, SPREAD
 from metaspec_contract.process import Process
 
 try:
@@ -33,7 +33,8 @@ def draw_structure(structure: ArrayLike, *, period_um: float = _PERIOD_UM, title
 
     Args:
         structure: (rows, columns), 1 is solid, 0 is void; densities between are drawn as shades.
-        period_um: side of the unit cell in um.
+        period_um: side of the unit cell in um; default: that of the default process; pass
+            `surrogate.metadata().process.period_um` for another one.
         title: title of the figure.
         tiles: number of periods along each side.
     """
@@ -80,8 +81,8 @@ def draw_spectra(spectra: Spectra, *, title: str = "") -> Figure:
         ax.plot(wavelengths, spectra.channel(name)[0], color=DETECTOR_LINES[name], lw=1.5, label=name)
     if SPREAD in spectra.channels:
         ax.plot(wavelengths, spectra.channel(SPREAD)[0], color="0.4", lw=1, ls=":", label=f"{SPREAD} (uncertainty)")
-    green = spectra.channel("G1")[0] + spectra.channel("G2")[0]
-    ax.plot(wavelengths, green, color="darkgreen", lw=2, label="G1 + G2")
+    green = sum(spectra.channel(name)[0] for name in DETECTORS["G"])
+    ax.plot(wavelengths, green, color="darkgreen", lw=2, label=" + ".join(DETECTORS["G"]))
     for colour, efficiency, crosstalk in zip(
         COLOURS, spectra.colour_efficiency()[0], spectra.crosstalk()[0], strict=True
     ):

@@ -48,7 +48,8 @@ def write_gds(
     Args:
         path: path of the file.
         structure: (rows, columns), binary: 1 is solid, 0 is void.
-        period_um: side of the unit cell in um.
+        period_um: side of the unit cell in um; default: that of the default process; pass
+            `surrogate.metadata().process.period_um` for another one.
         layer: layer and datatype of the solid, whose pixels are merged into polygons.
         boundary_layer: layer and datatype of the unit cell's outline, with the names of the detectors as labels.
         cell: name of the layout cell.
@@ -91,7 +92,8 @@ def solid_polygons(
 
     Args:
         structure: (rows, columns), binary: 1 is solid, 0 is void.
-        period_um: side of the unit cell in um.
+        period_um: side of the unit cell in um; default: that of the default process; pass
+            `surrogate.metadata().process.period_um` for another one.
         layer: layer and datatype of the polygons.
 
     Raises:

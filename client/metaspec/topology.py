@@ -45,7 +45,8 @@ class Parameterisation:
         radius_nm: radius of the conic filter in nm; at about 1.5 times the minimum feature width, `without_small_features`
             has little left to repair.
         symmetry: None or "diagonal".
-        pixel_nm: width of a pixel in nm; that of the default process by default.
+        pixel_nm: width of a pixel in nm; default: that of the default process; pass
+            `surrogate.metadata().process.pixel_nm` for another one.
 
     Raises:
         ValueError: a value is out of range.
@@ -150,7 +151,8 @@ def random_latents(
         count: number of latents.
         seed: seed of the random number generator, or a generator.
         shape: pixels (y, x) of a latent.
-        pixel_nm: width of a pixel in nm.
+        pixel_nm: width of a pixel in nm; default: that of the default process; pass
+            `surrogate.metadata().process.pixel_nm` for another one.
         correlation_nm: smallest and largest correlation length in nm; lengths are drawn log-uniformly between them.
 
     Returns:

@@ -56,7 +56,7 @@ def check_structures(
     array = array.reshape(-1, 1, y, x)
     for start in range(0, len(array), _CHUNK):
         chunk = array[start : start + _CHUNK]
-        if not (chunk.min() >= -ROUNDING and chunk.max() <= 1 + ROUNDING):  # so written, NaN fails too
+        if not (chunk.min() >= -ROUNDING and chunk.max() <= 1 + ROUNDING):  # this form also rejects NaN
             outside = ~((chunk >= -ROUNDING) & (chunk <= 1 + ROUNDING))
             n, _, row, column = (int(i) for i in np.argwhere(outside)[0])
             hint = "; divide 8-bit images by 255" if chunk.max() == 255 else ""

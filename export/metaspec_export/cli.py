@@ -31,7 +31,7 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"metaspec-export {__version__} (metaspec-lab)")
+        typer.echo(f"metaspec-export {__version__}")
         raise typer.Exit
 
 

@@ -122,7 +122,7 @@ def check_gradient_parity(network: nn.Module, graph: bytes, structures: NDArray[
 
 def _spectra_difference(got: Array, expected: Array) -> float:
     difference = float(np.abs(got - expected).max())
-    if not difference <= TOLERANCE:  # so written, NaN fails too
+    if not difference <= TOLERANCE:  # this form also rejects NaN
         raise ParityError(f"ONNX Runtime deviates from PyTorch by {difference:.1e}, allowed is {TOLERANCE:.0e}")
     return difference
 

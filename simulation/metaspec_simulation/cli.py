@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 from dask.distributed import Client, Future, LocalCluster, as_completed, get_worker
@@ -62,7 +62,7 @@ app = typer.Typer(
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"metaspec-lab {version('metaspec-lab')}")
+        typer.echo(f"metaspec-simulate {version('metaspec-lab')}")
         raise typer.Exit
 
 
@@ -300,7 +300,17 @@ def main() -> None:
         # Simulating is what the command is for.
         arguments = ["from-designs" if _FROM in arguments else "run", *(one for one in arguments if one != _FROM)]
     try:
-        app(arguments, prog_name="metaspec-simulate")
+        # typer itself prints the help where there are no arguments.
+        status = app(arguments, prog_name="metaspec-simulate", standalone_mode=not arguments)
     except (ValueError, OSError, ImportError) as error:
-        typer.echo(f"metaspec-simulate: {error}", err=True)
-        raise SystemExit(2) from None
+        _fail(str(error))
+    except Exception as error:
+        if not hasattr(error, "format_message"):  # a usage error: not all versions of typer export its class
+            raise
+        _fail(" ".join(error.format_message().split()))
+    raise SystemExit(status)
+
+
+def _fail(message: str) -> NoReturn:
+    typer.echo(f"metaspec-simulate: {message}", err=True)
+    raise SystemExit(2)

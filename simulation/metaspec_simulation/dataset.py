@@ -122,7 +122,7 @@ def add_structures(path: Path, process: Process, cells: int, wanted: Structure) 
 
 
 def _resize(group: Group, count: int) -> None:
-    """Make room for `count` samples, in `complete` last: a run that is killed on the way can do it again."""
+    """Resize all arrays to `count`; `complete` last, so that an interrupted resize is repeated."""
     for name in PER_SAMPLE:
         if name in group:
             group[name].resize((count, *group[name].shape[1:]))
@@ -149,10 +149,10 @@ def write_samples(
         structure = recipe.structure(sample) if given is None else given[sample - start]
         family = recipe.family(sample) if given is None else "design"
         simulation = solver.simulate(structure)
-        coarse = simulation.harmonics[:, :: harmonic_stride(recipe.process)]
+        thinned = simulation.harmonics[:, :: harmonic_stride(recipe.process)]
         rows["structure"].append(pack(structure))
         rows["spectra"].append(np.rint(simulation.spectra / STEP).astype(np.int16))
-        rows["harmonics"].append(np.rint(coarse / HARMONIC_STEP).astype(np.int16))
+        rows["harmonics"].append(np.rint(thinned / HARMONIC_STEP).astype(np.int16))
         rows["family"].append(families.SOURCES.index(family))
         rows["split"].append(families.SPLITS.index(families.split_of(structure)))
         rows["energy_error"].append(np.sqrt(np.mean(simulation.energy_error**2)))

@@ -10,7 +10,7 @@ import pytest
 from metaspec import __version__
 from metaspec.optimise import NAMES
 
-EXTRAS = {"cma", "gdstk", "imageruler", "matplotlib", "pymoo", "rich", "scipy", "typer"}
+EXTRAS = {"cma", "gdstk", "imageruler", "matplotlib", "pymoo", "scipy"}
 FRAMEWORKS = {"torch", "jax", "botorch", "gpytorch", "optax", "invrs_opt", "totypes", "tritonclient"}
 
 REFUSE = """
@@ -31,11 +31,33 @@ def run_without(names: set[str], program: str, *arguments: str) -> subprocess.Co
     return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
 
-@pytest.mark.parametrize("command", ["predict", "optimise"])
-@pytest.mark.parametrize("package", ["typer", "rich", "matplotlib", "gdstk"])
-def test_a_command_names_the_extra(command: str, package: str) -> None:
-    done = run_without({package}, COMMAND, command, "--help")
-    line = f'metaspec: the command line needs {package}: pip install "metaspec[optimise]"\n'
+@pytest.mark.parametrize(("package", "what"), [("matplotlib", "figures need"), ("gdstk", "layouts need")])
+def test_a_command_names_the_extra(package: str, what: str) -> None:
+    done = run_without({package}, COMMAND, "optimise", "--out", "never-written", "--url", "http://127.0.0.1:9")
+    line = f'metaspec: {what} {package}: pip install "metaspec[optimise]"\n'
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", line)
+
+
+def test_predict_needs_an_extra_only_to_draw() -> None:
+    asked = ("predict", "nowhere.npy", "--url", "http://127.0.0.1:9")
+    without = run_without(EXTRAS | FRAMEWORKS, COMMAND, *asked)
+    assert (without.returncode, without.stdout) == (2, "")
+    assert without.stderr == "metaspec: nowhere.npy is missing\n"
+    drawn = run_without({"matplotlib"}, COMMAND, *asked, "--plot", "never-written.png")
+    line = 'metaspec: figures need matplotlib: pip install "metaspec[optimise]"\n'
+    assert (drawn.returncode, drawn.stdout, drawn.stderr) == (2, "", line)
+
+
+@pytest.mark.parametrize("command", [(), ("predict",), ("optimise",)])
+def test_the_help_needs_no_extra(command: tuple[str, ...]) -> None:
+    done = run_without(EXTRAS | FRAMEWORKS, COMMAND, *command, "--help")
+    assert done.returncode == 0
+    assert "Usage: metaspec" in done.stdout
+
+
+def test_optimise_needs_at_the_start_what_it_needs_at_the_end() -> None:
+    done = run_without({"imageruler"}, COMMAND, "optimise", "--out", "never-written", "--url", "http://127.0.0.1:9")
+    line = 'metaspec: feature sizes need imageruler: pip install "metaspec[optimise]"\n'
     assert (done.returncode, done.stdout, done.stderr) == (2, "", line)
 
 

@@ -35,7 +35,8 @@ from metaspec import (
     Surrogate,
     __version__,
 )
-from metaspec_contract.model import METADATA_KEY
+from metaspec_contract.model import DEFAULT_MODEL, METADATA_KEY, gradient_model
+from metaspec_contract.process import Process
 from metaspec_testing.servers import RunningServer
 from metaspec_testing.small_models import METADATA
 
@@ -54,15 +55,21 @@ def good(rows: int = 1, version: str = "1", **tensor: object) -> messages.ModelI
     )
 
 
+def is_gradient(name: str) -> bool:
+    return name == gradient_model(DEFAULT_MODEL)
+
+
 class Scripted(GRPCInferenceServiceServicer):  # type: ignore[misc]
     """A server that speaks as Triton does.
 
     Attributes:
         asked: model, version and metadata of the inference requests so far.
+        gradient: description of the gradient model; None if there is none.
     """
 
     def __init__(self, answers: Iterator[Answer]) -> None:
         self.asked: list[tuple[str, str, dict[str, str]]] = []
+        self.gradient: dict[str, Any] | None = None
         self._answers = answers
 
     def ServerMetadata(self, request: Any, context: Any) -> Any:  # noqa: N802
@@ -70,15 +77,18 @@ class Scripted(GRPCInferenceServiceServicer):  # type: ignore[misc]
 
     def ModelMetadata(self, request: Any, context: Any) -> Any:  # noqa: N802
         tensor = messages.ModelMetadataResponse.TensorMetadata
-        return messages.ModelMetadataResponse(
-            name=request.name,
-            versions=["1"],
-            inputs=[tensor(name="structure", datatype="FP32", shape=[-1, 1, 128, 128])],
-            outputs=[tensor(name="spectra", datatype="FP32", shape=[-1, 4, 301])],
-        )
+        inputs = [tensor(name="structure", datatype="FP32", shape=[-1, 1, 128, 128])]
+        outputs = [tensor(name="spectra", datatype="FP32", shape=[-1, 4, 301])]
+        if is_gradient(request.name):
+            if self.gradient is None:
+                context.abort(StatusCode.NOT_FOUND, f"unknown model: '{request.name}'")
+            inputs.append(tensor(name="cotangent", datatype="FP32", shape=[-1, 4, 301]))
+            outputs.append(tensor(name="gradient", datatype="FP32", shape=[-1, 1, 128, 128]))
+        return messages.ModelMetadataResponse(name=request.name, versions=["1"], inputs=inputs, outputs=outputs)
 
     def ModelConfig(self, request: Any, context: Any) -> Any:  # noqa: N802
-        told = {METADATA_KEY: model_config.ModelParameter(string_value=json.dumps(METADATA))}
+        about = self.gradient if is_gradient(request.name) else METADATA
+        told = {METADATA_KEY: model_config.ModelParameter(string_value=json.dumps(about))}
         return messages.ModelConfigResponse(config=model_config.ModelConfig(name=request.name, parameters=told))
 
     def ModelInfer(self, request: Any, context: Any) -> Any:  # noqa: N802
@@ -137,6 +147,38 @@ def test_a_new_version_in_the_middle_of_a_call() -> None:
     assert (spectra.values == 0.5).all()
     assert spectra.version == "2"
     assert [version for _, version, _ in server.asked] == ["", "", "", "2", "2"]
+
+
+@pytest.mark.parametrize("client", [Surrogate, AsyncSurrogate])
+async def test_gradients_are_of_the_same_device(client: type) -> None:
+    async def ask(surrogate: Any) -> Any:
+        answer = surrogate.gradient(ONE, np.zeros((4, 301)))
+        return await answer if client is AsyncSurrogate else answer
+
+    zeros = messages.ModelInferResponse(
+        model_version="1",
+        outputs=[
+            messages.ModelInferResponse.InferOutputTensor(name="gradient", datatype="FP32", shape=[1, 1, 128, 128])
+        ],
+        raw_output_contents=[bytes(4 * 128 * 128)],
+    )
+    with scripted(zeros) as (address, server):
+        surrogate = client(f"grpc://{address}", retries=0)
+        with pytest.raises(ModelUnavailable, match=r"'diffractionnet_vjp'.*MODEL_vjp"):
+            await ask(surrogate)
+        process = Process(period_um=1.6).model_dump(mode="json")
+        server.gradient = METADATA | {"name": "diffractionnet_vjp", "kind": "vjp", "process": process}
+        with pytest.raises(
+            ProtocolError, match=r"'diffractionnet_vjp' .*'diffractionnet' .*period_um 1\.6 against 2\.0"
+        ):
+            await ask(surrogate)
+        assert server.asked == []
+        server.gradient |= {"process": METADATA["process"]}
+        assert (await ask(surrogate)).shape == (1, 128, 128)
+        if client is AsyncSurrogate:
+            await surrogate.close()
+        else:
+            surrogate.close()
 
 
 @pytest.mark.parametrize(

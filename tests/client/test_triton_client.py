@@ -18,11 +18,14 @@ from metaspec import (
     AsyncSurrogate,
     DeadlineExceeded,
     ModelUnavailable,
+    ProtocolError,
     RequestTooLarge,
     ServerBusy,
     ServerUnreachable,
     Surrogate,
 )
+from metaspec_contract.model import gradient_model
+from metaspec_contract.process import Process
 from metaspec_testing.five_channels import CHANNELS, PROCESS, WAVELENGTHS_NM, five_channel_model, metadata, spectra_of
 from metaspec_testing.small_models import (
     METADATA,
@@ -57,6 +60,11 @@ def config(
     )
 
 
+def gradient_of(about: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    """Description of the gradient model of a described model."""
+    return about | {"name": gradient_model(about["name"]), "kind": "vjp"} | changes
+
+
 def slowed(repository: Path, name: str) -> None:
     """Let a model take a fifth of a second for each batch."""
     model, head = repository / name / "1" / "model.py", "def execute(self, requests):\n"
@@ -65,18 +73,23 @@ def slowed(repository: Path, name: str) -> None:
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The small model and its gradient, a slow one with a short queue, and one with five channels."""
+    """The small model and its gradient, a slow one with a short queue, one with five channels, and two of two devices."""
     root = write_repository(tmp_path_factory.mktemp("source"), small_model())
     write_repository(root, small_gradient_model())
     shutil.copytree(root / "diffractionnet", root / "busy")
     five = write_repository(tmp_path_factory.mktemp("five"), five_channel_model())
     shutil.copytree(five / "diffractionnet", root / "five")
+    shutil.copytree(root / "diffractionnet", root / "mixed")
+    shutil.copytree(root / "diffractionnet_vjp", root / "mixed_vjp")
+    narrow = Process(period_um=1.6).model_dump(mode="json")
     short = "dynamic_batching { default_queue_policy { max_queue_size: 1 } }"
     texts = {
         "diffractionnet": config("diffractionnet", METADATA),
-        "diffractionnet_vjp": config("diffractionnet_vjp", METADATA, gradient=True, max_batch=128),
+        "diffractionnet_vjp": config("diffractionnet_vjp", gradient_of(METADATA), gradient=True, max_batch=128),
         "busy": config("busy", METADATA, max_batch=1, more=short),
         "five": config("five", metadata("forward")),
+        "mixed": config("mixed", METADATA),
+        "mixed_vjp": config("mixed_vjp", gradient_of(METADATA, process=narrow), gradient=True),
     }
     for name, text in texts.items():
         (root / name / "config.pbtxt").write_text(text)
@@ -147,6 +160,15 @@ def test_channels_and_wavelengths_that_the_configuration_tells(url: str, structu
         assert surrogate.metadata().process == PROCESS
     np.testing.assert_allclose(spectra.values, spectra_of(structures), rtol=1e-5)
     assert (spectra.channels, spectra.wavelengths_nm.tolist()) == (tuple(CHANNELS), WAVELENGTHS_NM)
+
+
+def test_a_gradient_of_another_device_is_refused(url: str, structures: Array) -> None:
+    with Surrogate(url, model="mixed") as surrogate:
+        assert len(surrogate.predict(structures)) == 5
+        with pytest.raises(
+            ProtocolError, match=r"'mixed_vjp' version 1 and model 'mixed'.*period_um 1\.6 against 2\.0"
+        ):
+            surrogate.gradient(structures, np.zeros((4, 301)))
 
 
 def test_what_triton_refuses(url: str, structures: Array) -> None:

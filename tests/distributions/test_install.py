@@ -51,7 +51,7 @@ def assert_version(environment: Environment, program: str) -> None:
     assert result.returncode == 0, result
     assert result.stderr == ""
     (line,) = result.stdout.splitlines()
-    assert VERSION in line.split()
+    assert line == f"{program} {VERSION}"
 
 
 def test_contract(archives: Build, environment: Environment) -> None:
@@ -65,8 +65,12 @@ def test_client(archives: Build, environment: Environment) -> None:
     wheels = archives("contract").wheel, archives("client").wheel
     environment.install(*wheels, lock="test.txt")
     assert_version(environment, "metaspec")
-    for command in ("optimise", "predict", "designs"):
-        assert_one_line(environment.run("metaspec", command), 'pip install "metaspec[optimise]"')
+    for command in ("optimise", "predict"):
+        assert environment.run("metaspec", command, "--help").returncode == 0
+    np.save(environment.programs.parent / "structures.npy", np.zeros((1, 128, 128), np.uint8))
+    prediction = environment.run("metaspec", "predict", "structures.npy", "--url", "http://127.0.0.1:9")
+    assert_one_line(prediction, "http://127.0.0.1:9")
+    assert_one_line(environment.run("metaspec", "optimise", "--out", "designs"), 'pip install "metaspec[optimise]"')
     for module, extra in {"torch": "torch", "jax": "jax", "gds": "optimise", "figures": "optimise"}.items():
         result = environment.run("python", "-c", f"import metaspec.{module}")
         assert result.stderr.splitlines()[-1].startswith("ImportError")
@@ -77,10 +81,8 @@ def test_client(archives: Build, environment: Environment) -> None:
 
 def test_client_with_its_command_line(archives: Build, environment: Environment) -> None:
     environment.install(archives("contract").wheel, f"{archives('client').wheel}[optimise]", lock="test.txt")
-    np.save(environment.programs.parent / "structures.npy", np.zeros((1, 128, 128), np.uint8))
-    result = environment.run("metaspec", "predict", "structures.npy", "--url", "http://127.0.0.1:9")
+    result = environment.run("metaspec", "optimise", "--out", "designs", "--url", "http://127.0.0.1:9")
     assert_one_line(result, "http://127.0.0.1:9")
-    assert environment.run("metaspec", "optimise", "--help").returncode == 0
 
 
 def test_server(archives: Build, environment: Environment, small_repository: Path) -> None:

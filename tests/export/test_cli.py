@@ -96,7 +96,7 @@ def test_help_and_version(command: Command) -> None:
         result = command(*arguments)
         assert (result.returncode, result.stderr) == (0, "")
         assert "Usage: metaspec-export" in result.stdout
-    expected = f"metaspec-export {version('metaspec-lab')} (metaspec-lab)\n"
+    expected = f"metaspec-export {version('metaspec-lab')}\n"
     assert command("--version").stdout == expected
     program = [sys.executable, "-m", "metaspec_export", "--version"]
     result = subprocess.run(program, capture_output=True, text=True, timeout=120)

@@ -6,7 +6,6 @@ import io
 import json
 import re
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
 from pathlib import Path
 
 import httpx
@@ -25,7 +24,7 @@ from metaspec_export.graph import require_portable
 from metaspec_export.metadata import read
 from metaspec_export.parity import check_gradient_parity, run, session
 from metaspec_export.precision import Precision, deviation, reduce, require_within
-from metaspec_testing.servers import RunningServer
+from metaspec_testing.servers import running_server
 from metaspec_training.networks.symmetric import SymmetricNetwork
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # tracing takes minutes on a busy machine
@@ -37,8 +36,8 @@ Graph = Callable[[str], onnx.ModelProto]
 
 
 @pytest.fixture(scope="module")
-def url(repository: Path, start_server: Callable[..., AbstractContextManager[RunningServer]]) -> Iterator[str]:
-    with start_server("--repository", str(repository), "--max-batch", "8") as running:
+def url(repository: Path) -> Iterator[str]:
+    with running_server("--repository", str(repository), "--max-batch", "8") as running:
         yield running.url
 
 

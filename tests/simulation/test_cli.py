@@ -12,12 +12,11 @@ from typing import Any
 import pytest
 
 from metaspec_contract.process import Process
-from metaspec_simulation.cli import main
 from metaspec_simulation.dataset import Recipe, open_dataset
 
 
 def test_version(command: Callable[..., Any]) -> None:
-    expected = f"metaspec-lab {version('metaspec-lab')}\n"
+    expected = f"metaspec-simulate {version('metaspec-lab')}\n"
     assert command("--version").out == expected
     arguments = [sys.executable, "-m", "metaspec_simulation", "--version"]
     result = subprocess.run(arguments, capture_output=True, text=True, timeout=60, check=True)
@@ -58,9 +57,31 @@ def test_a_partial_process_file_changes_the_default(tmp_path: Path, command: Cal
     assert "against the default: no difference.\n" in command("import", tmp_path, "--out", out, "--process", file).out
 
 
-def test_usage_errors(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    monkeypatch.setattr(sys, "argv", ["metaspec-simulate", "--count", "0", "--out", str(tmp_path / "set")])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    assert ended.value.code == 2
-    assert "Invalid value for '--count'" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--count", "0", "--out", "set"], "Invalid value for '--count': "),
+        (["--count", "abc", "--out", "set"], "Invalid value for '--count': "),
+        (["--count", "1"], "Missing option '--out'"),
+        (["--bogus"], "No such option: --bogus"),
+        (["bogus"], "No such command 'bogus'"),
+        (["verify", "nowhere"], "'nowhere' does not exist"),
+        (["import", "--out", "set"], "Missing argument"),
+    ],
+)
+def test_usage_errors(
+    command: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = command(*arguments)
+    (line,) = result.err.splitlines()
+    assert (result.code, result.out) == (2, "")
+    assert line.startswith("metaspec-simulate: ")
+    assert message in line
+
+
+def test_help(command: Callable[..., Any]) -> None:
+    assert command("--help").out.startswith("Usage: metaspec-simulate [OPTIONS] COMMAND")
+    nothing = command()
+    assert nothing.code == 2
+    assert nothing.err.startswith("Usage: metaspec-simulate [OPTIONS] COMMAND")

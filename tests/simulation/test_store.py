@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -80,8 +82,10 @@ def test_attributes_that_are_missing(data_set: Path, name: str) -> None:
         load(data_set)
 
 
-@pytest.mark.parametrize("name", ["spectra", "wavelength", "harmonic_wavelength"])
-def test_arrays_that_are_missing(data_set: Path, name: str) -> None:
+@pytest.mark.parametrize("name", ["complete", "spectra", "wavelength", "harmonics", "harmonic_wavelength"])
+def test_arrays_that_are_missing(data_set: Path, refusal: Callable[..., str], name: str) -> None:
     del zarr.open_group(data_set, mode="r+")[name]
-    with pytest.raises(ValueError, match=f"data: array {name} is missing"):
+    line = f"{data_set}: array {name} is missing"
+    with pytest.raises(ValueError, match=f"^{re.escape(line)}$"):
         load(data_set)
+    assert refusal("--count", 2, "--out", data_set) == f"metaspec-simulate: {line}"

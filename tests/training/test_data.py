@@ -90,11 +90,11 @@ def test_imported_samples_are_augmented_by_exact_symmetries_only(samples: Sample
     assert len(seen) > (6 if merged else 15)
 
 
-def test_samples_of_a_coarser_grid_are_marked(fine: Path, coarse: Path) -> None:
+def test_low_fidelity_labels_are_marked(fine: Path, coarse: Path) -> None:
     data = SpectraDataModule([str(fine), str(coarse)], batch_size=20)
     (batch,) = data.train_dataloader()
-    assert int(batch.coarse.sum()) == 4
-    assert not any(batch.coarse.any() for batch in data.val_dataloader())
+    assert int(batch.low_fidelity.sum()) == 4
+    assert not any(batch.low_fidelity.any() for batch in data.val_dataloader())
 
 
 @pytest.mark.parametrize(("limit", "counts"), [(None, (16, 4)), (18, (16, 2)), (10, (10,))])

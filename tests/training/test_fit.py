@@ -98,7 +98,7 @@ def test_a_run_started_from_its_own_settings_keeps_the_name_of_the_preset(traine
 def test_live_weights(fine: Path, tmp_path: Path) -> None:
     """A running training takes up a change and refuses a bad file, as seen in its log and its messages."""
     run = tmp_path / "lightning_logs" / "version_0"
-    bad = '{"w_mse": -1, "w_grad": 70, "w_rel": 0.1, "w_curv": 0, "blue_weight": "x"}'
+    bad = '{"w_mse": -1, "w_grad": 70, "w_rel": 0.1, "w_curv": 0, "blue_weight": 1}'
 
     class Edits(Callback):
         def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -125,8 +125,7 @@ def test_live_weights(fine: Path, tmp_path: Path) -> None:
     assert logged["weights/w_mse"] == [2.0] * 5
     messages = [str(each.message) for each in refusals]
     (refusal,) = [message for message in messages if "Loss weights not changed" in message]
-    assert "w_mse: Input should be greater than or equal to 0, got -1" in refusal
-    assert "blue_weight" in refusal
+    assert refusal.endswith("weights.json: w_mse: Input should be greater than or equal to 0, got -1")
 
 
 def test_weights_that_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,8 +6,9 @@ import torch
 
 from metaspec_contract.process import Process
 from metaspec_simulation.physics.farfield import flux_map, shifted_basis, window_harmonics
-from metaspec_training.networks.field import DiffractionFieldNet, DiffractionFieldNetConfig, Propagation
+from metaspec_training.networks.field import DiffractionFieldNet, DiffractionFieldNetConfig
 from metaspec_training.networks.layers import CircularConv, FourierMixing
+from metaspec_training.networks.propagation import Propagation
 from metaspec_training.networks.query import DiffractionNet, DiffractionNetConfig
 
 
@@ -138,17 +139,17 @@ def test_field_net_gradient_reaches_every_pixel(density: torch.Tensor) -> None:
     assert (density.grad != 0).float().mean() > 0.99
 
 
-def test_the_coarse_head_changes_only_what_was_simulated_coarsely(density: torch.Tensor) -> None:
+def test_the_coarse_head_changes_low_fidelity_predictions_only(density: torch.Tensor) -> None:
     network = DiffractionFieldNet(DiffractionFieldNetConfig(stem=8, width=32, blocks=1, coarse_head=True)).eval()
-    coarse, shift = torch.tensor([False, True]), torch.zeros(2, 3, 2)
+    low_fidelity, shift = torch.tensor([False, True]), torch.zeros(2, 3, 2)
     with torch.inference_mode():
         served = network(density)
-        torch.testing.assert_close(network(density, coarse), served, atol=0, rtol=0)
+        torch.testing.assert_close(network(density, low_fidelity), served, atol=0, rtol=0)
         assert network.coarse_head is not None
         assert network.coarse_head.bias is not None
         network.coarse_head.bias.fill_(0.05)
         torch.testing.assert_close(network(density), served, atol=0, rtol=0)
-        for prediction in (network(density, coarse), network.at(density, shift, coarse)[:, 0]):
+        for prediction in (network(density, low_fidelity), network.at(density, shift, low_fidelity)[:, 0]):
             torch.testing.assert_close(prediction[0], served[0], atol=1e-4, rtol=0)
             assert (prediction[1] - served[1]).abs().max() > 1e-3
 
@@ -161,11 +162,11 @@ def test_the_splines_of_a_field_net_can_be_refined(density: torch.Tensor) -> Non
     assert before.coarse_head is not None
     torch.nn.init.normal_(before.coarse_head.weight, std=0.05)
     after = before.with_basis(29)
-    coarse = torch.tensor([False, True])
+    low_fidelity = torch.tensor([False, True])
     with torch.no_grad():
-        expected = before.propagation(before.maps(density, coarse))
-        torch.testing.assert_close(after.propagation(after.maps(density, coarse)), expected, atol=1e-5, rtol=1e-4)
+        expected = before.propagation(before.maps(density, low_fidelity))
+        torch.testing.assert_close(after.propagation(after.maps(density, low_fidelity)), expected, atol=1e-5, rtol=1e-4)
         back = after.with_basis(16)
-        torch.testing.assert_close(back.propagation(back.maps(density, coarse)), expected, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(back.propagation(back.maps(density, low_fidelity)), expected, atol=1e-5, rtol=1e-4)
     assert after.config.spectral_basis == 29
     assert not torch.equal(expected[0], expected[1])

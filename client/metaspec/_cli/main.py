@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import signal
+import sys
 import tempfile
 from pathlib import Path
-from types import FrameType
-from typing import Annotated
+from types import FrameType, ModuleType
+from typing import Annotated, NoReturn
 
 import numpy as np
 import typer
@@ -15,14 +16,12 @@ from tqdm import tqdm
 
 from metaspec import objectives, optimise
 from metaspec._cli import bulk, display
+from metaspec._design.features import import_imageruler
 from metaspec._errors import MetaSpecError
 from metaspec._spectra import MERGED_GREENS, Spectra
 from metaspec._surrogate.base import DEFAULT_URL
 from metaspec._surrogate.client import Surrogate
 from metaspec._version import __version__
-from metaspec.designs import begin, is_finished, mended, write_designs
-from metaspec.figures import draw_spectra
-from metaspec.gds import check_layer
 from metaspec.topology import Parameterisation, without_small_features
 from metaspec_contract.detectors import SPREAD
 from metaspec_contract.files import replacing
@@ -76,6 +75,8 @@ def predict(
     """
     if out is not None and out.suffix not in (".npy", ".csv"):
         raise ValueError(f"--out must end in .npy or .csv, got {out}")
+    if plot is not None:
+        _figures()  # needed at the end
     for name, path in (("--out", out), ("--plot", plot)):
         if path is not None and not path.absolute().parent.is_dir():
             raise ValueError(f"{name}: folder {path.parent} does not exist")
@@ -102,10 +103,17 @@ def predict(
             typer.echo(f"{out} holds the spectra, {' x '.join(map(str, spectra.values.shape))}.")
 
 
+def _figures() -> ModuleType:
+    """The module that draws, which needs the extra "optimise"; the ImportError names it."""
+    from metaspec import figures
+
+    return figures
+
+
 def _plot_best(spectra: Spectra, best: int, path: Path) -> None:
     title = f"structure {best} of {len(spectra)}, predicted by {spectra.model} version {spectra.version}"
     with replacing(path) as partial:
-        draw_spectra(spectra[best], title=title).savefig(partial, dpi=110)
+        _figures().draw_spectra(spectra[best], title=title).savefig(partial, dpi=110)
     typer.echo(f"{path} shows the spectra of structure {best}.")
 
 
@@ -141,6 +149,8 @@ def design(
 
     After Ctrl-C or the loss of the server, the same command resumes and ends with the same designs.
     """
+    from metaspec.designs import begin, is_finished, mended, write_designs  # needs the extra "optimise"
+
     goal = objectives.by_name(objective)
     layer = _layer(gds_layer)
     settings = {
@@ -160,6 +170,7 @@ def design(
     if is_finished(out, settings):
         typer.echo(f"{out} is finished, nothing to do: see {out / 'report.html'}")
         return
+    import_imageruler()  # first needed at the end of the run
     method = optimise.by_name(optimiser, starts, seed)
     console = Console(highlight=False)
     with _surrogate(url, model, api_key) as surrogate:
@@ -220,6 +231,8 @@ def _layer(text: str) -> tuple[int, int]:
         numbers = int(layer), int(datatype)
     except ValueError:
         raise ValueError(f"--gds-layer must be two integers, LAYER/DATATYPE, got {text!r}") from None
+    from metaspec.gds import check_layer
+
     check_layer(numbers)
     return numbers
 
@@ -231,8 +244,19 @@ def _terminated(number: int, frame: FrameType | None) -> None:
 def run_command() -> None:
     """Run the command with the arguments of the process; an error is one line on stderr and exit status 2."""
     signal.signal(signal.SIGTERM, _terminated)
+    arguments = sys.argv[1:]
     try:
-        app(prog_name="metaspec")
+        # typer itself prints the help where there are no arguments.
+        status = app(arguments, prog_name="metaspec", standalone_mode=not arguments)
     except (ValueError, OSError, ImportError, MetaSpecError) as error:
-        typer.echo(f"metaspec: {error}", err=True)
-        raise SystemExit(2) from None
+        _fail(str(error))
+    except Exception as error:
+        if not hasattr(error, "format_message"):  # a usage error: not all versions of typer export its class
+            raise
+        _fail(" ".join(error.format_message().split()))
+    raise SystemExit(status)
+
+
+def _fail(message: str) -> NoReturn:
+    typer.echo(f"metaspec: {message}", err=True)
+    raise SystemExit(2)

@@ -23,13 +23,14 @@ def feature_size(structure: ArrayLike, pixel_nm: float = PIXEL_NM) -> tuple[floa
 
     Args:
         structure: binary structure (y, x).
-        pixel_nm: width of a pixel in nm.
+        pixel_nm: width of a pixel in nm; default: that of the default process; pass
+            `surrogate.metadata().process.pixel_nm` for another one.
 
     Raises:
         InvalidStructure: not one binary structure.
         ImportError: imageruler is not installed.
     """
-    solid, void = _imageruler().minimum_length_scale(check_one_binary(structure).astype(bool), periodic=_PERIODIC)
+    solid, void = import_imageruler().minimum_length_scale(check_one_binary(structure).astype(bool), periodic=_PERIODIC)
     return solid * pixel_nm, void * pixel_nm
 
 
@@ -43,7 +44,8 @@ def without_small_features(structure: ArrayLike, width_nm: float, pixel_nm: floa
     Args:
         structure: binary structure (y, x).
         width_nm: minimum width of solid and void in nm; rounded up to whole pixels.
-        pixel_nm: width of a pixel in nm.
+        pixel_nm: width of a pixel in nm; default: that of the default process; pass
+            `surrogate.metadata().process.pixel_nm` for another one.
 
     Returns:
         uint8 (y, x). With many features and a large width, it can end up entirely solid or void.
@@ -61,7 +63,7 @@ def without_small_features(structure: ArrayLike, width_nm: float, pixel_nm: floa
             f"width_nm must be above 0 and at most a quarter of the cell, {half / 2 * pixel_nm:g}, got {width_nm}"
         )
     width = int(np.ceil(width_nm / pixel_nm - 1e-9))
-    violations_of = _imageruler().length_scale_violations_solid
+    violations_of = import_imageruler().length_scale_violations_solid
     for radius in np.arange(0.75 * width, half, 0.25):
         violations = violations_of(solid, width, _PERIODIC) | violations_of(~solid, width, _PERIODIC)
         if not violations.any():
@@ -73,7 +75,12 @@ def without_small_features(structure: ArrayLike, width_nm: float, pixel_nm: floa
     raise RuntimeError(f"no structure without features below {width_nm:g} nm was found")
 
 
-def _imageruler() -> ModuleType:
+def import_imageruler() -> ModuleType:
+    """The package imageruler, imported only when needed.
+
+    Raises:
+        ImportError: it is not installed; the message names the extra.
+    """
     try:
         import imageruler
     except ImportError as error:

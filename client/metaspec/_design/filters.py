@@ -26,7 +26,8 @@ def conic_filter(density: Array, radius_nm: float, pixel_nm: float = PIXEL_NM) -
     Args:
         density: (..., y, x), numpy, torch or jax floats.
         radius_nm: radius of the cone in nm, at most half the cell; no effect up to one pixel.
-        pixel_nm: width of a pixel in nm.
+        pixel_nm: width of a pixel in nm; default: that of the default process; pass
+            `surrogate.metadata().process.pixel_nm` for another one.
 
     Returns:
         (..., y, x), same dtype; within [0, 1] up to rounding if the density is.

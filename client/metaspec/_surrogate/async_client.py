@@ -14,7 +14,16 @@ from metaspec._spectra import Spectra
 from metaspec._surrogate.base import Evaluation, ObjectiveFunction, SurrogateBase, grpc_transports
 from metaspec._surrogate.call import Call
 from metaspec._transport.http import AsyncHttpTransport
-from metaspec._transport.protocol import AsyncTransport, ModelInfo, Reply, Request, needs_config, parse_model
+from metaspec._transport.protocol import (
+    AsyncTransport,
+    ModelInfo,
+    Reply,
+    Request,
+    check_gradient_model,
+    needs_config,
+    parse_model,
+)
+from metaspec_contract.model import gradient_model
 
 
 class AsyncSurrogate(SurrogateBase):
@@ -73,20 +82,33 @@ class AsyncSurrogate(SurrogateBase):
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
-    async def _describe(self, version: str = "") -> ModelInfo:
-        server, model = await self._send(self._question("server")), await self._send(self._question("model", version))
-        config = await self._send(self._question("config", version)) if needs_config(server, model) else None
-        return parse_model(server, model, config, version or self.version or "")
+    async def _describe(self, version: str = "", model: str = "") -> ModelInfo:
+        server = await self._send(self._question("server"))
+        metadata = await self._send(self._question("model", version, model))
+        config = await self._send(self._question("config", version, model)) if needs_config(server, metadata) else None
+        return parse_model(server, metadata, config, version or self.version or "")
+
+    async def _check_gradient_model(self, version: str = "") -> None:
+        """Check that the gradient model is of the device of the spectra; asks the server once for each new version."""
+        forward = await self.metadata()
+        if not self._knows_gradient_model(forward, version):
+            gradient = await self._describe(version, gradient_model(self.model))
+            check_gradient_model(gradient, forward)
+            self._gradient_info = gradient, forward
 
     async def _complete(self, structures: ArrayLike, cotangent: ArrayLike | None) -> Call:
         """A call with its answers, all from one version of the model."""
         call = await asyncio.to_thread(self._call, structures, cotangent, await self.metadata())
         try:
+            if cotangent is not None:
+                await self._check_gradient_model()
             await self._infer(call, range(len(call)))
             newest, stale = call.stale()
             await self._infer(call, stale, newest)
+            if cotangent is not None:
+                await self._check_gradient_model(call.version)
         except ProtocolError:
-            self._info = None  # a new version may have other shapes: the next call asks for its description
+            self._info = None  # a new version may differ: the next call asks for its description
             raise
         return call
 

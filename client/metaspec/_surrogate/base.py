@@ -91,6 +91,7 @@ class SurrogateBase:
         self._timeout, self._retries = timeout, retries
         self._batch_size, self._concurrency, self._progress = batch_size, concurrency, progress
         self._info: ModelInfo | None = None
+        self._gradient_info: tuple[ModelInfo, ModelInfo] | None = None  # with the forward model it was checked against
         self._sent, self._counting = Sent(0, 0), threading.Lock()
         self._connect(scheme, self.url, api_key)
 
@@ -110,10 +111,24 @@ class SurrogateBase:
         with self._counting:
             self._sent = Sent(self._sent.requests + 1, self._sent.structures + len(request.inputs[STRUCTURE]))
 
-    def _question(self, operation: Literal["server", "model", "config", "ready"], version: str = "") -> Request:
+    def _question(
+        self, operation: Literal["server", "model", "config", "ready"], version: str = "", model: str = ""
+    ) -> Request:
         if operation == "server":
             return Request(operation)
-        return Request(operation, self.model, version or self.version or "")
+        return Request(operation, model or self.model, version or self.version or "")
+
+    def _knows_gradient_model(self, forward: ModelInfo, version: str) -> bool:
+        """Whether the gradient model has been checked against this description of the forward model.
+
+        Args:
+            forward: description of the forward model.
+            version: version of the gradient model; "" for any.
+        """
+        if self._gradient_info is None:
+            return False
+        gradient, checked = self._gradient_info
+        return checked is forward and version in ("", gradient.version)
 
     def _call(self, structures: ArrayLike, cotangent: ArrayLike | None, info: ModelInfo) -> Call:
         """A call with checked arguments, which are not copied."""

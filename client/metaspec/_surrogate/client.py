@@ -16,7 +16,16 @@ from metaspec._spectra import Spectra
 from metaspec._surrogate.base import Evaluation, ObjectiveFunction, SurrogateBase, grpc_transports
 from metaspec._surrogate.call import Call
 from metaspec._transport.http import HttpTransport
-from metaspec._transport.protocol import ModelInfo, Reply, Request, Transport, needs_config, parse_model
+from metaspec._transport.protocol import (
+    ModelInfo,
+    Reply,
+    Request,
+    Transport,
+    check_gradient_model,
+    needs_config,
+    parse_model,
+)
+from metaspec_contract.model import gradient_model
 
 _NEVER = threading.Event()
 
@@ -136,20 +145,33 @@ class Surrogate(SurrogateBase):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _describe(self, version: str = "") -> ModelInfo:
-        server, model = self._send(self._question("server")), self._send(self._question("model", version))
-        config = self._send(self._question("config", version)) if needs_config(server, model) else None
-        return parse_model(server, model, config, version or self.version or "")
+    def _describe(self, version: str = "", model: str = "") -> ModelInfo:
+        server = self._send(self._question("server"))
+        metadata = self._send(self._question("model", version, model))
+        config = self._send(self._question("config", version, model)) if needs_config(server, metadata) else None
+        return parse_model(server, metadata, config, version or self.version or "")
+
+    def _check_gradient_model(self, version: str = "") -> None:
+        """Check that the gradient model is of the device of the spectra; asks the server once for each new version."""
+        forward = self.metadata()
+        if not self._knows_gradient_model(forward, version):
+            gradient = self._describe(version, gradient_model(self.model))
+            check_gradient_model(gradient, forward)
+            self._gradient_info = gradient, forward
 
     def _complete(self, structures: ArrayLike, cotangent: ArrayLike | None) -> Call:
         """A call with its answers, all from one version of the model."""
         call = self._call(structures, cotangent, self.metadata())
         try:
+            if cotangent is not None:
+                self._check_gradient_model()
             self._infer(call, range(len(call)))
             newest, stale = call.stale()
             self._infer(call, stale, newest)
+            if cotangent is not None:
+                self._check_gradient_model(call.version)
         except ProtocolError:
-            self._info = None  # a new version may have other shapes: the next call asks for its description
+            self._info = None  # a new version may differ: the next call asks for its description
             raise
         return call
 

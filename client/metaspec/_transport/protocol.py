@@ -22,6 +22,7 @@ from metaspec_contract.model import (
     ModelMetadata,
     ModelMismatch,
     TensorSpec,
+    check_same_device,
     check_tensors,
     is_gradient_model,
     parse_metadata,
@@ -161,6 +162,20 @@ def parse_model(server: Reply, model: Reply, config: Reply | None, version: str)
         ) from None
     except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         raise ProtocolError(f"the server's description of the model cannot be read: {error!r}") from error
+
+
+def check_gradient_model(gradient: ModelInfo, forward: ModelInfo) -> None:
+    """Check a gradient model's description against its forward model's: of one device, with the same channels.
+
+    Raises:
+        ProtocolError: they differ; both sides are named.
+    """
+    metadata, other = (_metadata(info.name, info.details) for info in (gradient, forward))
+    ours, theirs = (f"model {info.name!r} version {info.version}" for info in (gradient, forward))
+    try:
+        check_same_device(metadata, other, ours, theirs)
+    except ModelMismatch as error:
+        raise ProtocolError(f"the gradient would be of another device than the spectra: {error}") from None
 
 
 def _metadata(name: str, details: Mapping[str, Any]) -> ModelMetadata:

@@ -45,7 +45,7 @@ class Adam(Optimiser):
         return {"latent": self._latent, "mean": self._mean, "square": self._square, "steps": steps}
 
     def restore(self, state: dict[str, Array]) -> None:
-        """Restore them."""
+        """Restore a state returned by `state`."""
         self._latent, self._mean, self._square = state["latent"], state["mean"], state["square"]
         self._steps = int(state["steps"])
         self._asked = None

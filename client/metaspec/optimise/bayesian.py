@@ -71,6 +71,6 @@ class Bayesian(Optimiser):
         return {"points": self._points.numpy(), "values": self._values.numpy()}
 
     def restore(self, state: dict[str, Array]) -> None:
-        """Restore them."""
+        """Restore a state returned by `state`."""
         self._points, self._values = torch.from_numpy(state["points"]), torch.from_numpy(state["values"])
         self._asked = None

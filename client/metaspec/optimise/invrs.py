@@ -78,7 +78,7 @@ class Invrs(Optimiser):
         return {f"leaf.{n:03}": np.asarray(leaf) for n, leaf in enumerate(jax.tree.leaves(self._state))}
 
     def restore(self, state: dict[str, Array]) -> None:
-        """Restore them."""
+        """Restore a state returned by `state`."""
         leaves = [jnp.asarray(state[name]) for name in sorted(state)]
         self._state = jax.tree.unflatten(jax.tree.structure(self._state), leaves)
         self._asked = None

@@ -58,7 +58,7 @@ class Torch(Optimiser):
         return {"latent": self._latent.numpy().copy(), **arrays}
 
     def restore(self, state: dict[str, Array]) -> None:
-        """Restore them."""
+        """Restore a state returned by `state`."""
         self._latent.copy_(torch.from_numpy(state["latent"]))
         for name, array in state.items():
             if name.startswith("state."):

@@ -39,7 +39,7 @@ class Designs:
 
     @property
     def process(self) -> Process:
-        """Process to simulate, as the report names it, or as the caller did instead."""
+        """Process to simulate: the caller's, else the report's."""
         return self.report.process
 
     @property
@@ -122,7 +122,7 @@ def candidates(results: list[Designs], limit: int | None = None) -> Structure:
 
 
 def _read_report(folder: Path, process: Process | None) -> RunReport:
-    """The report; where nothing but its process is at fault, the message says how to give another one."""
+    """Read the report; if only its process is invalid, the message names `--process`."""
     try:
         return read_report(folder, process)
     except ValueError as error:

@@ -57,6 +57,8 @@ PER_SAMPLE: dict[str, tuple[tuple[str, ...], str, dict[str, Any]]] = {
 }
 """Arrays with one row per sample: name, further dimensions, dtype, attributes. `complete` comes last and is written last."""
 
+_HARMONIC = ("harmonics", "harmonic_wavelength")  # arrays that a data set has both of or none
+
 
 class Attributes(BaseModel):
     """Attributes of a data set that the training and the provenance of a model rely on. Further ones are allowed.
@@ -95,21 +97,17 @@ def read_attributes(path: Path, group: Group) -> Attributes:
         group: the opened data set.
 
     Raises:
-        ValueError: an attribute or array is missing or malformed, or wavelengths are not those of the process; it is named.
+        ValueError: an attribute is missing or malformed, or wavelengths are not those of the process; it is named.
     """
     try:
         attributes = Attributes.model_validate(dict(group.attrs))
     except ValidationError as error:
         raise ValueError(f"{path}: {first_error(error)}") from None
-    if missing := [name for name in (*PER_SAMPLE, "wavelength") if name not in group and name != "harmonics"]:
-        raise ValueError(f"{path}: array {missing[0]} is missing")
     expected = attributes.process.wavelengths_nm
     axes = {"wavelength": expected}
     if "harmonics" in group:
         axes["harmonic_wavelength"] = expected[:: harmonic_stride(attributes.process)]
     for name, wavelengths in axes.items():
-        if name not in group:
-            raise ValueError(f"{path}: array {name} is missing")
         found = np.asarray(group[name][:], np.float64)
         if found.shape != wavelengths.shape or np.abs(found - wavelengths).max() > 1e-6:
             raise ValueError(
@@ -137,7 +135,7 @@ def read_dataset(path: Path, mode: str = "r") -> Group:
         mode: "r" to read, "r+" to write, too.
 
     Raises:
-        ValueError: no MetaSpec data set at `path`, or one of another schema version.
+        ValueError: no MetaSpec data set at `path`, one of another schema version, or one that lacks an array.
     """
     try:
         group = zarr.open_group(path, mode=mode)
@@ -146,6 +144,10 @@ def read_dataset(path: Path, mode: str = "r") -> Group:
     found = group.attrs.get("schema_version")
     if found != SCHEMA_VERSION:
         raise ValueError(f"{path} is not a MetaSpec data set of schema version {SCHEMA_VERSION}, it says {found}")
+    has_harmonics = any(name in group for name in _HARMONIC)
+    for name in (*PER_SAMPLE, "wavelength", "harmonic_wavelength"):
+        if name not in group and (has_harmonics or name not in _HARMONIC):
+            raise ValueError(f"{path}: array {name} is missing")
     return group
 
 
@@ -183,16 +185,16 @@ def create_store(
     """
     path.mkdir(parents=True, exist_ok=True)
     wavelengths = process.wavelengths_nm
-    coarse = wavelengths[:: harmonic_stride(process)]
+    thinned = wavelengths[:: harmonic_stride(process)]
     sizes = {
         "byte": packed_bytes(),
         "channel": len(CHANNELS),
         "wavelength": len(wavelengths),
         "harmonic": shifted_basis(np.zeros(1, int), np.zeros(1, int)).shape[-1],
-        "harmonic_wavelength": len(coarse),
+        "harmonic_wavelength": len(thinned),
     }
     group = zarr.create_group(path, attributes={**attributes, "made_with": f"metaspec-lab {version('metaspec-lab')}"})
-    axes = {"wavelength": wavelengths} | ({"harmonic_wavelength": coarse} if harmonics else {})
+    axes = {"wavelength": wavelengths} | ({"harmonic_wavelength": thinned} if harmonics else {})
     for name, values in axes.items():
         group.create_array(name, data=values, dimension_names=(name,), attributes={"units": "nm"})
     compressor = zarr.codecs.BloscCodec(cname="zstd", clevel=9, shuffle="shuffle")

@@ -198,7 +198,7 @@ def _absorb_h(
     decay: np.float32,
     gain: np.float32,
 ) -> None:
-    """The same in an absorbing layer, whose memory stretches the z differences."""
+    """Update H of one plane in an absorbing layer, with the convolution memory in z."""
     (hx, hy, hz), (ex, ey, ez), (ex_next, ey_next) = h, e, e_next
     ex_up, ez_up, ey_right, ez_right = e_aside
     memory_x, memory_y = memory
@@ -226,7 +226,7 @@ def _advance_e(e: _Triple, h: _Triple, h_before: _Pair, h_aside: _Quadruple, sx:
 def _advance_transverse(
     e: _Triple, h: _Triple, h_before: _Pair, h_aside: _Quadruple, sx: np.float32, sz: np.float32
 ) -> None:
-    """Only Ex and Ey of one plane."""
+    """Update Ex and Ey of one plane."""
     (ex, ey, _), (hx, hy, hz), (hx_before, hy_before) = e, h, h_before
     _, hz_down, _, hz_left = h_aside
     for i in range(ex.size):

@@ -38,7 +38,7 @@ Array = NDArray[np.floating]
 
 @dataclass(frozen=True)
 class Grid:
-    """Everything in a run that does not depend on the structure.
+    """Grid, time step, source and absorbing layers of a simulation; independent of the structure.
 
     The solid has the permittivity eps_solid + pole_strength / (1 - (omega / pole_frequency)^2). It is not Si3N4's own, but
     fitted so that a wave along z advances in phase in the *discretised* solid exactly as in the real one. On a coarse grid
