@@ -3,6 +3,7 @@
 
 PYTHON ?= python3
 ARGS ?=
+WORKERS ?= 2
 SERVE_ENV := .venv-serve
 DEV_ENV := .venv
 LOCK_ENV := .venv-lock
@@ -17,10 +18,10 @@ serve: $(SERVE_ENV)/.done ## serve the bundled model on 127.0.0.1:8000 (ARGS="--
 	$(SERVE_ENV)/bin/metaspec-serve $(ARGS)
 
 test: lint ## make the development environment, check style and types, run all tests
-	$(DEV_ENV)/bin/pytest $(ARGS)
+	$(DEV_ENV)/bin/pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 test-fast: $(DEV_ENV)/.done ## run the tests that take seconds and need neither Triton nor a GPU
-	$(DEV_ENV)/bin/pytest -m "not slow and not triton and not gpu" $(ARGS)
+	$(DEV_ENV)/bin/pytest -n $(WORKERS) --dist loadfile -m "not slow and not triton and not gpu" $(ARGS)
 
 lint: $(DEV_ENV)/.done ## check style and types
 	$(DEV_ENV)/bin/ruff check .

@@ -1,4 +1,4 @@
-"""What is each of the seven improvements worth? Same data, same budget, several seeds.
+"""Validation error with and without each of the seven improvements, on the same data, in the same number of steps.
 
 Trains the baseline, the full network, the full one without each improvement, and the baseline with each; writes a table and a
 plot. Finished runs are kept in OUT/results.jsonl, one per line: repeat the command to resume, or start one process for
@@ -11,7 +11,9 @@ python benchmarks/ablation.py --out runs/ablation [--epochs 4] [--seeds 0 1] [--
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
+import os
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -24,6 +26,7 @@ from matplotlib.figure import Figure
 from scipy.interpolate import CubicSpline
 
 from metaspec_contract.detectors import CHANNELS
+from metaspec_contract.files import write_text
 from metaspec_contract.process import Process
 from metaspec_training.data.augmentation import Batch
 from metaspec_training.data.datamodule import SpectraDataModule
@@ -124,6 +127,16 @@ def stored(file: Path, budget: dict[str, Any]) -> list[Run]:
     return runs
 
 
+def keep(file: Path, run: Run) -> None:
+    """Add a run to the finished ones, as a whole; other processes wait."""
+    folder = os.open(file.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        write_text(file, (file.read_text() if file.exists() else "") + json.dumps(run) + "\n")
+    finally:
+        os.close(folder)
+
+
 def table(results: dict[str, list[Run]]) -> str:
     head = ["variant", "MAE", "loss x 1000", *(f"MAE {c}" for c in CHANNELS), "peak nm", "gradient norm", "clipped"]
     lines = [" | ".join(head), " | ".join(["---"] * len(head))]
@@ -194,8 +207,7 @@ def main() -> None:
                 continue
             print(f"{name}, seed {seed}", flush=True)
             run = {"variant": name, "seed": seed} | train(improvements, seed, arguments) | {"budget": budget}
-            with file.open("a") as lines:
-                lines.write(json.dumps(run) + "\n")
+            keep(file, run)
     runs = stored(file, budget)
     results = {name: [run for run in runs if run["variant"] == name] for name in variants()}
     results = {name: runs for name, runs in results.items() if runs}

@@ -35,6 +35,7 @@ from tqdm import tqdm
 from metaspec import Spectra, Surrogate, objectives, optimise
 from metaspec.topology import PIXEL_NM, Parameterisation, feature_size, without_small_features
 from metaspec_contract.files import write_json, write_text
+from metaspec_contract.model import DEFAULT_MODEL
 from metaspec_contract.process import Process
 from metaspec_contract.structures import pack, unpack
 from metaspec_simulation import Solver
@@ -215,16 +216,17 @@ def main() -> None:
 
     arguments.out.mkdir(parents=True, exist_ok=True)
     file = arguments.out / "results.json"
-    settings = {name: value for name, value in vars(arguments).items() if name != "out"}
-    stored = json.loads(file.read_text()) if file.exists() else {"settings": settings, "ways": {}}
-    if stored["settings"] != settings:
-        sys.exit(f"{file} was made with {stored['settings']}: choose another --out")
     parameterisation = Parameterisation(arguments.radius_nm, arguments.symmetry)
     with (
         running_server() as server,
         Surrogate(server.url, batch_size=32) as surrogate,
         ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn")) as pool,
     ):
+        weights = surrogate.metadata().details["weights_sha256"][:12]
+        settings = {name: value for name, value in vars(arguments).items() if name != "out"} | {"weights": weights}
+        stored = json.loads(file.read_text()) if file.exists() else {"settings": settings, "ways": {}}
+        if stored["settings"] != settings:
+            sys.exit(f"{file} was made with {stored['settings']}, not {settings}: choose another --out")
         Simulated(pool, 48).predict(
             np.zeros((os.cpu_count() or 1, 128, 128), np.uint8)
         )  # compiled before the clock runs
@@ -243,7 +245,7 @@ def main() -> None:
                 stored["ways"][name] = judge(way(), pool, surrogate, arguments)
                 write_json(file, stored)
     draw(stored["ways"], arguments.out / "design_bench.png")
-    text = table(stored["ways"])
+    text = f"Surrogate: `{DEFAULT_MODEL}` {weights}\n\n" + table(stored["ways"])
     write_text(arguments.out / "design_bench.md", text + "\n")
     print(text)
 

@@ -1,4 +1,4 @@
-"""What learns fastest, how much data does it take, and what does a prediction cost?
+"""Validation error of variants of network, recipe and data, over training time, data and time of a prediction.
 
 Each variant is `training/train.py` with some settings changed; all are shown the same number of structures, that of `--epochs`
 epochs over the data set. Writes a table and a figure: validation error over training time (of averaged weights, which lag
@@ -24,6 +24,7 @@ import torch
 from matplotlib.figure import Figure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
+from weights_hash import weights_hash
 
 from metaspec_export.graph.forward import forward_graph
 from metaspec_simulation.dataset import Samples, load
@@ -174,6 +175,7 @@ def main() -> None:
         network = load_network(file)
         final = errors(predict(network, validation.structures), validation.spectra, validation.process)
         results[f"bundled: {file.stem}"] = Result([], [], final, network)
+        print(f"Weights SHA-256 of the bundled {file.stem}: {weights_hash(network)}")
 
     costs = milliseconds([result.network for result in results.values()])
     figure = Figure(figsize=(19, 4.5), layout="constrained")

@@ -1,4 +1,4 @@
-"""What limits the bundled network: data, labels, its output layer, or learning itself?
+"""Contributions to the error of the bundled network: data, labels, the output layer, learning.
 
 Prints measurements, each of which rules something out or in:
 - errors on structures of the train split and on others: a gap would mean that more data help;
@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import default_collate
 from tqdm import tqdm
+from weights_hash import weights_hash
 
 from metaspec_contract.process import Process
 from metaspec_contract.structures import PIXELS
@@ -29,14 +30,8 @@ from metaspec_simulation.physics.farfield import shifted_basis
 from metaspec_training.data.datamodule import SpectraDataModule
 from metaspec_training.data.packed import PackedSpectra
 from metaspec_training.fit.checkpoint import load_network
-from metaspec_training.networks.field import (
-    GRID,
-    DiffractionFieldNet,
-    DiffractionFieldNetConfig,
-    Propagation,
-    common_phase,
-    spline_basis,
-)
+from metaspec_training.networks.field import DiffractionFieldNet, DiffractionFieldNetConfig
+from metaspec_training.networks.propagation import GRID, Propagation, common_phase, spline_basis
 from metaspec_training.report.evaluation import predict
 
 ROOT = Path(__file__).parents[1]
@@ -123,6 +118,7 @@ def main() -> None:
     count = parser.parse_args().structures
     field, fast = (load_network(ROOT / "training" / "checkpoints" / f"{name}.ckpt") for name in ("field", "fast"))
     assert isinstance(field, DiffractionFieldNet)
+    print(f"Weights SHA-256: field {weights_hash(field)}, fast {weights_hash(fast)}")
     samples = load(DATA)
     splits = {name: samples.of(name) for name in ("train", "validation")}
     splits = {name: split.take(np.arange(min(count, len(split)))) for name, split in splits.items()}

@@ -1,10 +1,10 @@
-"""Does training on the field under a structure help, beyond training on its spectra?
+"""Validation error of a network trained on spectra and on the field under the structures, or on spectra alone.
 
 Spectra do not determine the field that caused them. Simulates the Fourier orders of the field under some structures of the
 training split, at 48 cells, and trains the same network on these structures with the spectra (of 80 cells) alone, and with
-the orders as additional labels for its coarse head. Prints the validation error of both during training, and the distance of
-each network's field, and of the bundled network's, from the simulated one, up to a common phase. Simulated orders are kept in
-OUT: repeat the command to resume.
+the orders as additional labels for its `coarse_head`. Prints the validation error of both during training, and the distance
+of each network's field, and of the bundled network's, from the simulated one, up to a common phase. Simulated orders are kept
+in OUT: repeat the command to resume.
 
 python benchmarks/orders.py --out runs/orders [--structures 600] [--steps 745]
 """
@@ -21,7 +21,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import default_collate
 from tqdm import tqdm
+from weights_hash import weights_hash
 
+from metaspec_contract.files import read_array, write_array
 from metaspec_contract.structures import PIXELS, Symmetry, symmetries
 from metaspec_simulation import Solver
 from metaspec_simulation.dataset import Samples, load
@@ -31,7 +33,8 @@ from metaspec_training.data.packed import Packed, PackedSpectra
 from metaspec_training.fit.checkpoint import load_network
 from metaspec_training.fit.loss import AdaptiveSpectralLoss
 from metaspec_training.fit.optimizer import MuonAdamW
-from metaspec_training.networks.field import DiffractionFieldNet, DiffractionFieldNetConfig, common_phase
+from metaspec_training.networks.field import DiffractionFieldNet, DiffractionFieldNetConfig
+from metaspec_training.networks.propagation import common_phase
 from metaspec_training.report.evaluation import errors, predict
 
 ROOT = Path(__file__).parents[1]
@@ -46,16 +49,14 @@ def simulate(samples: Samples, out: Path, nodes: NDArray[np.intp]) -> NDArray[np
     process = samples.process
     solver = Solver(process, cells=CELLS)
     common = np.exp(1j * common_phase(process, process.wavelengths_nm))[nodes, None, None]
-    shape = (len(samples.packed), 2, 2, 2, len(nodes), 15, 15)
-    labels = np.lib.format.open_memmap(out, "r+" if out.exists() else "w+", np.float16, None if out.exists() else shape)
-    if labels.shape != shape:
-        raise SystemExit(f"{out} holds orders of {len(labels)} structures: choose another folder for {shape[0]}")
-    for label, structure in zip(tqdm(labels, desc="simulating", unit="structure"), samples.structures, strict=True):
-        if not label.any():
+    labels = []
+    for n, structure in enumerate(tqdm(samples.structures, desc="simulating", unit="structure")):
+        file = out / f"orders_{n}.npy"
+        if not file.exists():
             orders = solver.orders(structure)[:, :, nodes] / common
-            label[:] = np.stack([orders.real, orders.imag], axis=2)
-    labels.flush()
-    return labels
+            write_array(file, np.stack([orders.real, orders.imag], axis=2).astype(np.float16))
+        labels.append(read_array(file))
+    return np.stack(labels)
 
 
 def moved(label: Tensor, shift: Tensor, symmetry: Symmetry) -> Tensor:
@@ -109,7 +110,7 @@ def train(samples: Samples, labels: NDArray[np.float16] | None, steps: int) -> D
         batch: Batch = module.expansion(packed)
         with torch.autocast("cpu", torch.bfloat16):
             maps = network.maps(batch.density).float()
-            coarse = maps + network.coarse_head(features[-1]).float()
+            low_fidelity = maps + network.coarse_head(features[-1]).float()
             features.clear()
         spectra = network.propagation.at(maps, batch.shift).unflatten(2, (2, 2))  # type: ignore[no-untyped-call]
         loss = torch.as_tensor(loss_of(spectra, batch.spectra).total)
@@ -120,7 +121,7 @@ def train(samples: Samples, labels: NDArray[np.float16] | None, steps: int) -> D
                     for index, shift, element in zip(chosen, packed.shift[:, 0], packed.symmetry, strict=True)
                 ]
             )
-            difference = (field(network, coarse) - target).square() * mask
+            difference = (field(network, low_fidelity) - target).square() * mask
             loss = loss + WEIGHT * difference.sum(dim=(2, 3, 5, 6)).mean()
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)
@@ -163,7 +164,7 @@ def main() -> None:
     samples = load(DATA).of("train").take(np.arange(arguments.structures))
     arguments.out.mkdir(parents=True, exist_ok=True)
     nodes = np.arange(0, 301, 4)  # where the network's physics is computed
-    labels = simulate(samples, arguments.out / "orders.npy", nodes)
+    labels = simulate(samples, arguments.out, nodes)
     networks = {}
     for name, given in (("spectra and orders", labels), ("spectra", None)):
         print(name, flush=True)
@@ -171,7 +172,7 @@ def main() -> None:
     bundled = load_network(ROOT / "training" / "checkpoints" / "field.ckpt")
     assert isinstance(bundled, DiffractionFieldNet)
     print("Distance of the predicted field from the simulated one, up to a common phase:")
-    for name, network in (networks | {"bundled": bundled}).items():
+    for name, network in (networks | {f"bundled, weights SHA-256 {weights_hash(bundled)}": bundled}).items():
         print(f"  {name}: {distance(network, samples, labels)}")
 
 

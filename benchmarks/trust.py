@@ -1,4 +1,4 @@
-"""Does the spread of predictions over symmetric images indicate the error of a prediction?
+"""Rank correlation between the spread of predictions over symmetric images and the error of the prediction.
 
 Compares the spread of `diffractionnet_symmetric` with the error against the solver, on structures like the training data (test
 split, designs) and unlike it (finer features, noise, extreme fill factors). Then gradient ascent of the network with a filter,
@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from scipy.stats import mannwhitneyu, spearmanr
 from tqdm import tqdm
 from unfamiliar import ascend, extreme_fill, fields, fine_features, noise
+from weights_hash import weights_hash
 
 from metaspec_contract.figures_of_merit import colour_efficiency
 from metaspec_contract.files import read_array, write_array
@@ -133,7 +134,8 @@ def families(arguments: argparse.Namespace) -> list[Family]:
         structures = make(np.random.default_rng([0, seed]), arguments.count)
         samples[make.__name__.replace("_", " ")] = simulated(out / f"{make.__name__}_{cells}", structures, cells)
     starts = fields(np.random.default_rng([0, 9]), np.full(arguments.ascents, 12.0))
-    network = SymmetricNetwork(trained, arguments.images)
+    network = SymmetricNetwork(trained, arguments.images).eval()
+    print(f"Weights SHA-256: network {weights_hash(trained)}, over {arguments.images} images {weights_hash(network)}")
     settings = f"{arguments.penalty:g}_{arguments.images}"
     for name, file, options in (
         (FILTERED, "filtered", {"filtered": True}),
@@ -208,7 +210,7 @@ def _all(found: list[Family], measure: Callable[[Family], Array]) -> Array:
 
 
 def _share_larger(these: Array, those: Array) -> float:
-    """Share of all pairs in which one of these is larger than one of those."""
+    """Probability that one of `these` exceeds one of `those` (ROC area)."""
     return float(mannwhitneyu(these, those).statistic / (len(these) * len(those)))
 
 

@@ -104,7 +104,7 @@ class Process(BaseModel):
                 f"wavelength_step_nm must give at most {_MOST_WAVELENGTHS} wavelengths, got {self.wavelength_step_nm} "
                 f"between {self.wavelength_min_nm} and {self.wavelength_max_nm}"
             )
-        if steps < 1 or abs(steps - round(steps)) > 1e-6:
+        if round(steps) < 1 or abs(steps - round(steps)) > 1e-6:  # nearly whole: a step of 1/3 has been rounded
             raise ValueError(
                 "wavelength_max_nm must be a whole number of wavelength_step_nm above wavelength_min_nm, "
                 f"got {self.wavelength_min_nm}, {self.wavelength_max_nm} and {self.wavelength_step_nm}"

@@ -20,12 +20,13 @@ def first_error(error: ValidationError) -> str:
     """
     found = error.errors(include_url=False)[0]
     field, message = ".".join(map(str, found["loc"])), reason(found)
-    return message if re.match(rf"{re.escape(field)}\b", message) else f"{field}: {message}"
+    line = message if re.match(rf"{re.escape(field)}\b", message) else f"{field}: {message}"
+    return _CONTROL.sub(lambda character: repr(character[0])[1:-1], line)  # a document cannot forge a second line
 
 
 def reason(found: Mapping[str, Any]) -> str:
     """Message of one of pydantic's `errors()`, without its field: "Input should be a valid integer, got 'best'"."""
-    message: str = found["msg"]
+    message: str = "unknown field" if found["type"] == "extra_forbidden" else found["msg"]
     if found["type"] in ("value_error", "assertion_error"):
         return re.sub("^(Value|Assertion) error, ", "", message)
     return message if found["type"] in _NAMED else message + _got(found["input"])

@@ -14,6 +14,7 @@ from metaspec_contract.provenance import Provenance
 from metaspec_contract.structures import PIXELS
 from metaspec_simulation.dataset import Samples, load, provenance
 from metaspec_training.fit.checkpoint import read_checkpoint
+from metaspec_training.fit.loss import merge_greens
 from metaspec_training.networks.field import DiffractionFieldNet
 
 DATASETS = Path("datasets")
@@ -55,9 +56,7 @@ class MeanGreens(nn.Module):
 
     def forward(self, density: Tensor) -> Tensor:
         """Spectra whose second and third channel are equal."""
-        red, *greens, blue = self.network(density).flatten(1, 2).unbind(1)
-        green = (greens[0] + greens[1]) / 2
-        return torch.stack([red, green, green, blue], dim=1).unflatten(1, (2, 2))
+        return merge_greens(self.network(density))
 
 
 def read_source(checkpoint: Path, data: Sequence[Path] = ()) -> Source:

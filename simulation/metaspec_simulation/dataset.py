@@ -72,8 +72,12 @@ def open_dataset(path: Path, recipe: Recipe, count: int, given: Structure | None
                 group["structure"][:] = pack(given)
         return read_dataset(path, mode="r+")
     group = read_dataset(path, mode="r+")
+    if difference := read_attributes(path, group).process.difference(recipe.process):
+        raise ValueError(
+            f"{path} was made with another process: {difference}; give the same one, or choose another folder"
+        )
     for name, wanted in recipe.attributes().items():
-        if group.attrs.get(name) != wanted:
+        if name != "process" and group.attrs.get(name) != wanted:
             raise ValueError(
                 f"{path} was made with {name} = {group.attrs.get(name)}, not {wanted}: "
                 "use the settings it was made with, or choose another folder"

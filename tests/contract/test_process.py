@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
@@ -42,6 +42,7 @@ def test_refractive_indices() -> None:
 
 
 @settings(deadline=None)
+@example(first=300, steps=1, step=1 / 3)
 @given(first=st.integers(300, 500), steps=st.integers(1, 3000), step=st.sampled_from([0.1, 0.3, 1.0, 2.5, 1 / 3]))
 def test_wavelengths(first: int, steps: int, step: float) -> None:
     process = Process(wavelength_min_nm=first, wavelength_max_nm=first + steps * step, wavelength_step_nm=step)
@@ -55,7 +56,8 @@ def test_wavelengths(first: int, steps: int, step: float) -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"tilt": 3}, "process.tilt: Extra inputs are not permitted"),
+        ({"tilt": 3}, "process.tilt: unknown field"),
+        ({"forged\nline": 3}, r"process.forged\\nline: unknown field"),
         ({"period_um": -1}, "process.period_um: Input should be greater than 0, got -1"),
         ({"period_um": "wide"}, "process.period_um: Input should be a valid number, .*, got 'wide'"),
         ({"period_um": float("nan")}, "process.period_um: Input should be .*, got nan"),
@@ -127,7 +129,7 @@ def test_provenance_travels_as_json() -> None:
         ({"data": []}, "data: .* at least 1 item"),
         ({"channels": ("R", "G", "B")}, "channels must be R, G1, G2, B, got R, G, B"),
         ({"channels": CHANNELS[::-1]}, "channels must be R, G1, G2, B, got B, G2, G1, R"),
-        ({"epochs": 3}, "epochs: Extra inputs are not permitted"),
+        ({"epochs": 3}, "epochs: unknown field"),
         ({"data": [source().model_dump() | {"structures": -1}]}, r"data\.0\.structures: .*, got -1"),
     ],
 )
@@ -166,7 +168,7 @@ class Document(BaseModel):
     [
         ({"name": "x"}, "process: Field required"),
         ({"name": "x", "process": {}}, "process must state period_um, thickness_um, .*"),
-        ({"name": "x", "process": DOCUMENT | {"tilt": 1}}, "process.tilt: Extra inputs are not permitted"),
+        ({"name": "x", "process": DOCUMENT | {"tilt": 1}}, "process.tilt: unknown field"),
         ({"name": 1, "process": DOCUMENT}, "name: Input should be a valid string, got 1"),
         ({"name": 10**5000, "process": DOCUMENT}, "name: Input should be a valid string, got a value of type int"),
         ({"name": None, "process": DOCUMENT}, "name: Input should be a valid string, got None"),

@@ -26,7 +26,7 @@ def test_version(command: Callable[..., Any]) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b'{"tilt": 3}', "process.tilt: Extra inputs are not permitted"),
+        (b'{"tilt": 3}', "process.tilt: unknown field"),
         (b'{"thickness_um": -1}', "process.thickness_um: Input should be greater than 0"),
         (b'{"wavelength_step_nm": 0.7}', "must be a whole number of wavelength_step_nm"),
         (b'{"solid": {"name": "TiO2"}}', "process.solid.source: Field required"),

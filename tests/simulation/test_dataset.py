@@ -345,7 +345,7 @@ def test_designs_that_do_not_belong_in_a_data_set(
         data.add_structures(finished, Process(), CELLS, wanted)
     data.add_structures(tmp_path / "set", Process(), CELLS, wanted)
     thick = SPARSE.model_copy(update={"thickness_um": 0.8})
-    with pytest.raises(ValueError, match="was made with process"):
+    with pytest.raises(ValueError, match="was made with another process: "):
         data.add_structures(tmp_path / "set", thick, CELLS, wanted)
     other = write_run_folder(tmp_path / "other", wanted, np.zeros((2, 4, 61), np.float32), process=thick)
     line = refusal("--from-designs", optimised[0], other, "--out", tmp_path / "new")

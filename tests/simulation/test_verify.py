@@ -207,7 +207,7 @@ def test_another_process(structures: Structure, tmp_path: Path, command: Command
         (
             "process",
             SPARSE.model_dump(mode="json") | {"tilt": 3},
-            "process.tilt: Extra inputs are not permitted. Give --process FILE",
+            "process.tilt: unknown field. Give --process FILE",
         ),
     ],
 )

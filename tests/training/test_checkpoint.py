@@ -237,8 +237,15 @@ def test_files_that_are_no_checkpoint_are_refused(checkpoint: Path, tmp_path: Pa
     file.write_bytes(b"not a checkpoint")
     with pytest.raises(ValueError, match="is not a checkpoint that this version can read"):
         load_network(file)
+    for content in (b"some text\n", b"r", b""):
+        file.write_bytes(content)
+        with pytest.raises(ValueError, match="is not a checkpoint that this version can read"):
+            load_network(file)
     torch.save({"state_dict": {}}, file)
     with pytest.raises(ValueError, match="network"):
+        load_network(file)
+    torch.save(torch.load(checkpoint, weights_only=True) | {"state_dict": [1]}, file)
+    with pytest.raises(ValueError, match="is not a checkpoint that this version can read"):
         load_network(file)
     good = torch.load(checkpoint, weights_only=True)
     torch.save(good | {"provenance": good["provenance"] | {"channels": ["R", "B"]}}, file)
@@ -246,6 +253,10 @@ def test_files_that_are_no_checkpoint_are_refused(checkpoint: Path, tmp_path: Pa
         read_checkpoint(file)
     torch.save(good | {"provenance": good["provenance"] | {"data": []}}, file)
     with pytest.raises(ValueError, match=r"malformed provenance: data: "):
+        read_checkpoint(file)
+    narrow = Process(period_um=1.6).model_dump(mode="json")
+    torch.save(good | {"provenance": good["provenance"] | {"process": narrow}}, file)
+    with pytest.raises(ValueError, match=r"x.ckpt and its provenance are of different processes: .*against 1.6"):
         read_checkpoint(file)
     good["state_dict"]["network.head.0.bias"][0] = torch.nan
     torch.save(good, file)

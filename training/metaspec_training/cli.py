@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
+from argparse import ArgumentError
 from pathlib import Path
 
 from metaspec_training import __version__
@@ -17,12 +18,13 @@ usage: metaspec-train fit --config FILE ...                        train, or res
 Each command has its own --help."""
 
 
-def fit(arguments: list[str] | None = None) -> None:
+def fit(arguments: list[str]) -> None:
     """Train as the command line says; `--help` lists every setting, `--print_config` writes them as YAML.
 
     A run that was stopped resumes with the same command and `--ckpt_path RUN/checkpoints/last.ckpt`.
     """
     import torch
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
     from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
     from metaspec_training.data.datamodule import SpectraDataModule
@@ -40,41 +42,45 @@ def fit(arguments: list[str] | None = None) -> None:
 
     warnings.filterwarnings("ignore", "LightningCLI's args parameter")  # they are those of the command line
     torch.set_float32_matmul_precision("high")
-    TrainingCLI(
-        SpectraModule,
-        SpectraDataModule,
-        seed_everything_default=0,
-        trainer_defaults={"reload_dataloaders_every_n_epochs": 1},  # each epoch draws its own translations
-        args=["fit", *(sys.argv[1:] if arguments is None else arguments)],
-    )
+    try:
+        TrainingCLI(
+            SpectraModule,
+            SpectraDataModule,
+            seed_everything_default=0,
+            trainer_defaults={"reload_dataloaders_every_n_epochs": 1},  # each epoch draws its own translations
+            parser_kwargs={"exit_on_error": False},
+            args=["fit", *arguments],
+        )
+    except MisconfigurationException as error:
+        raise ValueError(str(error)) from error
 
 
-def report(arguments: list[str] | None = None) -> None:
+def report(arguments: list[str]) -> None:
     """Write the report of a run: errors, trivial predictors, plots."""
     from jsonargparse import auto_cli
 
     from metaspec_training.report.report import write_report
 
-    auto_cli(write_report, args=arguments)
+    auto_cli(write_report, args=arguments, exit_on_error=False)
 
 
-def designs(arguments: list[str] | None = None) -> None:
+def designs(arguments: list[str]) -> None:
     """Optimise structures by the gradient of a checkpoint and save them."""
     from jsonargparse import auto_cli
 
     from metaspec_training.designs import make_designs
 
-    auto_cli(make_designs, args=arguments, as_positional=False)
+    auto_cli(make_designs, args=arguments, as_positional=False, exit_on_error=False)
 
 
-def weights(arguments: list[str] | None = None) -> None:
+def weights(arguments: list[str]) -> None:
     """Show or change the loss weights of a running training."""
     from jsonargparse import auto_cli
 
     from metaspec_training.fit.live_weights import change_weights
 
-    given = ["--" + a[2:].replace("-", "_") if a.startswith("--") else a for a in arguments or []]
-    print(auto_cli(change_weights, args=given).model_dump_json(indent=2))
+    given = ["--" + a[2:].replace("-", "_") if a.startswith("--") else a for a in arguments]
+    print(auto_cli(change_weights, args=given, exit_on_error=False).model_dump_json(indent=2))
     print("The training reads them at the start of its next epoch.")
 
 
@@ -88,12 +94,11 @@ def main(arguments: list[str] | None = None) -> None:
     if command == "--version":
         print(f"metaspec-train {__version__}")
         return
-    if command not in commands:
-        print(_USAGE, file=sys.stderr)
-        raise SystemExit(2)
     try:
+        if command not in commands:
+            raise ValueError(f"the command must be one of {', '.join(commands)}, got {command or 'none'}; see --help")
         commands[command](rest)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ArgumentError) as error:
         print(f"metaspec-train: {' '.join(str(error).split())}", file=sys.stderr)
         raise SystemExit(2) from None
 

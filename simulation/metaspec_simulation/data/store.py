@@ -140,7 +140,8 @@ def read_dataset(path: Path, mode: str = "r") -> Group:
     try:
         group = zarr.open_group(path, mode=mode)
     except (FileNotFoundError, NotADirectoryError, zarr.errors.GroupNotFoundError) as error:
-        raise ValueError(f"{path} is not a MetaSpec data set: it holds no Zarr group") from error
+        why = "it holds no Zarr group" if path.exists() else "there is no such folder"
+        raise ValueError(f"{path} is not a MetaSpec data set: {why}") from error
     found = group.attrs.get("schema_version")
     if found != SCHEMA_VERSION:
         raise ValueError(f"{path} is not a MetaSpec data set of schema version {SCHEMA_VERSION}, it says {found}")

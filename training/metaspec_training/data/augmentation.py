@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy.interpolate import CubicSpline
 from torch import Tensor, nn
 
-from metaspec_contract.structures import PIXELS
+from metaspec_contract.structures import PIXELS, Symmetry
 from metaspec_simulation.dataset import HARMONIC_STEP
 from metaspec_training.data.packed import Packed
 from metaspec_training.networks.symmetric import D4, apply_symmetry
@@ -24,13 +24,13 @@ class Batch(NamedTuple):
         density: structures, float32 (B, 1, 128, 128).
         shift: K positions relative to that of the density, in pixels, (B, K, 2); the first is (0, 0).
         spectra: simulated spectra at these positions, float32 (B, K, 2, 2, W).
-        coarse: whether the grid is coarser than that of the data set that is validated on, bool (B,).
+        low_fidelity: whether the labels are of a coarser grid than those of the data set for validation, bool (B,).
     """
 
     density: Tensor
     shift: Tensor
     spectra: Tensor
-    coarse: Tensor
+    low_fidelity: Tensor
 
 
 class Expansion(nn.Module):
@@ -38,20 +38,26 @@ class Expansion(nn.Module):
 
     Args:
         wavelengths_nm: wavelengths of the spectra in nm, (W,).
-        harmonic_wavelengths_nm: wavelengths of the harmonics in nm, (V,).
+        harmonic_wavelengths_nm: thinned wavelengths of the harmonics in nm, (V,).
     """
 
     bits: Tensor
     channels: Tensor
+    half_periods: Tensor
     interpolation: Tensor
 
     def __init__(self, wavelengths_nm: NDArray[np.float64], harmonic_wavelengths_nm: NDArray[np.float64]) -> None:
         super().__init__()
         self.translation = Translation()
-        coarse = harmonic_wavelengths_nm
-        spline = HARMONIC_STEP * CubicSpline(coarse, np.eye(len(coarse)))(wavelengths_nm).T if len(coarse) else [[]]
+        thinned = harmonic_wavelengths_nm
+        spline = HARMONIC_STEP * CubicSpline(thinned, np.eye(len(thinned)))(wavelengths_nm).T if len(thinned) else [[]]
+        half_periods = [
+            [Symmetry(shift_rows=row, shift_columns=column).channels for column in (False, True)]
+            for row in (False, True)
+        ]
         self.register_buffer("bits", torch.arange(7, -1, -1, dtype=torch.uint8), persistent=False)
         self.register_buffer("channels", torch.tensor([s.channels for s in D4]), persistent=False)
+        self.register_buffer("half_periods", torch.tensor(half_periods), persistent=False)
         self.register_buffer("interpolation", torch.tensor(np.array(spline), dtype=torch.float32), persistent=False)
 
     def forward(self, batch: Packed) -> Batch:
@@ -63,16 +69,14 @@ class Expansion(nn.Module):
             spectra = self.translation(batch.harmonics.float() @ self.interpolation, batch.shift.float())
         else:  # half-period shifts only permute
             rows, columns = (batch.shift // (PIXELS // 2)).unbind(-1)
-            quadrant = torch.arange(4, device=rows.device)
-            moved = ((quadrant // 2 - rows.unsqueeze(-1)) % 2) * 2 + (quadrant % 2 - columns.unsqueeze(-1)) % 2
             spectra = batch.spectra.unsqueeze(1).expand(-1, rows.shape[1], -1, -1)
-            spectra = spectra.gather(2, moved.unsqueeze(-1).expand_as(spectra))
+            spectra = spectra.gather(2, self.half_periods[rows, columns].unsqueeze(-1).expand_as(spectra))
         channels = self.channels[batch.symmetry][:, None, :, None].expand_as(spectra)
         spectra = spectra.gather(2, channels).unflatten(2, (2, 2))
         relative = torch.stack(
             [self._turn(*one) for one in zip(batch.shift - batch.shift[:, :1], batch.symmetry, strict=True)]
         )
-        return Batch(density.unsqueeze(1).float(), relative.float(), spectra, batch.coarse)
+        return Batch(density.unsqueeze(1).float(), relative.float(), spectra, batch.low_fidelity)
 
     @staticmethod
     def _move(density: Tensor, shift: Tensor, symmetry: Tensor) -> Tensor:

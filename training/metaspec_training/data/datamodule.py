@@ -19,8 +19,8 @@ class SpectraDataModule(LightningDataModule):
     """Training, validation and test batches of one or several data sets.
 
     Args:
-        path: folder of a data set, or a list of them, to train on. Validation and test are those of the first; others may
-            be of a coarser grid.
+        path: folder of a data set, or a list of them, to train on. Validation and test are those of the first; the
+            labels of others may be low-fidelity, of a coarser grid.
         batch_size: structures per batch.
         seed: seed of the augmentation and of the order of the samples.
         limit: number of training structures to use, for learning curves; default: all.
@@ -63,7 +63,7 @@ class SpectraDataModule(LightningDataModule):
         )
         self._train = _join(list(parts.values()))
         cells = [int(source.solver.get("cells", 0)) for source in known.data]  # imported samples state none
-        self._coarse = np.repeat([each < cells[0] for each in cells], [len(part) for part in parts.values()])
+        self._low_fidelity = np.repeat([each < cells[0] for each in cells], [len(part) for part in parts.values()])
         self.expansion = Expansion(self.first.process.wavelengths_nm, self.first.harmonic_wavelengths_nm)
 
     def train_samples(self) -> Samples:
@@ -74,7 +74,7 @@ class SpectraDataModule(LightningDataModule):
         """Batches of the current epoch, in an order that follows from seed and epoch."""
         epoch = self.trainer.current_epoch if self.trainer else 0
         draw = (self.seed, epoch) if self.augment else None
-        data = PackedSpectra(self._train, draw, self.positions, self._coarse)
+        data = PackedSpectra(self._train, draw, self.positions, self._low_fidelity)
         order: Sequence[int] = np.random.default_rng([self.seed, epoch]).permutation(len(data)).tolist()
         return DataLoader(data, self.batch_size, sampler=order, drop_last=len(data) > self.batch_size)
 
@@ -93,7 +93,7 @@ class SpectraDataModule(LightningDataModule):
 
 
 def _load_all(paths: list[str]) -> dict[str, Samples]:
-    """Data sets by the names of their folders, compared in everything that one network must know of them."""
+    """Load data sets by folder name; refuse different process, channels, merged greens or harmonics."""
     sets: dict[str, Samples] = {}
     for path in paths:
         name = Path(path).resolve().name

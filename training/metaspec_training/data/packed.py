@@ -27,7 +27,7 @@ class Packed(NamedTuple):
         symmetry: index of an element of `D4`, (B,).
         shift: translations along rows and columns in pixels, applied before the symmetry, (B, K, 2). The first of the K
             positions is where the network sees the structure.
-        coarse: whether the grid is coarser than that of the data set that is validated on, bool (B,).
+        low_fidelity: whether the labels are of a coarser grid than those of the data set for validation, bool (B,).
     """
 
     structure: Tensor
@@ -35,7 +35,7 @@ class Packed(NamedTuple):
     harmonics: Tensor
     symmetry: Tensor
     shift: Tensor
-    coarse: Tensor
+    low_fidelity: Tensor
 
 
 class PackedSpectra(Dataset[Packed]):
@@ -48,7 +48,7 @@ class PackedSpectra(Dataset[Packed]):
         samples: samples of one split.
         draw: seed and epoch; None shows every structure as it was simulated.
         positions: positions over the detectors at which each structure is compared, K.
-        coarse: which samples are of a coarser grid, bool (N,); default: none.
+        low_fidelity: which samples have labels of a coarser grid, bool (N,); default: none.
     """
 
     def __init__(
@@ -56,10 +56,10 @@ class PackedSpectra(Dataset[Packed]):
         samples: Samples,
         draw: tuple[int, int] | None = None,
         positions: int = 1,
-        coarse: NDArray[np.bool_] | None = None,
+        low_fidelity: NDArray[np.bool_] | None = None,
     ) -> None:
         self.samples, self.draw, self.positions = samples, draw, positions
-        self.coarse = np.zeros(len(samples), bool) if coarse is None else coarse
+        self.low_fidelity = np.zeros(len(samples), bool) if low_fidelity is None else low_fidelity
         self.step = 1 if samples.harmonics.size else PIXELS // 2
         # With only the mean of G1 and G2 known, symmetries that turn green into red or blue have no labels.
         merged = bool(samples.attributes.get("merged_greens"))
@@ -91,7 +91,7 @@ class PackedSpectra(Dataset[Packed]):
             torch.from_numpy(harmonics),
             torch.tensor(symmetry),
             torch.from_numpy(shift),
-            torch.tensor(bool(self.coarse[item])),
+            torch.tensor(bool(self.low_fidelity[item])),
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from pydantic import ValidationError
 from torch import nn
 
 from metaspec_contract.provenance import Provenance
+from metaspec_contract.validation import first_error
 from metaspec_training.networks.field import DiffractionFieldNet, DiffractionFieldNetConfig
 from metaspec_training.networks.layers import NetworkConfig
 from metaspec_training.networks.query import DiffractionNetConfig
@@ -23,6 +25,20 @@ NETWORK, PROVENANCE = "network", "provenance"
 _CONFIGS: dict[str, type[NetworkConfig]] = {
     kind.__name__: kind for kind in (DiffractionNetConfig, DiffractionFieldNetConfig)
 }
+
+
+_DAMAGED = (
+    AttributeError,
+    EOFError,
+    IndexError,
+    KeyError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    pickle.UnpicklingError,
+    struct.error,
+)
+"""Errors of torch and of ours for files that are not checkpoints."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +58,8 @@ def read_checkpoint(path: Path) -> Trained:
     """Read a network and its provenance. No code in the file is run.
 
     Raises:
-        ValueError: the file is not a checkpoint of this version, has weights that are not finite, or a malformed provenance.
+        ValueError: the file cannot be read, is not a checkpoint of this version, has weights that are not finite, or a
+            malformed provenance or one of another device than the network.
     """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
@@ -50,13 +67,19 @@ def read_checkpoint(path: Path) -> Trained:
         network = _CONFIGS[name].from_dict(settings).build()
         weights = {key.removeprefix("network."): value for key, value in state["state_dict"].items()}
         network.load_state_dict(weights)
-    except (RuntimeError, KeyError, TypeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror or error}") from None
+    except _DAMAGED as error:
         first = str(error).partition("\n")[0] or type(error).__name__
         raise ValueError(f"{path} is not a checkpoint that this version can read: {first}") from error
     for key, weight in weights.items():
         if not torch.isfinite(weight).all():
             raise ValueError(f"{path} has weights that are not finite, in {key}")
-    return Trained(network.eval(), stored_provenance(state, str(path)))
+    provenance = stored_provenance(state, str(path))
+    device = getattr(network.config, "process", None)
+    if provenance is not None and device is not None and (difference := device.difference(provenance.process)):
+        raise ValueError(f"the network of {path} and its provenance are of different processes: {difference}")
+    return Trained(network.eval(), provenance)
 
 
 def load_network(path: Path) -> nn.Module:
@@ -69,7 +92,7 @@ def stored_provenance(state: Mapping[str, Any], name: str) -> Provenance | None:
 
     Args:
         state: contents of the checkpoint.
-        name: what the checkpoint is called in messages.
+        name: name of the checkpoint in messages.
 
     Raises:
         ValueError: it is malformed.
@@ -80,9 +103,7 @@ def stored_provenance(state: Mapping[str, Any], name: str) -> Provenance | None:
     try:
         return Provenance.model_validate(document)
     except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(map(str, (PROVENANCE, *first["loc"])))
-        raise ValueError(f"{name} has a malformed provenance: {field}: {first['msg']}") from None
+        raise ValueError(f"{name} has a malformed provenance: {first_error(error)}") from None
 
 
 def warm_start(network: nn.Module, source: nn.Module) -> list[str]:

@@ -11,6 +11,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from metaspec_contract import files
+from metaspec_contract.validation import first_error
 from metaspec_training.fit.loss import AdaptiveSpectralLoss
 from metaspec_training.fit.module import SpectraModule
 
@@ -48,15 +49,12 @@ class LossWeights(BaseModel):
         """Read and check a file.
 
         Raises:
-            ValueError: it cannot be read, or holds bad weights; each bad field is named.
+            ValueError: it cannot be read, or holds bad weights; the first bad field is named.
         """
         try:
             return cls.model_validate_json(file.read_bytes())
         except ValidationError as error:
-            wrong = [
-                f"{'.'.join(map(str, e['loc'])) or 'file'}: {e['msg']}, got {e['input']!r:.60}" for e in error.errors()
-            ]
-            raise ValueError(f"{file}: {'; '.join(wrong)}") from None
+            raise ValueError(f"{file}: {first_error(error)}") from None
         except OSError as error:
             raise ValueError(f"{file} cannot be read: {error.strerror}") from None
 
@@ -100,8 +98,7 @@ def change_weights(
     try:
         weights = LossWeights(**current | changed)
     except ValidationError as error:
-        first = error.errors()[0]
-        raise ValueError(f"{first['loc'][0]}: {first['msg']}, got {first['input']}") from None
+        raise ValueError(first_error(error)) from None
     weights.write(file)
     return weights
 

@@ -68,9 +68,6 @@ class AdaptiveSpectralLoss(nn.Module):
 
 def merge_greens(spectra: Tensor) -> Tensor:
     """Spectra (..., 2, 2, W) with the mean of G1 and G2 in the place of both."""
-    green = (spectra[..., 0, 1, :] + spectra[..., 1, 0, :]) / 2
-    rows = (
-        torch.stack([spectra[..., 0, 0, :], green], dim=-2),
-        torch.stack([green, spectra[..., 1, 1, :]], dim=-2),
-    )
-    return torch.stack(rows, dim=-3)
+    red, green_1, green_2, blue = spectra.flatten(-3, -2).unbind(-2)
+    green = (green_1 + green_2) / 2
+    return torch.stack([red, green, green, blue], dim=-2).unflatten(-2, (2, 2))

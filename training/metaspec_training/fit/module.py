@@ -1,4 +1,4 @@
-"""What happens in a training step: forward, loss, clipping, schedule, and what is logged and saved of it."""
+"""SpectraModule: the LightningModule of a network."""
 
 from __future__ import annotations
 
@@ -36,7 +36,8 @@ class SpectraModule(LightningModule):
         warm_up: warm-up as a share of all steps.
         clip_norm: norm that gradients are scaled down to.
         weights: checkpoint to start from (warm start). Weights for which the new network has no place, or another shape,
-            are left out and named; the schedule starts anew.
+            are left out and named; the schedule starts anew. The checkpoint's data sets are added to the provenance if they
+            have the process and the greens of the data; otherwise a warning says why they are not.
         compile: whether to compile the network with torch.compile, which pays off on GPUs.
         optimizer: adamw, or muon (see `MuonAdamW`).
         preset: name of the preset, kept in the checkpoint; `metaspec-train` takes it from the names of the config files.
@@ -83,7 +84,7 @@ class SpectraModule(LightningModule):
         self.optimizer = optimizer
 
     def _start_from(self, weights: Path) -> None:
-        """Take over what fits of a checkpoint, and note the data sets that it was trained on."""
+        """Load the weights that fit, and add their data sets to the provenance."""
         trained = read_checkpoint(weights)
         try:
             missing = warm_start(self.network, trained.network)
@@ -91,12 +92,15 @@ class SpectraModule(LightningModule):
             raise ValueError(f"model.weights: nothing in {weights} fits this network: {error}") from None
         if missing:
             rank_zero_warn(f"{weights} has no weights for {', '.join(missing)}: they start from scratch")
-        if self.provenance is None or trained.provenance is None:
+        if self.provenance is None:
             return
-        if difference := trained.provenance.process.difference(self.provenance.process):
-            rank_zero_warn(f"{weights} was trained on another process than the data: {difference}")
+        if trained.provenance is None:
+            rank_zero_warn(f"{weights} does not state what it was trained on: the provenance will not list it")
             return
-        self.provenance = with_earlier_data(self.provenance, trained.provenance)
+        try:
+            self.provenance = with_earlier_data(self.provenance, trained.provenance, str(weights))
+        except ValueError as error:
+            rank_zero_warn(f"{error}: the provenance will not list what {weights} was trained on")
 
     def forward(self, density: Tensor) -> Tensor:
         """Efficiencies (B, 2, 2, W) of densities (B, 1, 128, 128)."""
@@ -104,7 +108,7 @@ class SpectraModule(LightningModule):
         return spectra
 
     def on_fit_start(self) -> None:
-        """Refuse what only fails later, in the middle of an epoch.
+        """Check settings that would fail in mid-epoch.
 
         Raises:
             ValueError: Muon in float16.
@@ -124,9 +128,9 @@ class SpectraModule(LightningModule):
                 raise ValueError("data.positions above 1 needs a network that predicts the field: DiffractionFieldNet")
             prediction = self(batch.density).unsqueeze(1)
         elif several:
-            prediction = self.network.at(batch.density, batch.shift, batch.coarse)
+            prediction = self.network.at(batch.density, batch.shift, batch.low_fidelity)
         else:
-            prediction = self.network(batch.density, batch.coarse).unsqueeze(1)
+            prediction = self.network(batch.density, batch.low_fidelity).unsqueeze(1)
         terms = self.loss(self._comparable(prediction.float()), batch.spectra)
         size = len(batch.density)
         self.log("train/loss", terms.total, prog_bar=True, batch_size=size)
@@ -143,7 +147,7 @@ class SpectraModule(LightningModule):
         self.log_dict(logged, prog_bar=True, batch_size=len(batch.density), sync_dist=True)
 
     def _comparable(self, prediction: Tensor) -> Tensor:
-        """The part of a prediction (..., 2, 2, W) that the labels know."""
+        """The prediction, greens averaged where the labels hold only their mean."""
         merged = self.provenance is not None and self.provenance.merged_greens
         return merge_greens(prediction) if merged else prediction
 
@@ -198,13 +202,20 @@ class SpectraModule(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"}}
 
 
-def with_earlier_data(provenance: Provenance, earlier: Provenance) -> Provenance:
+def with_earlier_data(provenance: Provenance, earlier: Provenance, weights: str) -> Provenance:
     """A provenance with the data sets of the weights that training started from.
+
+    All data sets of a provenance are of its process and greens, so data sets of other ones cannot be added.
 
     Args:
         provenance: provenance of the data; its data sets come first.
         earlier: provenance of the weights. Of a data set in both, the larger number of structures is kept.
+        weights: name of the weights in messages.
+
+    Raises:
+        ValueError: the processes differ, or greens are merged on one side only; both sides are named.
     """
+    provenance.require_same_device(earlier, "the data", weights)
     before = {source.name: source for source in earlier.data}
     data = [
         max(source, before.pop(source.name, source), key=lambda each: each.structures) for source in provenance.data

@@ -1,4 +1,4 @@
-"""What to do when a training no longer improves."""
+"""PlateauAdvice: callback for a stalled validation loss."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from metaspec_training.networks.query import DiffractionNetConfig
 
 
 class PlateauAdvice(Callback):
-    """When the validation loss stalls, turns to the next improvement that is still off.
+    """Enables or recommends the next disabled improvement when the validation loss stalls.
 
     They come in the order in which they help convergence most: memory norm (1), FiLM scale (2), gradient clip (4), then
     detector heads (3), fine tokens (7), curvature (5). The clip and the curvature weight are changed at once; the network

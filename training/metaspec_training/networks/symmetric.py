@@ -1,4 +1,4 @@
-"""A network on symmetric images of each structure: their mean predicts better than one, their spread tells whom to trust.
+"""Averaging over symmetric images: mean prediction, and its spread as an uncertainty.
 
 The symmetries of the square only permute the exact spectra (`metaspec_contract.structures.Symmetry`). A network learns that
 from examples, and obeys it where it has learnt well: where its predictions of a structure and of its images contradict each

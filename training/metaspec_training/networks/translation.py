@@ -1,4 +1,4 @@
-"""Spectra of a translated structure: a translation moves it over the detectors, and its harmonics tell the spectra."""
+"""Spectra of a translated structure, from its harmonics."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from metaspec_contract.structures import PIXELS
-from metaspec_simulation.physics.farfield import harmonic_orders
+from metaspec_simulation.physics.farfield import harmonic_orders, shifted_basis
 
 
 class Translation(nn.Module):
@@ -20,8 +20,9 @@ class Translation(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         m, n = harmonic_orders()
-        signs = [[(-1.0) ** (r * a + c * b) for a, b in zip(m, n, strict=True)] for r in (0, 1) for c in (0, 1)]
-        for name, values in (("rows", m), ("columns", n), ("quadrant_signs", np.array(signs))):
+        origin = np.zeros(1, np.int64)
+        signs = shifted_basis(origin, origin)[0, :, : len(m)]  # without a shift, its cosines are 1
+        for name, values in (("rows", m), ("columns", n), ("quadrant_signs", signs)):
             self.register_buffer(name, torch.tensor(values, dtype=torch.float32), persistent=False)
 
     def basis(self, shift: Tensor) -> Tensor:

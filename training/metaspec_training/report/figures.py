@@ -27,7 +27,7 @@ def draw_history(run: Path) -> Figure:
     log = EventAccumulator(str(run))
     log.Reload()
     scalars = {name: log.Scalars(name) for name in log.Tags()["scalars"]}
-    if "train/loss" not in scalars:
+    if not {"train/loss", "validation/mae"} & scalars.keys():
         raise ValueError(f"{run} holds no TensorBoard log of a training")
     figure = Figure(figsize=(13, 3.6), layout="constrained")
     terms, error, gradient = figure.subplots(1, 3)
@@ -40,7 +40,8 @@ def draw_history(run: Path) -> Figure:
     for name, colour in zip(("loss", "mse", "rel", "grad", "curv"), ("k", "C0", "C1", "C2", "C3"), strict=True):
         plot(terms, f"train/{name}", name, colour)
     terms.set(title="training loss and its terms", yscale="log", xlabel="step")
-    terms.legend(ncols=2)
+    if terms.lines:  # none in a run of fewer steps than trainer.log_every_n_steps
+        terms.legend(ncols=2)
     plot(error, "validation/loss", "loss (2 / 0.1 / 100)", "C4")
     plot(error, "validation/mae", "mean absolute error", "k")
     error.set(title="validation", yscale="log", xlabel="step")
@@ -48,7 +49,8 @@ def draw_history(run: Path) -> Figure:
     plot(gradient, "train/gradient_norm", "norm", "C0")
     plot(gradient, "train/clipped_fraction", "clipped", "C3")
     gradient.set(title="gradient norm, share of clipped steps", xlabel="step", ylim=(0, None))
-    gradient.legend()
+    if gradient.lines:
+        gradient.legend()
     return figure
 
 

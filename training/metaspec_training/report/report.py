@@ -7,7 +7,7 @@ import html
 import io
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import yaml
@@ -34,7 +34,11 @@ from metaspec_training.report.evaluation import (
 
 
 def write_report(
-    run: Path, data: Path | None = None, out: Path | None = None, split: str = "test", checkpoint: Path | None = None
+    run: Path,
+    data: Path | None = None,
+    out: Path | None = None,
+    split: Literal["validation", "test"] = "test",
+    checkpoint: Path | None = None,
 ) -> None:
     """Evaluate a run and write `report.html`, `report.json`, `report.md` and `spectra.png`.
 
@@ -42,7 +46,7 @@ def write_report(
         run: folder of the run, which holds `config.yaml`, `checkpoints/` and the TensorBoard log.
         data: folder of the data set to evaluate on; default: the first that the run was trained on.
         out: folder to write to; default: `report/` in the run's folder.
-        split: validation or test.
+        split: split to evaluate on.
         checkpoint: checkpoint to evaluate; default: `checkpoints/best.ckpt` in the run's folder.
 
     Raises:
