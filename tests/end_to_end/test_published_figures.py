@@ -21,6 +21,8 @@ DOCUMENTS = (
     "docs/trust.md",
 )
 MENTION = re.compile(r"`(diffractionnet\w*)` ([0-9a-f]{12})\b")
+MEASURED = re.compile(r"benchmarks/(?:speedup|serving_bench|design_bench|trust|invrs_check)\.py")
+EARLIER = re.compile(r"network of step \d")  # of the table in docs/training.md: said to be another one
 
 
 @pytest.fixture(scope="module")
@@ -42,3 +44,11 @@ def test_figures_are_of_the_bundled_models(document: str, hashes: dict[str, str]
     assert mentions, f"{document} has figures but names no model that they were measured on"
     for name, digits in mentions:
         assert hashes[name] == digits, f"{document}: figures of `{name}` are of {digits}, bundled is {hashes[name]}"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_each_section_of_measurements_names_its_model(document: str) -> None:
+    for section in re.split(r"^## ", (ROOT / document).read_text(), flags=re.MULTILINE):
+        if MEASURED.search(section):
+            title = section.partition("\n")[0]
+            assert MENTION.search(section) or EARLIER.search(section), f"{document}, {title}: measured on which model?"
