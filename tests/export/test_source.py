@@ -101,9 +101,7 @@ def test_a_field_network_of_another_process_than_its_data_is_refused(
     file = make_checkpoint(
         tmp_path / "wrong.ckpt", DiffractionFieldNetConfig(stem=8, width=16, process=moved), trained_on
     )
-    with pytest.raises(
-        ValueError, match=r"propagates light in another process than that of .*distance_um 3\.0 against 2\.0"
-    ):
+    with pytest.raises(ValueError, match=r"wrong.ckpt and its provenance are of .*: distance_um 3\.0 against 2\.0"):
         read_source(file, [data])
 
 

@@ -134,7 +134,7 @@ def test_refusals(finished: Path, tmp_path: Path, refusal: Refusal) -> None:
     (other / "file").write_text("x")
     assert "is not a MetaSpec data set" in refusal(*settings(other))
     assert "give --count" in refusal("--out", other)
-    with pytest.raises(ValueError, match="no Zarr group"):
+    with pytest.raises(ValueError, match="there is no such folder"):
         data.load(tmp_path / "missing")
     zarr.create_group(tmp_path / "foreign")
     with pytest.raises(ValueError, match="schema version 2, it says None"):
