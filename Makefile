@@ -4,10 +4,15 @@
 PYTHON ?= python3
 ARGS ?=
 WORKERS ?= 2
+# Each worker has a core: threads of PyTorch and NumPy would only wait for each other.
+PYTEST = OMP_NUM_THREADS=1 $(DEV_ENV)/bin/pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
 SERVE_ENV := .venv-serve
 DEV_ENV := .venv
 LOCK_ENV := .venv-lock
 PIP_INSTALL := bin/pip install --quiet --no-compile --disable-pip-version-check
+
+# Where it is set, every command compiles all of PyTorch again before it starts.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help serve test test-fast lint format lock data train clean
 
@@ -18,10 +23,10 @@ serve: $(SERVE_ENV)/.done ## serve the bundled model on 127.0.0.1:8000 (ARGS="--
 	$(SERVE_ENV)/bin/metaspec-serve $(ARGS)
 
 test: lint ## make the development environment, check style and types, run all tests
-	$(DEV_ENV)/bin/pytest -n $(WORKERS) --dist loadfile $(ARGS)
+	$(PYTEST) $(ARGS)
 
 test-fast: $(DEV_ENV)/.done ## run the tests that take seconds and need neither Triton nor a GPU
-	$(DEV_ENV)/bin/pytest -n $(WORKERS) --dist loadfile -m "not slow and not triton and not gpu" $(ARGS)
+	$(PYTEST) -m "not slow and not triton and not gpu" $(ARGS)
 
 lint: $(DEV_ENV)/.done ## check style and types
 	$(DEV_ENV)/bin/ruff check .

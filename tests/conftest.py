@@ -18,6 +18,33 @@ from metaspec_testing.small_models import (
     write_repository,
 )
 
+ROOT = Path(__file__).parent
+LONG = (
+    "export",
+    "end_to_end/test_chain.py",
+    "end_to_end/test_end_to_end.py",
+    "distributions",
+    "simulation",
+    "training",
+)
+"""What takes longest, longest first: started first, so that no worker is left with it at the end."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """One worker runs all tests of a file, and all of tests/export, which share models that take minutes to make."""
+
+    def place(item: pytest.Item) -> str:
+        return item.path.relative_to(ROOT).as_posix()
+
+    def rank(item: pytest.Item) -> int:
+        return next((n for n, start in enumerate(LONG) if place(item).startswith(start)), len(LONG))
+
+    items.sort(key=rank)
+    for item in items:
+        group = "export" if place(item).startswith("export/") else place(item)
+        item.add_marker(pytest.mark.xdist_group(group))
+
 
 @pytest.fixture(scope="session")
 def small_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:

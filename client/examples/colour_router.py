@@ -11,7 +11,7 @@ from metaspec import Surrogate, objectives, optimise
 from metaspec.designs import write_designs
 from metaspec.topology import Parameterisation
 
-STARTS, STEPS, SEED = 8, 60, 0
+STARTS, STEPS, SEED = 4, 60, 0
 url, folder = (*sys.argv[1:], *("http://127.0.0.1:8000", "colour-router")[len(sys.argv) - 1 :])
 
 with Surrogate(url) as surrogate:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import site
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -132,7 +133,9 @@ def start_triton(repository: Path, work: Path, before: Triton | None = None) -> 
     ]
     environment = os.environ | {"LD_LIBRARY_PATH": str(PACKAGES / "nvidia_pytriton.libs")}
     with log.open("w") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
+        process = subprocess.Popen(
+            command, stdout=output, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+        )
     try:
         triton = Triton(f"127.0.0.1:{http}", f"127.0.0.1:{grpc}", log, process)
         _wait(triton)
@@ -143,6 +146,8 @@ def start_triton(repository: Path, work: Path, before: Triton | None = None) -> 
             process.wait(timeout=30)
         except subprocess.TimeoutExpired:
             process.kill()
+        with suppress(ProcessLookupError):  # a Triton that was killed leaves its backends running
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def _wait(triton: Triton, timeout: float = 240) -> None:

@@ -30,7 +30,8 @@ def gradient_graph(network: nn.Module) -> onnx.ModelProto:
     _write_adjoints_out(network)
     example = torch.zeros(2, 1, PIXELS, PIXELS)
     with torch.inference_mode():
-        cotangent = torch.zeros_like(network(example).flatten(1, -2))
+        shape = network(example).flatten(1, -2).shape
+    cotangent = torch.zeros(shape)  # not a tensor of inference mode, which cannot be traced
     joint = _Joint(network, trace_joint(network, (1, PIXELS, PIXELS))).eval()
     return to_onnx(joint, {STRUCTURE: example, COTANGENT: cotangent}, [SPECTRA, GRADIENT])
 
