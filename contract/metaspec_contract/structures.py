@@ -1,7 +1,9 @@
 """Structures: shape and values, validation, bit packing, and the symmetries that permute their spectra.
 
 A structure is an array (128, 128), row = y, column = x, periodic in both: 1 is solid, 0 is void. It is binary, or a float
-density in [0, 1]. On disk and on the wire, binary structures are bit-packed: 2048 bytes each, row by row, the first pixel in
+density in [0, 1]: a pixel of density d has the permittivity eps_void + d (eps_solid - eps_void), at every wavelength. That is
+the linear mixing of density-based topology optimisation; the solver computes it, a model approximates it as far as it was
+taught. On disk and on the wire, binary structures are bit-packed: 2048 bytes each, row by row, the first pixel in
 the highest bit.
 """
 

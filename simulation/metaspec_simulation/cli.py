@@ -32,7 +32,7 @@ from metaspec_simulation.dataset import (
     read_dataset,
     write_samples,
 )
-from metaspec_simulation.physics.solver import Solver
+from metaspec_simulation.physics.solver import DECAY, Solver
 from metaspec_simulation.verify import Task, as_report, compare, table, tasks
 
 _TOPIC = "simulated"
@@ -192,13 +192,13 @@ def _finish(client: Client, jobs: list[Future], report: Callable[[], object] = l
 
 
 @functools.cache
-def _solver(process: Process, cells: int, tail: float) -> Solver:
-    return Solver(process, cells, tail)
+def _solver(process: Process, cells: int, decay: float = DECAY) -> Solver:
+    return Solver(process, cells, decay)
 
 
 def _simulate_shard(out: str, recipe: Recipe, start: int, stop: int) -> None:
     worker = get_worker()
-    solver = _solver(recipe.process, recipe.cells, recipe.tail)
+    solver = _solver(recipe.process, recipe.cells, recipe.decay)
     group = read_dataset(Path(out), mode="r+")
     write_samples(group, recipe, solver, start, stop, report=lambda: worker.log_event(_TOPIC, 1))
 
@@ -248,7 +248,7 @@ def verify_designs(
 
 
 def _simulate_task(task: Task) -> None:
-    task.simulate(_solver(task.process, task.cells, 25.0))
+    task.simulate(_solver(task.process, task.cells))
 
 
 @app.command("import")

@@ -76,13 +76,17 @@ def open_dataset(path: Path, recipe: Recipe, count: int, given: Structure | None
         raise ValueError(
             f"{path} was made with another process: {difference}; give the same one, or choose another folder"
         )
+    complete = group["complete"][:]
+    to_do = count > len(complete) or not complete.all()  # if not, an earlier solver's labels stay as they are
     for name, wanted in recipe.attributes().items():
-        if name != "process" and group.attrs.get(name) != wanted:
+        if name == "process" or (name == "solver" and group.attrs[name].get("cells") == recipe.cells and not to_do):
+            continue
+        if group.attrs.get(name) != wanted:
             raise ValueError(
                 f"{path} was made with {name} = {group.attrs.get(name)}, not {wanted}: "
                 "use the settings it was made with, or choose another folder"
             )
-    if count > group["complete"].shape[0]:
+    if count > len(complete):
         _resize(group, count)
     return group
 

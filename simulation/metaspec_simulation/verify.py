@@ -25,11 +25,11 @@ from metaspec_contract.process import Process
 from metaspec_contract.run_folder import ByColour, Merit, VerifiedDesign, VerifyReport
 from metaspec_contract.structures import Structure, pack
 from metaspec_simulation.data.designs import Designs, process_of_spectra
-from metaspec_simulation.physics.solver import Simulation, Solver
+from metaspec_simulation.physics.solver import DECAY, Simulation, Solver
 
 Floats = NDArray[np.floating]
 
-_FIELDS = ("wavelengths_nm", "spectra", "harmonics", "reflection")
+_FIELDS = ("wavelengths_nm", "spectra", "harmonics", "reflection", "remaining", "duration")
 _FOLDER = "simulated"
 
 
@@ -76,7 +76,7 @@ def tasks(designs: Designs, cells: list[int], best: int | None = None) -> list[l
     folder.mkdir(exist_ok=True)
 
     def file(structure: Structure, grid: int) -> Path:
-        recipe = (version("metaspec-lab"), process.model_dump_json(), str(grid))
+        recipe = (version("metaspec-lab"), process.model_dump_json(), str(grid), str(DECAY))
         digest = hashlib.sha256("\n".join(recipe).encode() + pack(structure).tobytes())
         return folder / f"{digest.hexdigest()[:16]}-{grid}.npz"
 

@@ -27,6 +27,8 @@ from metaspec_testing.servers import RunningServer, running_server
 
 ROOT = Path(__file__).parents[2]
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def report() -> dict[str, Any]:

@@ -91,6 +91,7 @@ def test_a_model_of_another_device_is_not_replaced(
     assert [path.name for path in (tmp_path / "diffractionnet").iterdir()] == ["1"]
 
 
+@pytest.mark.slow
 def test_help_and_version(command: Command) -> None:
     for arguments in ((), ("--help",), ("export", "--help")):
         result = command(*arguments)

@@ -107,6 +107,7 @@ def test_an_interrupted_run_says_how_to_resume(tmp_path: Path, start_command: St
     assert "of 100 samples written. Repeat the command to resume." in output
 
 
+@pytest.mark.slow
 def test_more_samples_and_nothing_to_do(finished: Path, tmp_path: Path, command: Command) -> None:
     out = tmp_path / "set"
     shutil.copytree(finished, out)
@@ -180,7 +181,7 @@ def test_provenance(finished: Path) -> None:
     assert (found.process, found.preset, found.merged_greens) == (Process(), "field", False)
     assert [source.name for source in found.data] == ["random", "old"]
     assert found.data[0].structures == len(random.of("train")) < COUNT
-    assert found.data[0].solver == {"name": "metaspec-fdtd", "cells": CELLS, "tail": 25.0}
+    assert found.data[0].solver == {"name": "metaspec-fdtd", "cells": CELLS, "decay": 1e-5}
     assert found.data[0].made_with.startswith("metaspec-lab ")
     assert found.data[1].made_with == "metaspec 0.1.0"
     assert data.provenance({"merged": changed(merged_greens=True)}).merged_greens
@@ -196,6 +197,7 @@ def test_provenance(finished: Path) -> None:
         data.provenance({})
 
 
+@pytest.mark.slow
 def test_given_structures(tmp_path: Path, command: Command, refusal: Refusal, coarsest: Solver) -> None:
     rng = np.random.default_rng(3)
     given = np.stack([random_structure(rng, "rectangles") for _ in range(2)])
@@ -278,6 +280,7 @@ def test_designs_become_a_data_set_and_more_are_appended(
     assert "was made with solver" in refusal("from-designs", optimised[0], "--out", out, "--cells", CELLS + 2)
 
 
+@pytest.mark.slow
 def test_appending_resumes_where_it_was_killed(
     optimised: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, coarsest: Solver
 ) -> None:
@@ -355,10 +358,22 @@ def test_designs_that_do_not_belong_in_a_data_set(
     assert not (tmp_path / "new").exists()
 
 
+def test_a_complete_data_set_of_an_earlier_solver_is_left_alone(
+    command: Callable[..., Any], refusal: Callable[..., str], tmp_path: Path
+) -> None:
+    """Nothing to do for the same samples; more of them would be labelled by another solver."""
+    recipe = data.Recipe(Process(), seed=5, cells=CELLS, decay=0.1)
+    group = data.open_dataset(tmp_path / "set", recipe, 2)
+    data.write_samples(group, recipe, Solver(Process(), CELLS, decay=0.1), 0, 2, lambda: None)
+    arguments = ("--out", tmp_path / "set", "--seed", 5, "--cells", CELLS)
+    assert "already has 2 samples: nothing to do" in command(*arguments, "--count", 2).out
+    assert "was made with solver = " in refusal(*arguments, "--count", 3)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "cells", "count"), [("bayer-600nm", 80, 3000), ("bayer-600nm-coarse", 48, 20000)])
 def test_the_reference_data_sets(name: str, cells: int, count: int) -> None:
-    """Complete, distinct, small, the same structures on both grids, and labelled as by today's solver."""
+    """Complete, distinct, small, the same structures on both grids; today's solver, which follows the light longer, is near."""
     path = DATASETS / name
     samples = data.load(path)
     assert len(samples) >= count
@@ -372,7 +387,7 @@ def test_the_reference_data_sets(name: str, cells: int, count: int) -> None:
     recipe = data.Recipe(samples.process, seed=samples.attributes["seed"], cells=cells)
     np.testing.assert_array_equal(samples.structures[320], recipe.structure(320))
     solved = Solver(samples.process, cells).simulate(recipe.structure(320))
-    np.testing.assert_allclose(samples.spectra[320], solved.spectra, atol=2e-4)
+    assert np.sqrt(np.mean((samples.spectra[320] - solved.spectra) ** 2)) < 5e-3
     size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
     assert size / len(samples) < 5.2e3, "23,000 structures take less than 120 MB"
     with pytest.raises(ValueError, match="split must be one of train, validation, test, got 'all'"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,11 +11,13 @@ import pytest
 from numpy.typing import NDArray
 
 from metaspec_contract.process import Process
-from metaspec_contract.structures import InvalidStructure, Structure, symmetries
+from metaspec_contract.structures import InvalidStructure, Structure, symmetries, unpack
 from metaspec_simulation import Simulation, Solver
 from metaspec_simulation.data.families import random_structure
+from metaspec_simulation.dataset import read_dataset
 from metaspec_simulation.physics.farfield import shifted_basis
 
+ROOT = Path(__file__).parents[2]
 PROCESS = Process()
 
 Floats = NDArray[np.float64]
@@ -36,7 +40,7 @@ def test_against_rigorous_coupled_wave_analysis(family: str, seed: int) -> None:
     from metaspec_testing.fmmax_reference import efficiencies  # JAX: slow to import
 
     structure = random_structure(np.random.default_rng(seed), family)
-    solution = Solver(PROCESS, cells=64).simulate(structure)
+    solution = Solver(PROCESS, cells=64, decay=1e-3).simulate(structure)
     wavelengths = (450.0, 620.0)
     reference = np.stack([efficiencies(structure, PROCESS, w, terms=221) for w in wavelengths], axis=1)
     ours = solution.spectra[:, [int(w) - 400 for w in wavelengths]]
@@ -80,13 +84,54 @@ def test_uniform_layers_converge_to_thin_films_at_second_order(value: int, fines
     assert rms[0] / rms[1] > (64 / 40) ** 1.5
 
 
-def test_energy_is_conserved_and_better_with_longer_recordings(structure: Structure) -> None:
-    errors = [Solver(PROCESS, cells=32, tail=tail).simulate(structure).energy_error for tail in (10, 25, 100)]
-    rms = [float(np.sqrt(np.mean(error**2))) for error in errors]
-    assert rms[1] < 0.03
-    assert rms[2] < rms[1] < rms[0]
+@pytest.mark.slow
+def test_a_run_ends_when_the_field_has_decayed(structure: Structure) -> None:
+    """Later for less of it, much later in a dense structure, and in any case at the longest time, which is stated."""
+    loose, tight = (Solver(PROCESS, cells=32, decay=decay) for decay in (1e-2, 1e-4))
+    sparse, dense = np.zeros((128, 128)), np.kron((np.arange(256).reshape(16, 16) % 17 > 2), np.ones((8, 8)))
+    empty, early, late, held = (
+        loose.simulate(sparse),
+        loose.simulate(structure),
+        tight.simulate(structure),
+        tight.simulate(dense),
+    )
+    assert empty.duration < early.duration < late.duration < held.duration
+    assert late.remaining <= 1e-4 < early.remaining <= 1e-2
+    error = [float(np.sqrt(np.mean(one.energy_error**2))) for one in (early, late)]
+    assert error[1] < error[0]
+    cut = Solver(PROCESS, cells=32, decay=1e-4, longest=20).simulate(dense)
+    assert cut.duration == pytest.approx(20, abs=1)
+    assert cut.remaining > 1e-4
 
 
+def chequerboard(pixels: int) -> Structure:
+    y, x = np.mgrid[:128, :128] // pixels
+    return np.asarray((y + x) % 2, np.uint8)
+
+
+def worst_sample() -> Structure:
+    """The sample whose labels lacked most power when the solver recorded for a fixed time: fill .865."""
+    packed = read_dataset(ROOT / "datasets" / "bayer-600nm")["structure"][551:552]
+    return np.asarray(unpack(packed)[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("cells", "name", "make"),
+    [
+        (48, "film", lambda: np.ones((128, 128), np.uint8)),
+        (48, "chequerboard of 4 pixels", lambda: chequerboard(4)),
+        (48, "chequerboard of 64 pixels", lambda: chequerboard(64)),
+        (48, "lines of 62 nm", lambda: np.tile(np.arange(128) // 4 % 2, (128, 1))),
+        (48, "sample 551", worst_sample),
+    ],
+)
+def test_dense_and_regular_structures_lose_no_light(cells: int, name: str, make: Callable[[], Structure]) -> None:
+    simulation = Solver(PROCESS, cells, threads=2).simulate(make())
+    assert np.sqrt(np.mean(simulation.energy_error**2)) <= 0.002
+
+
+@pytest.mark.slow
 def test_symmetries(coarsest: Solver, structure: Structure) -> None:
     """The five generators, and all of them at once; that the other 26 are products of these is in their definition."""
     spectra, elements = coarsest.simulate(structure).spectra, list(symmetries())
@@ -99,16 +144,18 @@ def test_symmetries(coarsest: Solver, structure: Structure) -> None:
 
 
 def test_translations_follow_from_the_harmonics(coarse: Solver, structure: Structure, solved: Simulation) -> None:
-    """Exact for whole grid cells, of 4 pixels here; in between, the grid itself changes the result slightly."""
-    for rows, columns, tolerance in ((-20, 52, 2e-5), (7, 33, 2e-2)):
+    """For whole grid cells, of 4 pixels here, but for harmonics above the seventh; in between, the grid itself changes."""
+    for rows, columns, tolerance in ((-20, 52, 3e-3), (7, 33, 2e-2)):
         moved = coarse.simulate(np.roll(structure, (rows, columns), axis=(0, 1)))
         predicted = shifted_basis(np.array([rows]), np.array([columns]))[0] @ solved.harmonics
         np.testing.assert_allclose(predicted, moved.spectra, atol=tolerance)
 
 
-def test_spectra_follow_from_the_orders_of_the_field(coarse: Solver, structure: Structure, solved: Simulation) -> None:
+@pytest.mark.slow
+def test_spectra_follow_from_the_orders_of_the_field(structure: Structure) -> None:
     """Propagated as plane waves of the continuum, they carry the power that `simulate` reports."""
-    orders = coarse.orders(structure)
+    solver = Solver(PROCESS, cells=64, decay=1e-2)
+    orders, solved = solver.orders(structure), solver.simulate(structure)
     assert orders.shape == (2, 2, 301, 15, 15)
     orders, wavelengths_nm = orders[:, :, ::20], PROCESS.wavelengths_nm[::20]
     k0 = (2 * np.pi * 1000 / wavelengths_nm)[:, None, None]
@@ -122,8 +169,8 @@ def test_spectra_follow_from_the_orders_of_the_field(coarse: Solver, structure: 
     e, h = (wave.T @ one @ wave for one in (e, h))
     flux = (e[:, 0] * h[:, 1].conj() - e[:, 1] * h[:, 0].conj()).real.mean(axis=0)
     quadrants = flux.reshape(-1, 2, 64, 2, 64).mean(axis=(2, 4)).reshape(-1, 4).T / 4
-    # `simulate` leaves out the flux harmonics above the seventh.
-    np.testing.assert_allclose(quadrants, solved.spectra[:, ::20], atol=3e-3)
+    # Near their cut-off, orders have the grid's kz in the solver, not the continuum's: several nm around it on coarse grids.
+    assert np.sqrt(np.mean((quadrants - solved.spectra[:, ::20]) ** 2)) < 4e-3
 
 
 def test_orders_have_the_phase_of_the_incident_light(coarse: Solver) -> None:
@@ -150,13 +197,13 @@ def test_efficiencies_are_efficiencies(solved: Simulation) -> None:
     [
         (np.zeros((64, 64)), r"structure must be \(128, 128\), .*got \(64, 64\)"),
         (np.zeros((2, 128, 128)), "structure must be a single one, got 2"),
-        (np.full((128, 128), 0.5), "structure must be binary.*0.5"),
         (np.full((128, 128), 255), "structure must lie between 0 .*got 255 .*divide 8-bit images by 255"),
         (np.full((128, 128), np.nan), "structure must lie between 0 .*got nan"),
     ],
 )
 def test_arrays_that_are_no_structure(coarsest: Solver, array: NDArray[Any], message: str) -> None:
-    for method in (coarsest.simulate, coarsest.orders):
+    cotangent = np.ones((4, 301))
+    for method in (coarsest.simulate, coarsest.orders, lambda array: coarsest.gradient(array, cotangent)):
         with pytest.raises(InvalidStructure, match=message):
             method(array)
 
@@ -166,3 +213,16 @@ def test_a_grid_that_is_too_coarse() -> None:
         Solver(PROCESS, cells=16)
     with pytest.raises(ValueError, match=r"too coarse: no stable material model .* cells of 0\.124 um; use more cells"):
         Solver(Process(period_um=3), cells=24)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"decay": 0.0}, "decay must lie between 0 and 1, got 0.0"),
+        ({"longest": np.inf}, "longest must be above 0 um/c and finite, got inf"),
+        ({"threads": 0}, "threads must be at least 1, got 0"),
+    ],
+)
+def test_settings_out_of_range(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Solver(PROCESS, cells=24, **settings)

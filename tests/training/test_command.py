@@ -61,6 +61,7 @@ def test_settings_that_are_refused(
     assert message in said
 
 
+@pytest.mark.slow
 def test_the_script_refuses_in_one_line_too(tmp_path: Path) -> None:
     command = [sys.executable, "training/train.py", "--config=training/configs/field.yaml", "--data.path=nowhere"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)

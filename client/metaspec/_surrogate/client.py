@@ -71,7 +71,8 @@ class Surrogate(SurrogateBase):
         """Spectra of structures.
 
         Args:
-            structures: (128, 128), (N, 128, 128) or (N, 1, 128, 128); 1 is solid, 0 is void, densities between are allowed.
+            structures: (128, 128), (N, 128, 128) or (N, 1, 128, 128); 1 is solid, 0 is void, a density between mixes their
+                permittivities linearly.
                 Large N are split over concurrent requests; the order is kept, and one version of the model answers all.
                 Arrays larger than memory may be a `numpy.memmap`.
 

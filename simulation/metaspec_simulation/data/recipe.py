@@ -14,6 +14,7 @@ from metaspec_contract.process import Process
 from metaspec_contract.structures import InvalidStructure, Structure, check_binary, pack
 from metaspec_simulation.data import families
 from metaspec_simulation.physics.farfield import harmonic_orders
+from metaspec_simulation.physics.solver import DECAY
 
 SCHEMA_VERSION = 2
 
@@ -26,14 +27,14 @@ class Recipe:
         process: process of all samples.
         seed: seed of the random structures; sample i's depends on it and i alone.
         cells: the solver's grid cells per period.
-        tail: the solver's recording time after the pulse, um / c.
+        decay: share of the field's energy at which the solver ends a run.
         given: SHA-256 of the structures, if they are given and not random.
     """
 
     process: Process
     seed: int
     cells: int
-    tail: float = 25.0
+    decay: float = DECAY
     given: str | None = None
 
     def family(self, sample: int) -> str:
@@ -51,7 +52,7 @@ class Recipe:
             "process": self.process.model_dump(mode="json"),
             "seed": self.seed,
             "given": self.given,
-            "solver": {"name": "metaspec-fdtd", "cells": self.cells, "tail": self.tail},
+            "solver": {"name": "metaspec-fdtd", "cells": self.cells, "decay": self.decay},
             "channels": list(CHANNELS),
             "harmonic_orders": np.stack(harmonic_orders(), axis=1).tolist(),
         }

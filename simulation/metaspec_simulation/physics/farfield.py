@@ -17,9 +17,9 @@ from metaspec_simulation.physics.grid import Grid
 HARMONICS = (0, 1, 3, 5, 7)
 """Orders of the flux, along each axis, that half a period integrates to other than 0: even ones except 0 vanish."""
 
-_FLUX_GRID = 32  # points per axis that sample every product of two orders up to 7 without aliasing
-
-_DAMPING = 0.02  # c / um, half of what a recording of 25 um / c resolves
+_GRAZING = (1.0, 3.0)
+"""The grid's kz is used where kz^2 is below the first of these multiples of its difference between grid and continuum, the
+continuum's above the second. From 1 on, both kz are real or both imaginary; a wide transition costs accuracy."""
 
 Complex = NDArray[np.complexfloating]
 Float = NDArray[np.floating]
@@ -36,21 +36,30 @@ def project(recorded: NDArray[np.float32], grid: Grid, order: int) -> Complex:
 
     Ex and Ey lie half a cell off the corner of their cell, in x and in y; the phases of both refer to the corner.
     """
-    orders = np.arange(-order, order + 1)
-    position = np.arange(grid.cells) / grid.cells
-    kernel = (np.exp(-2j * np.pi * np.outer(position, orders)) / grid.cells).astype(np.complex64)
+    kernel, half_cell = projection(grid, order)
     coefficients = kernel.T @ (recorded @ kernel)
-    half_cell = np.exp(-1j * np.pi * orders / grid.cells).astype(np.complex64)
     coefficients[:, 0] *= half_cell[None, None, :]
     coefficients[:, 1] *= half_cell[None, :, None]
     return coefficients
 
 
+def projection(grid: Grid, order: int) -> tuple[Complex, Complex]:
+    """exp(-i k x) / cells on the corners of the cells, (cells, orders), and over half a cell, (orders,)."""
+    orders = np.arange(-order, order + 1)
+    position = np.arange(grid.cells) / grid.cells
+    kernel = np.exp(-2j * np.pi * np.outer(position, orders)) / grid.cells
+    return kernel.astype(np.complex64), np.exp(-1j * np.pi * orders / grid.cells).astype(np.complex64)
+
+
 def spectrum(series: Complex | Float, grid: Grid, wavelengths_nm: Float) -> Complex:
     """Fourier transform in time with exp(+i omega t): (samples, ...) to (wavelengths, ...)."""
-    omega = 2 * np.pi * 1000 / wavelengths_nm
-    kernel = np.exp(1j * np.outer(omega, grid.sample_times)).astype(np.complex64)
+    kernel = oscillation(np.arange(len(series)) * grid.stride, grid, wavelengths_nm)
     return (kernel @ series.reshape(len(series), -1)).reshape(len(kernel), *series.shape[1:])
+
+
+def oscillation(steps: NDArray[np.integer], grid: Grid, wavelengths_nm: Float) -> Complex:
+    """exp(i omega t), complex64 (wavelengths, steps)."""
+    return np.exp(1j * np.outer(2 * np.pi * 1000 / wavelengths_nm, steps * grid.dt)).astype(np.complex64)
 
 
 class PlaneWaves:
@@ -72,24 +81,19 @@ class PlaneWaves:
         k = 2 * np.pi / process.period_um * np.arange(-order, order + 1)
         self.kx, self.ky = k[None, None, :], k[None, :, None]
         in_plane = self.kx**2 + self.ky**2
-        self.kz = np.sqrt((index[:, None, None] * self.k0) ** 2 - in_plane + 0j)
-        self.kz[self.kz == 0] = 1e-6
         bent_x, bent_y = (2 / grid.dx * np.sin(k * grid.dx / 2) for k in (self.kx, self.ky))
         omega = grid.discrete_frequency(self.k0)
         bent_z = np.sqrt(eps * omega**2 - bent_x**2 - bent_y**2 + 0j)
         self.discrete_kz = 2 / grid.dz * np.arcsin(bent_z * grid.dz / 2)
+        self.kz = np.sqrt(_near_grazing((index[:, None, None] * self.k0) ** 2 - in_plane, self.discrete_kz**2))
+        self.kz[self.kz == 0] = 1e-6
         self.propagating = self.kz.imag == 0
         # Near grazing, E of an s wave and H of a p wave stay finite, so those two are taken from the grid, scaled to equal
-        # power. A recording of finite length blurs cut-offs; damping blurs the factors here as much.
-        damped = self.k0 + 1j * _DAMPING
-        kz = np.sqrt((index[:, None, None] * damped) ** 2 - in_plane)
-        omega = grid.discrete_frequency(damped)
-        bent_z = np.sqrt(eps * omega**2 - bent_x**2 - bent_y**2)
-        overlap = np.cos(np.arcsin(bent_z * grid.dz / 2))
-        impedance, discrete_impedance = kz / (index[:, None, None] ** 2 * damped), bent_z / (eps * omega)
-        self.s_scale = np.sqrt(np.abs(bent_z / omega * overlap / (kz / damped)))
-        p_power = np.abs(discrete_impedance * overlap / impedance)
-        self.p_scale = np.sqrt(p_power) * self.kz / (index[:, None, None] ** 2 * self.k0) / discrete_impedance
+        # power.
+        overlap = np.cos(self.discrete_kz * grid.dz / 2)
+        impedance, discrete_impedance = self.kz * self.k0 / (in_plane + self.kz**2), bent_z / (eps * omega)
+        self.s_scale = np.sqrt(np.abs(bent_z / omega * overlap * self.k0 / self.kz))
+        self.p_scale = np.sqrt(np.abs(overlap * discrete_impedance / impedance)) * impedance / discrete_impedance
         norm = np.sqrt(np.where(in_plane == 0, 1, in_plane))
         self.ux = np.where(in_plane == 0, 1, self.kx / norm)
         self.uy = self.ky / norm
@@ -97,7 +101,8 @@ class PlaneWaves:
     def continuous(self, field: Complex, offset_um: float, distance_um: float) -> Complex:
         """Turn grid amplitudes at `offset_um` into continuum amplitudes of equal power at `distance_um`.
 
-        Both distances are measured from the patterned layer's face, in the direction of the light; shapes (..., W, 2, ky, kx).
+        The matrix that maps E to E is symmetric, so this is its own transpose. Both distances are measured from the patterned
+        layer's face, in the direction of the light; shapes (..., W, 2, ky, kx).
         """
         ex, ey = field[..., 0, :, :], field[..., 1, :, :]
         advance = np.exp(1j * (self.kz * distance_um - self.discrete_kz * offset_um))
@@ -113,17 +118,85 @@ class PlaneWaves:
         hy = (self.kz * ex - self.kx * ez) / self.k0
         return np.stack([hx, hy], axis=-3).astype(np.complex64)
 
+    def magnetic_transposed(self, weights: Complex) -> Complex:
+        """Transpose of `magnetic`: from the derivative by Hx and Hy to that by Ex and Ey, (..., W, 2, ky, kx)."""
+        gx, gy = weights[..., 0, :, :] / self.k0, weights[..., 1, :, :] / self.k0
+        gz = (self.ky * gx - self.kx * gy) / self.kz
+        return np.stack([self.kz * gy - self.kx * gz, -self.kz * gx - self.ky * gz], axis=-3).astype(np.complex64)
+
+
+def _near_grazing(squared: Complex, discrete: Complex) -> Complex:
+    """Squares of kz, the continuum's for most waves, the grid's near grazing, with a smooth transition: complex.
+
+    The grid cuts an order off at a slightly other wavelength. Between the two cut-offs a wave carries power in the grid and
+    none in the continuum, or the reverse; with the grid's kz there, all power that leaves the grid arrives.
+
+    Args:
+        squared: squares in the continuum.
+        discrete: squares on the grid.
+    """
+    difference = discrete - squared
+    distance = np.abs(squared) / np.maximum(np.abs(difference), 1e-12)
+    step = np.clip((distance - _GRAZING[0]) / (_GRAZING[1] - _GRAZING[0]), 0, 1)
+    blended: Complex = squared + (1 - step**2 * (3 - 2 * step)) * difference
+    return blended
+
 
 def flux_map(electric: Complex, magnetic: Complex) -> NDArray[np.float32]:
-    """Time-averaged Poynting flux along z on 32 x 32 points of the unit cell: (..., 2, ky, kx) to float32 (..., 32, 32).
+    """Time-averaged Poynting flux along z on P x P points of the unit cell: (..., 2, ky, kx) to float32 (..., P, P).
 
-    Normalised so that a plane wave of amplitude 1 in vacuum has flux 1.
+    P samples every product of two orders without aliasing. Normalised so that a plane wave of amplitude 1 in vacuum has
+    flux 1.
     """
-    order = electric.shape[-1] // 2
-    phase = np.outer(np.arange(-order, order + 1), np.arange(_FLUX_GRID)) / _FLUX_GRID
-    kernel = np.exp(2j * np.pi * phase).astype(np.complex64)
-    e, h = (kernel.T @ (field @ kernel) for field in (electric, magnetic))
-    return (e[..., 0, :, :] * h[..., 1, :, :].conj() - e[..., 1, :, :] * h[..., 0, :, :].conj()).real
+    e, h = (_on_points(field) for field in (electric, magnetic))
+    cross = e[..., 0, :, :] * h[..., 1, :, :].conj() - e[..., 1, :, :] * h[..., 0, :, :].conj()
+    return np.asarray(cross.real, np.float32)
+
+
+def flux_weights(electric: Complex, magnetic: Complex, weights: Float) -> tuple[Complex, Complex]:
+    """Derivatives of sum(weights * flux_map) by the orders of E and of H, so that a change is Re sum(derivative * change).
+
+    Args:
+        electric: E as for `flux_map`, (..., 2, ky, kx).
+        magnetic: H.
+        weights: weights of the points, (..., P, P).
+    """
+    e, h = (_on_points(field).conj() for field in (electric, magnetic))
+    kernel = _points_kernel(electric.shape[-1] // 2)
+    by_e = np.stack([weights * h[..., 1, :, :], -weights * h[..., 0, :, :]], axis=-3)
+    by_h = np.stack([-weights * e[..., 1, :, :], weights * e[..., 0, :, :]], axis=-3)
+    return kernel @ (by_e @ kernel.T), kernel @ (by_h @ kernel.T)
+
+
+def quadrant_weights(order: int) -> NDArray[np.float64]:
+    """Weights that integrate a flux map over R, G1, G2 and B, in units of the unit cell's area: (4, P, P).
+
+    Exact for products of two orders up to `order`.
+    """
+    points = _flux_points(order)
+    orders = np.arange(-2 * order, 2 * order + 1)
+    waves = np.exp(-2j * np.pi * np.outer(orders, np.arange(points)) / points) / points
+    first = (_window(orders) @ waves).real
+    halves = np.stack([first, 1 / points - first])
+    weights: NDArray[np.float64] = np.einsum("ay,bx->abyx", halves, halves).reshape(4, points, points)
+    return weights
+
+
+def _on_points(field: Complex) -> Complex:
+    kernel = _points_kernel(field.shape[-1] // 2)
+    points: Complex = kernel.T @ (field @ kernel)
+    return points
+
+
+def _points_kernel(order: int) -> Complex:
+    points = _flux_points(order)
+    phase = np.outer(np.arange(-order, order + 1), np.arange(points)) / points
+    return np.exp(2j * np.pi * phase).astype(np.complex64)
+
+
+def _flux_points(order: int) -> int:
+    """Points per axis that sample every product of two orders without aliasing."""
+    return 4 * order + 4
 
 
 def window_harmonics(flux: Float) -> Float:

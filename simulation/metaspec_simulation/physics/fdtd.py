@@ -26,34 +26,30 @@ _Pair: TypeAlias = tuple[Field, Field]
 _Triple: TypeAlias = tuple[Field, Field, Field]
 _Quadruple: TypeAlias = tuple[Field, Field, Field, Field]
 
-_jit = numba.njit(fastmath=True, cache=True, error_model="numpy", nogil=True)
+jit = numba.njit(fastmath=True, cache=True, error_model="numpy", nogil=True)
 
 
 class Mesh(NamedTuple):
     """Extent of the grid in space and time.
 
     Attributes:
-        steps: number of time steps.
         stride: steps between two recordings.
         row: cells along x and along y, ghost cells included.
         rx: dt / dx.
         rz: dt / dz.
         dt: time step.
         reflected: z index of the plane, above the source, that is recorded.
-        source: z index of the plane where the pulse is added.
         top: z index of the first plane of Ex and Ey in the patterned layer.
         bottom: z index of the last one.
         transmitted: z index of the plane, below the patterned layer, that is recorded.
     """
 
-    steps: int
     stride: int
     row: int
     rx: np.float32
     rz: np.float32
     dt: np.float32
     reflected: int
-    source: int
     top: int
     bottom: int
     transmitted: int
@@ -90,43 +86,70 @@ class Absorber(NamedTuple):
     gain: Field
 
 
-class Pulse(NamedTuple):
-    """The incident light.
+class State(NamedTuple):
+    """All that the next time step depends on.
 
     Attributes:
-        amplitude: amplitude added in each step, (steps,).
-        polarisation: 0 for Ex, 1 for Ey.
+        e: Ex, Ey, Ez, each (depth + 1, y * x).
+        h: Hx, Hy, Hz, of the same shape.
+        polarisation: polarisation of the pole at Ex, Ey, Ez in the patterned layer.
+        current: its time derivative.
+        memory: memory of the absorbing layers, for Ex, Ey, Hx, Hy.
     """
 
-    amplitude: Field
-    polarisation: int
+    e: _Triple
+    h: _Triple
+    polarisation: _Triple
+    current: _Triple
+    memory: _Quadruple
 
 
-@_jit
-def march(mesh: Mesh, medium: Medium, absorber: Absorber, pulse: Pulse, recorded: Field) -> None:
-    """Send a pulse through one structure and record Ex and Ey on two planes.
+def new_state(mesh: Mesh, depth: int) -> State:
+    """A grid without any field; `depth` is the z index of its last plane."""
+    cells = mesh.row * mesh.row
+    whole, layer = (depth + 1, cells), (mesh.bottom - mesh.top + 2, cells)
+
+    def triple(shape: tuple[int, int]) -> _Triple:
+        return np.zeros(shape, np.float32), np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+
+    memory = (*triple(whole), np.zeros(whole, np.float32))
+    return State(triple(whole), triple(whole), triple(layer), triple(layer), memory)
+
+
+@jit
+def march(
+    mesh: Mesh,
+    medium: Medium,
+    absorber: Absorber,
+    state: State,
+    steps: int,
+    source: int,
+    sheet: Field,
+    recorded: Field,
+) -> None:
+    """Advance the field by some time steps, add the light of a source, and record Ex and Ey on two planes.
 
     Args:
         mesh: extent of the grid.
         medium: materials.
         absorber: absorbing layers.
-        pulse: incident light.
-        recorded: array to fill with [reflected, transmitted], (2, samples, 2, y * x) with ghost cells, Ex before Ey.
+        state: field, updated in place.
+        steps: number of time steps.
+        source: z index of the source plane.
+        sheet: amplitudes to add to Ex and Ey there in the first of these steps, (at most steps, 2, y * x).
+        recorded: array to fill with [reflected, transmitted] in every `stride`-th step from the first, (2, samples, 2, y * x)
+            with ghost cells, Ex before Ey; it may have no samples.
     """
     row, rx, rz, dt, top, bottom = mesh.row, mesh.rx, mesh.rz, mesh.dt, mesh.top, mesh.bottom
     inverse_plane, stiffness = medium.inverse_plane, medium.stiffness
     (inverse_x, inverse_y, inverse_z), (drive_x, drive_y, drive_z) = medium.inverse, medium.drive
     decay, gain = absorber.decay, absorber.gain
     depth = inverse_plane.shape[0] - 1
-    shape, inside = (depth + 1, row * row), (bottom - top + 2, row * row)
-    ex, ey, ez = np.zeros(shape, np.float32), np.zeros(shape, np.float32), np.zeros(shape, np.float32)
-    hx, hy, hz = np.zeros(shape, np.float32), np.zeros(shape, np.float32), np.zeros(shape, np.float32)
-    px, py, pz = np.zeros(inside, np.float32), np.zeros(inside, np.float32), np.zeros(inside, np.float32)
-    jx, jy, jz = np.zeros(inside, np.float32), np.zeros(inside, np.float32), np.zeros(inside, np.float32)
-    memory_ex, memory_ey = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
-    memory_hx, memory_hy = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+    (ex, ey, ez), (hx, hy, hz) = state.e, state.h
+    (px, py, pz), (jx, jy, jz) = state.polarisation, state.current
+    memory_ex, memory_ey, memory_hx, memory_hy = state.memory
     a, b = row, row * row - row  # all rows but the ghost ones
-    for step in range(mesh.steps):
+    for step in range(steps):
         for k in range(depth):
             e = (ex[k, a:b], ey[k, a:b], ez[k, a:b])
             e_next = (ex[k + 1, a:b], ey[k + 1, a:b])
@@ -164,18 +187,18 @@ def march(mesh: Mesh, medium: Medium, absorber: Absorber, pulse: Pulse, recorded
                 _absorb_e(e, h, h_before, h_aside, sx, sz, memory, decay[0, k], gain[0, k])
             else:
                 _advance_e(e, h, h_before, h_aside, sx, sz)
-            if k == mesh.source:
-                driven = ex[k] if pulse.polarisation == 0 else ey[k]
-                driven += pulse.amplitude[step]
+            if k == source and step < sheet.shape[0]:
+                ex[k] += sheet[step, 0]
+                ey[k] += sheet[step, 1]
             for plane in (ex, ey, ez):
                 _wrap(plane[k], row, row - 1, 1)
-        if step % mesh.stride == 0:
+        if step % mesh.stride == 0 and step // mesh.stride < recorded.shape[1]:
             for index, k in enumerate((mesh.reflected, mesh.transmitted)):
                 recorded[index, step // mesh.stride, 0] = ex[k]
                 recorded[index, step // mesh.stride, 1] = ey[k]
 
 
-@_jit
+@jit
 def _advance_h(h: _Triple, e: _Triple, e_next: _Pair, e_aside: _Quadruple, rx: np.float32, rz: np.float32) -> None:
     """H of one plane: dH/dt = -curl E. `e_aside`: Ex and Ez of the next row, Ey and Ez of the next column."""
     (hx, hy, hz), (ex, ey, ez), (ex_next, ey_next) = h, e, e_next
@@ -186,7 +209,7 @@ def _advance_h(h: _Triple, e: _Triple, e_next: _Pair, e_aside: _Quadruple, rx: n
         hz[i] += rx * ((ex_up[i] - ex[i]) - (ey_right[i] - ey[i]))
 
 
-@_jit
+@jit
 def _absorb_h(
     h: _Triple,
     e: _Triple,
@@ -211,7 +234,7 @@ def _absorb_h(
         hz[i] += rx * ((ex_up[i] - ex[i]) - (ey_right[i] - ey[i]))
 
 
-@_jit
+@jit
 def _advance_e(e: _Triple, h: _Triple, h_before: _Pair, h_aside: _Quadruple, sx: np.float32, sz: np.float32) -> None:
     """E of one plane: dE/dt = curl H / permittivity. `h_aside`: Hx and Hz of the row, Hy and Hz of the column before."""
     (ex, ey, ez), (hx, hy, hz), (hx_before, hy_before) = e, h, h_before
@@ -222,7 +245,7 @@ def _advance_e(e: _Triple, h: _Triple, h_before: _Pair, h_aside: _Quadruple, sx:
         ez[i] += sx * ((hy[i] - hy_left[i]) - (hx[i] - hx_down[i]))
 
 
-@_jit
+@jit
 def _advance_transverse(
     e: _Triple, h: _Triple, h_before: _Pair, h_aside: _Quadruple, sx: np.float32, sz: np.float32
 ) -> None:
@@ -234,7 +257,7 @@ def _advance_transverse(
         ey[i] += sz * (hx[i] - hx_before[i]) - sx * (hz[i] - hz_left[i])
 
 
-@_jit
+@jit
 def _absorb_e(
     e: _Triple,
     h: _Triple,
@@ -259,7 +282,7 @@ def _absorb_e(
         ez[i] += sx * ((hy[i] - hy_left[i]) - (hx[i] - hx_down[i]))
 
 
-@_jit
+@jit
 def _polarise(
     e: Field,
     inverse: Field,
@@ -281,10 +304,23 @@ def _polarise(
         e[i] += inverse[i] * (s * (a[i] - b[i]) + t * (c[i] - d[i]) - dt * j)
 
 
-@_jit
+@jit
 def _wrap(plane: Field, row: int, ghost: int, source: int) -> None:
     """Fill ghost row and column number `ghost` of a plane from row and column number `source`."""
     for start in range(0, plane.size, row):
         plane[start + ghost] = plane[start + source]
     for i in range(row):
         plane[ghost * row + i] = plane[source * row + i]
+
+
+@jit
+def energy(field: Field, row: int) -> float:
+    """Sum of the squares of one component, ghost cells left out: (planes, y * x)."""
+    total = 0.0
+    for plane in field:
+        for start in range(row, row * row - row, row):
+            partial = np.float32(0)
+            for value in plane[start + 1 : start + row - 1]:
+                partial += value * value
+            total += float(partial)
+    return total

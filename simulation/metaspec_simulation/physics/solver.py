@@ -1,17 +1,35 @@
-"""The solver: from a binary structure to the spectra of its detectors."""
+"""The solver: from a structure to the spectra of its detectors, and to their gradient by the adjoint method."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from threading import Event
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from metaspec_contract.detectors import CHANNELS
 from metaspec_contract.process import Process
-from metaspec_contract.structures import InvalidStructure, check_binary
+from metaspec_contract.structures import InvalidStructure, as_density, check_structures
 from metaspec_simulation.physics import farfield
-from metaspec_simulation.physics.fdtd import Absorber, Medium, Mesh, Pulse, march
-from metaspec_simulation.physics.grid import FACE_SHARE, Grid, fill_fractions, make_grid, pml_profile, pulse
+from metaspec_simulation.physics.adjoint import Sheet, run_back
+from metaspec_simulation.physics.fdtd import Field
+from metaspec_simulation.physics.grid import Array, fill_fractions, make_grid, pull_back, pulse
+from metaspec_simulation.physics.run import Fractions, History, Recording, Run
+
+DECAY = 1e-5
+"""Share of the largest energy in the grid at which a run ends."""
+
+_AFTER_PULSE = 10.0  # um / c: what little energy is left of a film's echoes still counts in every wavelength
+
+LONGEST = 600.0
+"""Time at which a run ends in any case, um / c."""
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -24,12 +42,17 @@ class Simulation:
         harmonics: Fourier coefficients of the R spectrum under translation of the structure, float32 (81, W); see
             `farfield.shifted_basis`.
         reflection: reflectance, float32 (W,).
+        remaining: energy left in the grid at the end of the run, relative to the largest; the larger one of both
+            polarisations. It is above the solver's `decay` only if the run reached the longest time.
+        duration: length of the longer run, um / c.
     """
 
     wavelengths_nm: NDArray[np.float64]
     spectra: NDArray[np.float32]
     harmonics: NDArray[np.float32]
     reflection: NDArray[np.float32]
+    remaining: float
+    duration: float
 
     @property
     def energy_error(self) -> NDArray[np.float32]:
@@ -40,10 +63,17 @@ class Simulation:
 class Solver:
     """Finite-difference time-domain solver of one process on one grid.
 
+    A run ends when the light has left the grid: dense structures, which hold it long, are followed as long as they need.
+
     Args:
         process: process to simulate.
         cells: grid cells per period: 48 is coarse, 80 is that of the reference labels, 128 is fine.
-        tail: recording time after the pulse, um / c; 25 limits the spectral resolution to about 10 nm.
+        decay: share of the largest energy in the grid at which a run ends.
+        longest: time at which it ends in any case, um / c.
+        threads: number of threads; with 2, both polarisations are computed at once.
+
+    Raises:
+        ValueError: an argument is out of range, or the grid is too coarse for the process.
 
     Example:
         >>> solver = Solver(Process(), cells=48)
@@ -51,9 +81,18 @@ class Solver:
         (4, 301)
     """
 
-    def __init__(self, process: Process, cells: int = 64, tail: float = 25.0) -> None:
+    def __init__(
+        self, process: Process, cells: int = 64, decay: float = DECAY, longest: float = LONGEST, threads: int = 1
+    ) -> None:
+        if not 0 < decay < 1:
+            raise ValueError(f"decay must lie between 0 and 1, got {decay}")
+        if not 0 < longest < np.inf:
+            raise ValueError(f"longest must be above 0 um/c and finite, got {longest}")
+        if threads < 1:
+            raise ValueError(f"threads must be at least 1, got {threads}")
         self.process = process
-        self.grid = make_grid(process, cells, tail)
+        self.grid = make_grid(process, cells)
+        self.decay, self.longest, self.threads = decay, longest, threads
         self.wavelengths_nm = process.wavelengths_nm
         self._order = farfield.max_order(process)
         index = process.substrate.index(self.wavelengths_nm)
@@ -61,6 +100,7 @@ class Solver:
         eps = self.grid.eps_substrate
         self._below = farfield.PlaneWaves(self.grid, process, self.wavelengths_nm, index, eps, self._order)
         self._above = farfield.PlaneWaves(self.grid, process, self.wavelengths_nm, vacuum, 1.0, self._order)
+        self._quadrants = farfield.quadrant_weights(self._order).astype(np.float32)
         self._pulse = pulse(self.grid, process)
         self._incident = self._incident_amplitude()
 
@@ -68,28 +108,44 @@ class Solver:
         """Simulate one structure under both polarisations.
 
         Args:
-            structure: binary structure, (128, 128), 0 = void and 1 = solid.
+            structure: structure or density, (128, 128), 0 = void and 1 = solid. A density mixes the permittivities of void
+                and solid linearly at every frequency, as density-based topology optimisation does.
 
         Raises:
-            InvalidStructure: another shape, or values other than 0 and 1.
+            InvalidStructure: another shape, or values outside [0, 1].
         """
-        back, through = self._recorded(structure)
-        grid, zero = self.grid, self._order
-        for polarisation in (0, 1):  # the source sheet radiates upwards, too, with the same amplitude
-            back[polarisation, :, polarisation, zero, zero] -= 1
-        incident_power = self._above.s_scale[:, zero, zero] ** 2
-        back = self._above.continuous(back, (grid.top - grid.reflected) * grid.dz - grid.face_um, 0.0)
-        through = self._below.continuous(through, self._offset_um, self.process.distance_um)
-        reflected = self._power(self._above, back) / incident_power
-        flux = farfield.flux_map(through, self._below.magnetic(through)).mean(axis=0) / incident_power[:, None, None]
-        harmonics = farfield.window_harmonics(flux).T
-        quadrants = farfield.shifted_basis(np.zeros(1, int), np.zeros(1, int))[0]
-        return Simulation(
-            wavelengths_nm=self.wavelengths_nm,
-            spectra=(quadrants @ harmonics).astype(np.float32),
-            harmonics=harmonics.astype(np.float32),
-            reflection=reflected.astype(np.float32),
-        )
+        density = self._density(structure)
+        return self._simulation(self._forward(density, keep=False))
+
+    def gradient(self, structure: ArrayLike, cotangent: ArrayLike) -> tuple[Simulation, NDArray[np.float32]]:
+        """The gradient of sum(cotangent * spectra) with respect to the density of every pixel, by the adjoint method.
+
+        The source of the adjoint run is the derivative by the recorded field, backwards in time; the product of both fields
+        at a node, summed over time, is the derivative by its permittivity (Taflove et al., "Advances in FDTD", 2013, and
+        Lalau-Keraly et al., Opt. Express 21, 21693 (2013)). It is that of the discretised equations, for all wavelengths
+        at once: two forward runs, and two adjoint runs for each cotangent.
+
+        Args:
+            structure: structure or density as for `simulate`.
+            cotangent: weights of the spectra, (4, W), or (C, 4, W) for the gradients of C sums.
+
+        Returns:
+            The simulation, and the gradient, float32 (128, 128) or (C, 128, 128).
+
+        Raises:
+            InvalidStructure: as for `simulate`.
+            ValueError: the cotangent has another shape or is not finite.
+        """
+        density = self._density(structure)
+        weights = np.asarray(cotangent, np.float64)
+        shape = (len(CHANNELS), len(self.wavelengths_nm))
+        if weights.shape[-2:] != shape or weights.ndim not in (2, 3):
+            raise ValueError(f"cotangent must be {shape} or (C, {shape[0]}, {shape[1]}), got {weights.shape}")
+        if not np.isfinite(weights).all():
+            raise ValueError("cotangent must be finite, got a NaN or an infinity")
+        forward = self._forward(density, keep=True, both=True)
+        gradients = [self._backward(density, forward, one) for one in weights.reshape(-1, *shape)]
+        return self._simulation(forward), np.stack(gradients).reshape(*weights.shape[:-2], *density.shape)
 
     def orders(self, structure: ArrayLike) -> farfield.Complex:
         """Fourier orders of E just under one structure, by simulation.
@@ -105,7 +161,7 @@ class Solver:
         Raises:
             InvalidStructure: as for `simulate`.
         """
-        _, through = self._recorded(structure)
+        through = np.stack([one.planes[1] for one in self._forward(self._density(structure), keep=False)])
         zero = self._order
         field = self._below.continuous(through, self._offset_um, 0.0).swapaxes(1, 2)
         # Recorded phases are relative to the bare pulse on the same plane, which has crossed the patterned layer and the
@@ -115,43 +171,133 @@ class Solver:
         scale = np.exp(1j * phase) / self._above.s_scale[:, zero, zero]
         return (field * scale[:, None, None]).astype(np.complex64)
 
+    def _density(self, structure: ArrayLike) -> NDArray[np.float64]:
+        """A single checked density, (128, 128)."""
+        structures = check_structures(structure, name="structure")
+        if len(structures) != 1:
+            raise InvalidStructure(f"structure must be a single one, got {len(structures)}")
+        density: NDArray[np.float64] = as_density(structures[0, 0], np.float64)
+        return density
+
+    def _forward(self, density: Array, keep: bool, both: bool = False) -> list[Recording]:
+        """Runs of both polarisations.
+
+        Args:
+            density: density, (128, 128).
+            keep: whether to keep the field in the patterned layer.
+            both: whether to run both even if symmetry yields one from the other.
+        """
+        fractions = fill_fractions(density, self.grid.cells)
+        if not both and np.array_equal(density, density.T):  # one field is the transpose of the other
+            x = self._run(fractions, 0, keep, stop=Event())
+            back, through = (field[:, ::-1].swapaxes(-1, -2) for field in x.planes)
+            return [x, Recording((back, through), x.intervals, x.remaining)]
+        return self._in_parallel([partial(self._run, fractions, polarisation, keep) for polarisation in (0, 1)])
+
+    def _in_parallel(self, jobs: list[Callable[[Event], _T]]) -> list[_T]:
+        """Results of jobs, computed on `threads` threads; after an error, or Ctrl-C, none of them runs on."""
+        stop = Event()
+        if self.threads == 1:
+            return [job(stop) for job in jobs]
+        with ThreadPoolExecutor(self.threads) as pool:
+            try:
+                return [future.result() for future in [pool.submit(job, stop) for job in jobs]]
+            finally:
+                stop.set()
+
+    def _run(self, fractions: Fractions, polarisation: int, keep: bool, stop: Event) -> Recording:
+        """Send a pulse through a structure and follow it until it has decayed."""
+        grid, row = self.grid, len(fractions[0]) + 2
+
+        def advance(run: Run, interval: int, record: bool = False) -> Field:
+            amplitude = self._pulse[interval * grid.interval :][: grid.interval]
+            sheet = np.zeros((len(amplitude), 2, row * row), np.float32)
+            sheet[:, polarisation] = amplitude[:, None]
+            return run.advance(grid.source, sheet, record)
+
+        run = Run(grid, fractions)
+        history = History(partial(Run, grid, fractions), advance) if keep else None
+        series: list[list[farfield.Complex]] = [[], []]
+        largest, energy, intervals = 0.0, 0.0, 0
+        pulse_time = len(self._pulse) * grid.dt
+        passed = 0.0
+        while passed < self.longest and not stop.is_set():
+            if history is not None:
+                history.before(run, intervals)
+            for plane, projected in zip(advance(run, intervals, record=True), series, strict=True):
+                projected.append(farfield.project(plane, grid, self._order))
+            if history is not None:
+                history.after(run)
+            intervals += 1
+            passed = intervals * grid.interval * grid.dt
+            if passed < pulse_time or intervals % 4 == 0:
+                energy = run.energy
+                largest = max(largest, energy)
+                if passed >= pulse_time + _AFTER_PULSE and energy <= self.decay * largest:
+                    break
+        back, through = (
+            farfield.spectrum(np.concatenate(projected), grid, self.wavelengths_nm) / scale[:, None, None, None]
+            for projected, scale in zip(series, self._incident, strict=True)
+        )
+        return Recording((back, through), intervals, energy / largest, history)
+
+    def _simulation(self, recordings: list[Recording]) -> Simulation:
+        back, through = (np.stack(planes) for planes in zip(*(one.planes for one in recordings), strict=True))
+        grid, zero = self.grid, self._order
+        for polarisation in (0, 1):  # the source sheet radiates upwards, too, with the same amplitude
+            back[polarisation, :, polarisation, zero, zero] -= 1
+        incident_power = self._above.s_scale[:, zero, zero] ** 2
+        back = self._above.continuous(back, (grid.top - grid.reflected) * grid.dz - grid.face_um, 0.0)
+        through = self._below.continuous(through, self._offset_um, self.process.distance_um)
+        reflected = self._power(self._above, back) / incident_power
+        flux = farfield.flux_map(through, self._below.magnetic(through)).mean(axis=0) / incident_power[:, None, None]
+        spectra = np.einsum("cyx,wyx->cw", self._quadrants, flux)
+        return Simulation(
+            wavelengths_nm=self.wavelengths_nm,
+            spectra=spectra.astype(np.float32),
+            harmonics=farfield.window_harmonics(flux).T.astype(np.float32),
+            reflection=reflected.astype(np.float32),
+            remaining=max(one.remaining for one in recordings),
+            duration=max(one.intervals for one in recordings) * grid.interval * grid.dt,
+        )
+
+    def _backward(self, density: Array, forward: list[Recording], cotangent: Array) -> NDArray[np.float32]:
+        """Gradient of sum(cotangent * spectra) with respect to the density of every pixel, float32 (128, 128)."""
+        fractions = fill_fractions(density, self.grid.cells)
+        weights = np.einsum("cw,cyx->wyx", cotangent, self._quadrants)
+        weights /= 2 * self._above.s_scale[:, self._order, self._order, None, None] ** 2
+        found = self._in_parallel(
+            [partial(run_back, self.grid, fractions, one, self._sheet(one, weights)) for one in forward]
+        )
+        x, y, z = (sum(components) for components in zip(*found, strict=True))
+        return pull_back((x, y, z), self.grid.cells).astype(np.float32)
+
+    def _sheet(self, recording: Recording, weights: Array) -> Sheet:
+        """The source of the adjoint run of one polarisation, from the weights of the flux, (W, P, P)."""
+        waves, to_detectors = self._below, (self._offset_um, self.process.distance_um)
+        through = waves.continuous(recording.planes[1], *to_detectors)
+        by_e, by_h = farfield.flux_weights(through, waves.magnetic(through), weights)
+        by_order = waves.continuous(by_e + waves.magnetic_transposed(by_h), *to_detectors)
+        return Sheet(self.grid, self.wavelengths_nm, by_order / self._incident[1][:, None, None, None])
+
     @property
     def _offset_um(self) -> float:
         """Distance from the lower face of the patterned layer to the recorded plane under it."""
         return (self.grid.transmitted - self.grid.bottom) * self.grid.dz - self.grid.face_um
 
-    def _recorded(self, structure: ArrayLike) -> tuple[farfield.Complex, farfield.Complex]:
-        """Relative amplitudes on the recorded planes above and below, each (2, W, 2, ky, kx)."""
-        structures = check_binary(structure, name="structure")
-        if len(structures) != 1:
-            raise InvalidStructure(f"structure must be a single one, got {len(structures)}")
-        binary = structures[0]
-        fractions = fill_fractions(binary, self.grid.cells)
-        passed = [self._fields(run(self.grid, self._pulse, fractions, polarisation=0))]
-        if np.array_equal(binary, binary.T):  # the field of one polarisation is the transpose of the other's
-            passed.append(tuple(field[:, ::-1].swapaxes(-1, -2) for field in passed[0]))
-        else:
-            passed.append(self._fields(run(self.grid, self._pulse, fractions, polarisation=1)))
-        back, through = (np.stack(planes) for planes in zip(*passed, strict=True))
-        return back, through
-
-    def _fields(self, recorded: NDArray[np.float32]) -> tuple[farfield.Complex, ...]:
-        """Relative amplitudes of the orders on the two recorded planes, each (W, 2, ky, kx)."""
-        reflected, transmitted = (
-            farfield.spectrum(farfield.project(plane, self.grid, self._order), self.grid, self.wavelengths_nm)
-            for plane in recorded
-        )
-        scale = self._incident[:, :, None, None, None]
-        return reflected / scale[0], transmitted / scale[1]
-
     def _incident_amplitude(self) -> farfield.Complex:
         """Amplitude of the bare pulse on the two recorded planes, (2, W), from one column of cells of vacuum."""
-        fractions = (np.zeros((1, 1)),) * 3
-        recorded = run(self.grid, self._pulse, fractions, polarisation=0, in_vacuum=True)
-        reflected, transmitted = (
-            farfield.spectrum(plane[:, 0, 0, 0], self.grid, self.wavelengths_nm) for plane in recorded
+        grid = self.grid
+        run = Run(grid, (np.zeros((1, 1)),) * 3, in_vacuum=True)
+        recorded = []
+        for first in range(0, 3 * len(self._pulse), grid.interval):
+            amplitude = self._pulse[first : first + grid.interval]
+            sheet = np.zeros((len(amplitude), 2, 9), np.float32)
+            sheet[:, 0] = amplitude[:, None]
+            recorded.append(run.advance(grid.source, sheet, record=True)[:, :, 0, 0, 0])
+        return np.stack(
+            [farfield.spectrum(plane, grid, self.wavelengths_nm) for plane in np.concatenate(recorded, axis=1)]
         )
-        return np.stack([reflected, transmitted])
 
     @staticmethod
     def _power(waves: farfield.PlaneWaves, field: farfield.Complex) -> NDArray[np.floating]:
@@ -159,54 +305,3 @@ class Solver:
         magnetic = waves.magnetic(field)
         flux = field[..., 0, :, :] * magnetic[..., 1, :, :].conj() - field[..., 1, :, :] * magnetic[..., 0, :, :].conj()
         return np.where(waves.propagating, flux.real, 0).sum(axis=(-2, -1)).mean(axis=0)
-
-
-def run(
-    grid: Grid,
-    source: NDArray[np.float32],
-    fractions: tuple[NDArray[np.floating], ...],
-    polarisation: int,
-    in_vacuum: bool = False,
-) -> NDArray[np.float32]:
-    """Run the time loop and return the recorded planes, float32 (2, samples, 2, cells, cells).
-
-    Args:
-        grid: grid of the run.
-        source: amplitude of the pulse in each step, (steps,).
-        fractions: share of solid at the nodes of Ex, Ey and Ez, each (cells, cells).
-        polarisation: 0 for x, 1 for y.
-        in_vacuum: whether to replace the substrate by vacuum.
-    """
-    below = 1.0 if in_vacuum else grid.eps_substrate
-    permittivity = np.where(np.arange(grid.depth + 1) <= grid.bottom, 1.0, below)
-    across, along = FACE_SHARE, FACE_SHARE - 0.5  # of the outermost cells of Ex and Ey, and of Ez
-    inverse, drive = [], []
-    for fraction, at_face in zip(fractions, (across, across, along), strict=True):  # Ex, Ey, Ez
-        share = np.array([at_face, 1.0, at_face])[:, None]
-        solid = np.pad(fraction, 1, mode="wrap").ravel()
-        outside = (1 - share) * np.array([1.0, 1.0, below])[:, None]
-        inverse.append((1 / (outside + share * (1 + solid * (grid.eps_solid - 1)))).astype(np.float32))
-        drive.append((share * solid * grid.dt * grid.pole_frequency**2 * grid.pole_strength).astype(np.float32))
-    row = len(fractions[0]) + 2
-    mesh = Mesh(
-        steps=grid.steps,
-        stride=grid.stride,
-        row=row,
-        rx=np.float32(grid.dt / grid.dx),
-        rz=np.float32(grid.dt / grid.dz),
-        dt=np.float32(grid.dt),
-        reflected=grid.reflected,
-        source=grid.source,
-        top=grid.top,
-        bottom=grid.bottom,
-        transmitted=grid.transmitted,
-    )
-    medium = Medium(
-        inverse_plane=(1 / permittivity).astype(np.float32),
-        inverse=(inverse[0], inverse[1], inverse[2]),
-        drive=(drive[0], drive[1], drive[2]),
-        stiffness=np.float32(grid.dt * grid.pole_frequency**2),
-    )
-    recorded = np.zeros((2, grid.samples, 2, row * row), np.float32)
-    march(mesh, medium, Absorber(*pml_profile(grid)), Pulse(source, polarisation), recorded)
-    return recorded.reshape(2, grid.samples, 2, row, row)[..., 1:-1, 1:-1]

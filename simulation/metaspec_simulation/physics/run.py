@@ -1,0 +1,191 @@
+"""One run of the time loop: materials at the nodes of the grid, the field, and how long to follow it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from metaspec_simulation.physics.farfield import Complex
+from metaspec_simulation.physics.fdtd import Absorber, Field, Medium, Mesh, State, energy, march, new_state
+from metaspec_simulation.physics.grid import FACE_SHARE, Array, Grid, pml_profile
+from metaspec_simulation.physics.sampling import correlate, keep
+
+Fractions = tuple[Array, Array, Array]
+"""Share of solid at the nodes of Ex, Ey and Ez, each (cells, cells)."""
+
+Sample = list[tuple[NDArray[np.int16], np.float32]]
+"""The field in the patterned layer at one time: for Ex, Ey and Ez, numbers and their unit."""
+
+
+class Run:
+    """The field in a structure, from the first time step on.
+
+    Args:
+        grid: grid of the run.
+        fractions: share of solid at the nodes of Ex, Ey and Ez, each (cells, cells).
+        in_vacuum: whether to replace the substrate by vacuum.
+    """
+
+    def __init__(self, grid: Grid, fractions: Fractions, in_vacuum: bool = False) -> None:
+        below = 1.0 if in_vacuum else grid.eps_substrate
+        permittivity = np.where(np.arange(grid.depth + 1) <= grid.bottom, 1.0, below)
+        inverse, drive = [], []
+        for fraction, at_face in zip(fractions, _FACES, strict=True):
+            share = np.array([at_face, 1.0, at_face])[:, None]
+            solid = np.pad(fraction, 1, mode="wrap").ravel()
+            outside = (1 - share) * np.array([1.0, 1.0, below])[:, None]
+            inverse.append((1 / (outside + share * (1 + solid * (grid.eps_solid - 1)))).astype(np.float32))
+            drive.append((share * solid * grid.dt * grid.pole_frequency**2 * grid.pole_strength).astype(np.float32))
+        self._grid = grid
+        self._row = len(fractions[0]) + 2
+        self._mesh = Mesh(
+            stride=grid.stride,
+            row=self._row,
+            rx=np.float32(grid.dt / grid.dx),
+            rz=np.float32(grid.dt / grid.dz),
+            dt=np.float32(grid.dt),
+            reflected=grid.reflected,
+            top=grid.top,
+            bottom=grid.bottom,
+            transmitted=grid.transmitted,
+        )
+        self._medium = Medium(
+            inverse_plane=(1 / permittivity).astype(np.float32),
+            inverse=(inverse[0], inverse[1], inverse[2]),
+            drive=(drive[0], drive[1], drive[2]),
+            stiffness=np.float32(grid.dt * grid.pole_frequency**2),
+        )
+        self._absorber = Absorber(*pml_profile(grid))
+        self._state = new_state(self._mesh, grid.depth)
+
+    def advance(self, source: int, sheet: Field | None, record: bool) -> Field:
+        """Advance by `grid.interval` steps.
+
+        Args:
+            source: z index of the source plane.
+            sheet: amplitudes to add to Ex and Ey there in the first of the steps, float32 (at most interval, 2, y * x).
+            record: whether to record Ex and Ey on the planes above and below.
+
+        Returns:
+            float32 (2, samples, 2, cells, cells), without samples if nothing is recorded.
+        """
+        cells = self._row * self._row
+        samples = self._grid.interval // self._grid.stride if record else 0
+        recorded = np.empty((2, samples, 2, cells), np.float32)
+        added = np.empty((0, 2, cells), np.float32) if sheet is None else sheet
+        march(self._mesh, self._medium, self._absorber, self._state, self._grid.interval, source, added, recorded)
+        return recorded.reshape(2, samples, 2, self._row, self._row)[..., 1:-1, 1:-1]
+
+    def checkpoint(self) -> State:
+        """A copy of all that the next step depends on."""
+        return _copied(self._state)
+
+    def resume(self, checkpoint: State) -> None:
+        """Go on from a checkpoint of a run of the same structure."""
+        self._state = _copied(checkpoint)
+
+    @property
+    def energy(self) -> float:
+        """Sum of the squares of all field components, a measure of the light that is still in the grid."""
+        return sum(energy(field, self._row) for field in (*self._state.e, *self._state.h))
+
+    def sample(self) -> Sample:
+        """The field in the patterned layer."""
+        kept = []
+        for field in self._inside:
+            numbers = np.empty(field.shape, np.int16)
+            kept.append((numbers, keep(field, numbers)))
+        return kept
+
+    def correlate(self, other: Sample, totals: list[NDArray[np.float64]]) -> None:
+        """Add the product with another field in the patterned layer, summed over z, to totals for Ex, Ey and Ez, (y * x,)."""
+        for field, (numbers, unit), at_face, total in zip(self._inside, other, _FACES, totals, strict=True):
+            share = np.ones(len(field), np.float32)
+            share[[0, -1]] = at_face
+            correlate(field, numbers, unit, share, total)
+
+    @property
+    def _inside(self) -> tuple[Field, Field, Field]:
+        ex, ey, ez = self._state.e
+        top, bottom = self._grid.top, self._grid.bottom + 1
+        return ex[top:bottom], ey[top:bottom], ez[top - 1 : bottom]
+
+
+def _copied(state: State) -> State:
+    (ex, ey, ez), (hx, hy, hz), (px, py, pz), (jx, jy, jz), (mx, my, mu, mv) = state
+    return State(
+        (ex.copy(), ey.copy(), ez.copy()),
+        (hx.copy(), hy.copy(), hz.copy()),
+        (px.copy(), py.copy(), pz.copy()),
+        (jx.copy(), jy.copy(), jz.copy()),
+        (mx.copy(), my.copy(), mu.copy(), mv.copy()),
+    )
+
+
+_FACES = (FACE_SHARE, FACE_SHARE, FACE_SHARE - 0.5)
+"""Share of the patterned layer in the outermost cells of Ex, Ey and Ez."""
+
+
+class History:
+    """The field in the patterned layer after each interval of a run, backwards, within a bound on memory.
+
+    Only the newest samples are kept. Where they would exceed the bound, checkpoints of the whole field are kept in their place,
+    and that part of the run is repeated when it is asked for (Griewank and Walther, "Evaluating Derivatives", chapter 12).
+
+    Args:
+        restart: makes a run that has not begun.
+        advance: advances a run through the interval of a number.
+    """
+
+    def __init__(self, restart: Callable[[], Run], advance: Callable[[Run, int], object]) -> None:
+        self._restart, self._advance = restart, advance
+        self._samples: list[Sample] = []
+        self._checkpoints: list[State] = []
+        self._length = 0  # intervals between checkpoints, known after the first sample
+
+    def before(self, run: Run, interval: int) -> None:
+        """Take note of a run that is about to advance through an interval."""
+        if interval == 0 or len(self._samples) == self._length:
+            self._checkpoints.append(run.checkpoint())
+            self._samples = []
+
+    def after(self, run: Run) -> None:
+        """Keep the field of a run that has advanced."""
+        self._samples.append(run.sample())
+        if not self._length:
+            self._length = max(1, _MOST_BYTES // sum(numbers.nbytes for numbers, _ in self._samples[0]))
+
+    def backwards(self) -> Iterator[Sample]:
+        """Samples after each interval, the last one first."""
+        yield from reversed(self._samples)
+        for number in reversed(range(len(self._checkpoints) - 1)):
+            run = self._restart()
+            run.resume(self._checkpoints[number])
+            again = []
+            for interval in range(number * self._length, (number + 1) * self._length):
+                self._advance(run, interval)
+                again.append(run.sample())
+            yield from reversed(again)
+
+
+_MOST_BYTES = 200 * 2**20
+
+
+@dataclass(frozen=True)
+class Recording:
+    """What is known of a run that has ended.
+
+    Attributes:
+        planes: spectra of the orders on the planes above and below, relative to the incident light, each (W, 2, ky, kx).
+        intervals: length of the run, in units of `grid.interval`.
+        remaining: energy left in the grid at the end, relative to the largest.
+        history: field in the patterned layer over the run, if it was kept.
+    """
+
+    planes: tuple[Complex, Complex]
+    intervals: int
+    remaining: float
+    history: History | None = None
