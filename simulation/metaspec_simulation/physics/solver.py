@@ -121,9 +121,9 @@ class Solver:
         """The gradient of sum(cotangent * spectra) with respect to the density of every pixel, by the adjoint method.
 
         The source of the adjoint run is the derivative by the recorded field, backwards in time; the product of both fields
-        at a node, summed over time, is the derivative by its permittivity (Taflove et al., "Advances in FDTD", 2013, and
-        Lalau-Keraly et al., Opt. Express 21, 21693 (2013)). It is that of the discretised equations, for all wavelengths
-        at once: two forward runs, and two adjoint runs for each cotangent.
+        at a node, summed over time, is the derivative by its permittivity (Lalau-Keraly et al., Opt. Express 21, 21693
+        (2013)). It is that of the discretised equations, for all wavelengths at once: two forward runs, and two adjoint runs
+        for each cotangent.
 
         Args:
             structure: structure or density as for `simulate`.
