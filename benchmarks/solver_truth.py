@@ -20,23 +20,17 @@ from numpy.typing import NDArray
 
 from metaspec_contract.files import write_json
 from metaspec_contract.process import Process
-from metaspec_contract.structures import Structure, unpack
+from metaspec_contract.structures import Structure
 from metaspec_simulation import Solver
 from metaspec_simulation.data.families import random_structure
-from metaspec_simulation.dataset import read_dataset
+from metaspec_testing.hard_structures import hard_structures
 
 ROOT = Path(__file__).parents[1]
-WORST = 551
-"""Sample of datasets/bayer-600nm with the largest energy error of those recorded for 25 um / c after the pulse."""
 
 
 def structures() -> dict[str, Structure]:
     """Structures by name, uint8 (128, 128)."""
-    y, x = np.mgrid[:128, :128]
-    found = {f"chequerboard, {p} pixels": ((y // p + x // p) % 2).astype(np.uint8) for p in (4, 16, 64)}
-    found |= {"film": np.ones((128, 128), np.uint8), "lines of 62 nm": (x // 4 % 2).astype(np.uint8)}
-    worst = read_dataset(ROOT / "datasets" / "bayer-600nm")["structure"][WORST : WORST + 1]
-    found[f"bayer-600nm, sample {WORST}"] = unpack(np.asarray(worst))[0]
+    found = hard_structures()
     found["router"] = np.load(ROOT / "docs" / "design" / "router.npy")
     found["random field"] = random_structure(np.random.default_rng(101), "random_field")
     found["pillars"] = random_structure(np.random.default_rng(104), "pillars")

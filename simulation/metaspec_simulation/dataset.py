@@ -77,18 +77,27 @@ def open_dataset(path: Path, recipe: Recipe, count: int, given: Structure | None
             f"{path} was made with another process: {difference}; give the same one, or choose another folder"
         )
     complete = group["complete"][:]
-    to_do = count > len(complete) or not complete.all()  # if not, an earlier solver's labels stay as they are
-    for name, wanted in recipe.attributes().items():
-        if name == "process" or (name == "solver" and group.attrs[name].get("cells") == recipe.cells and not to_do):
-            continue
+    _require_recipe(path, group, recipe, to_do=count > len(complete) or not complete.all())
+    if count > len(complete):
+        _resize(group, count)
+    return group
+
+
+def _require_recipe(path: Path, group: Group, recipe: Recipe, to_do: bool) -> None:
+    """Refuse a data set of another recipe; where nothing is to be simulated, an earlier solver's labels on this grid may stay.
+
+    Raises:
+        ValueError: an attribute differs; it is named.
+    """
+    required = {name: wanted for name, wanted in recipe.attributes().items() if name != "process"}
+    if not to_do and group.attrs["solver"].get("cells") == recipe.cells:
+        del required["solver"]
+    for name, wanted in required.items():
         if group.attrs.get(name) != wanted:
             raise ValueError(
                 f"{path} was made with {name} = {group.attrs.get(name)}, not {wanted}: "
                 "use the settings it was made with, or choose another folder"
             )
-    if count > len(complete):
-        _resize(group, count)
-    return group
 
 
 def add_structures(path: Path, process: Process, cells: int, wanted: Structure) -> tuple[Recipe, int]:
@@ -117,9 +126,11 @@ def add_structures(path: Path, process: Process, cells: int, wanted: Structure) 
     if group.attrs.get("given") is None:
         raise ValueError(f"{path} holds structures that are not given but random or imported: choose another folder")
     count = group["complete"].shape[0]
-    open_dataset(path, Recipe(process, seed=0, cells=cells, given=group.attrs["given"]), count)
+    found = Recipe(process, seed=0, cells=cells, given=group.attrs["given"])
+    open_dataset(path, found, count)
     known = unpack(group["structure"][:count])
     new = wanted[families.distinct(wanted, known)]
+    _require_recipe(path, group, found, to_do=len(new) > 0)
     recipe = given_recipe(process, cells, np.concatenate([known, new]))
     # The data set has as many samples as `complete`: until that has grown, all of this can be repeated.
     group["structure"].resize((count + len(new), packed_bytes()))

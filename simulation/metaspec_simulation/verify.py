@@ -8,7 +8,7 @@ good more often than not. Each design is simulated on one or several grids. Simu
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from metaspec_simulation.physics.solver import DECAY, Simulation, Solver
 
 Floats = NDArray[np.floating]
 
-_FIELDS = ("wavelengths_nm", "spectra", "harmonics", "reflection", "remaining", "duration")
+_FIELDS = tuple(field.name for field in fields(Simulation))
 _FOLDER = "simulated"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import signal
@@ -368,6 +369,17 @@ def test_a_complete_data_set_of_an_earlier_solver_is_left_alone(
     arguments = ("--out", tmp_path / "set", "--seed", 5, "--cells", CELLS)
     assert "already has 2 samples: nothing to do" in command(*arguments, "--count", 2).out
     assert "was made with solver = " in refusal(*arguments, "--count", 3)
+
+
+def test_nothing_is_appended_to_the_designs_of_an_earlier_solver(tmp_path: Path) -> None:
+    wanted = np.stack([random_structure(np.random.default_rng(seed), "rectangles") for seed in range(3)])
+    recipe = dataclasses.replace(data.given_recipe(Process(), CELLS, wanted[:2]), decay=0.1)
+    group = data.open_dataset(tmp_path / "set", recipe, 2, wanted[:2])
+    data.write_samples(group, recipe, Solver(Process(), CELLS, decay=0.1), 0, 2, lambda: None)
+    assert data.add_structures(tmp_path / "set", Process(), CELLS, wanted[:2])[1] == 0
+    with pytest.raises(ValueError, match="was made with solver = "):
+        data.add_structures(tmp_path / "set", Process(), CELLS, wanted)
+    assert len(data.load(tmp_path / "set")) == 2
 
 
 @pytest.mark.slow

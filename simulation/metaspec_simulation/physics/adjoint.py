@@ -56,19 +56,23 @@ class Sheet:
         return np.ascontiguousarray(padded.reshape(len(steps), 2, -1), np.float32)
 
 
-def run_back(grid: Grid, fractions: Fractions, recording: Recording, sheet: Sheet, stop: Event) -> list[Array]:
-    """Derivative of the figure of merit by the share of solid at the nodes of Ex, Ey and Ez, each (cells, cells).
+def run_back(
+    grid: Grid, fractions: Fractions, recording: Recording, sheets: list[Sheet], stop: Event
+) -> list[tuple[Array, Array, Array]]:
+    """Derivatives of figures of merit by the share of solid at the nodes of Ex, Ey and Ez, each (cells, cells).
+
+    The runs of all of them advance together, so that the forward field is needed once.
 
     Args:
-        grid: grid of the run.
+        grid: grid of the runs.
         fractions: share of solid at these nodes.
         recording: forward run of the same polarisation, with its history.
-        sheet: source.
-        stop: ends the run early; what it returns then is worthless.
+        sheets: source of each figure of merit.
+        stop: ends the runs early; what is returned then is worthless.
     """
-    run = Run(grid, fractions)
+    runs = [Run(grid, fractions) for _ in sheets]
     row = grid.cells + 2
-    totals = [np.zeros(row * row) for _ in range(3)]
+    totals = np.zeros((len(sheets), 3, row * row))
     end = recording.intervals * grid.interval
     first = end + grid.interval - 2  # so that both fields are sampled at the same times
     assert recording.history is not None
@@ -76,8 +80,10 @@ def run_back(grid: Grid, fractions: Fractions, recording: Recording, sheet: Shee
         if stop.is_set():
             break
         steps = first - interval * grid.interval - np.arange(grid.interval)
-        amplitudes = sheet.amplitudes(steps)
-        amplitudes[steps >= end] = 0
-        run.advance(grid.transmitted, amplitudes, record=False)
-        run.correlate(sample, totals)
-    return [-grid.interval * total.reshape(row, row)[1:-1, 1:-1] for total in totals]
+        for run, sheet, total in zip(runs, sheets, totals, strict=True):
+            amplitudes = sheet.amplitudes(steps)
+            amplitudes[steps >= end] = 0
+            run.advance(grid.transmitted, amplitudes, record=False)
+            run.correlate(sample, total)
+    x, y, z = -grid.interval * totals.reshape(-1, 3, row, row)[..., 1:-1, 1:-1].swapaxes(0, 1)
+    return list(zip(x, y, z, strict=True))

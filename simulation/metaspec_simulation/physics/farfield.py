@@ -7,6 +7,8 @@ discrete dispersion relation (Taflove and Hagness, chapter 4), which removes an 
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -43,6 +45,7 @@ def project(recorded: NDArray[np.float32], grid: Grid, order: int) -> Complex:
     return coefficients
 
 
+@functools.cache  # it is asked for at every few steps
 def projection(grid: Grid, order: int) -> tuple[Complex, Complex]:
     """exp(-i k x) / cells on the corners of the cells, (cells, orders), and over half a cell, (orders,)."""
     orders = np.arange(-order, order + 1)

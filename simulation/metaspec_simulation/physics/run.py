@@ -61,7 +61,7 @@ class Run:
         self._absorber = Absorber(*pml_profile(grid))
         self._state = new_state(self._mesh, grid.depth)
 
-    def advance(self, source: int, sheet: Field | None, record: bool) -> Field:
+    def advance(self, source: int, sheet: Field, record: bool) -> Field:
         """Advance by `grid.interval` steps.
 
         Args:
@@ -72,12 +72,24 @@ class Run:
         Returns:
             float32 (2, samples, 2, cells, cells), without samples if nothing is recorded.
         """
-        cells = self._row * self._row
         samples = self._grid.interval // self._grid.stride if record else 0
-        recorded = np.empty((2, samples, 2, cells), np.float32)
-        added = np.empty((0, 2, cells), np.float32) if sheet is None else sheet
-        march(self._mesh, self._medium, self._absorber, self._state, self._grid.interval, source, added, recorded)
+        recorded = np.empty((2, samples, 2, self._row * self._row), np.float32)
+        march(self._mesh, self._medium, self._absorber, self._state, self._grid.interval, source, sheet, recorded)
         return recorded.reshape(2, samples, 2, self._row, self._row)[..., 1:-1, 1:-1]
+
+    def send(self, pulse: NDArray[np.float32], polarisation: int, interval: int, record: bool) -> Field:
+        """Advance through an interval of the run with the part of a pulse that falls into it; returns as `advance`.
+
+        Args:
+            pulse: amplitude of the pulse in each step from the first of the run, (steps,).
+            polarisation: 0 for x, 1 for y.
+            interval: number of the interval.
+            record: as for `advance`.
+        """
+        amplitude = pulse[interval * self._grid.interval :][: self._grid.interval]
+        sheet = np.zeros((len(amplitude), 2, self._row * self._row), np.float32)
+        sheet[:, polarisation] = amplitude[:, None]
+        return self.advance(self._grid.source, sheet, record)
 
     def checkpoint(self) -> State:
         """A copy of all that the next step depends on."""
@@ -100,8 +112,8 @@ class Run:
             kept.append((numbers, keep(field, numbers)))
         return kept
 
-    def correlate(self, other: Sample, totals: list[NDArray[np.float64]]) -> None:
-        """Add the product with another field in the patterned layer, summed over z, to totals for Ex, Ey and Ez, (y * x,)."""
+    def correlate(self, other: Sample, totals: NDArray[np.float64]) -> None:
+        """Add the product with another field in the patterned layer, summed over z, to totals for Ex, Ey and Ez, (3, y * x)."""
         for field, (numbers, unit), at_face, total in zip(self._inside, other, _FACES, totals, strict=True):
             share = np.ones(len(field), np.float32)
             share[[0, -1]] = at_face

@@ -17,7 +17,6 @@ from metaspec_contract.process import Process
 from metaspec_contract.structures import InvalidStructure, as_density, check_structures
 from metaspec_simulation.physics import farfield
 from metaspec_simulation.physics.adjoint import Sheet, run_back
-from metaspec_simulation.physics.fdtd import Field
 from metaspec_simulation.physics.grid import Array, fill_fractions, make_grid, pull_back, pulse
 from metaspec_simulation.physics.run import Fractions, History, Recording, Run
 
@@ -144,8 +143,8 @@ class Solver:
         if not np.isfinite(weights).all():
             raise ValueError("cotangent must be finite, got a NaN or an infinity")
         forward = self._forward(density, keep=True, both=True)
-        gradients = [self._backward(density, forward, one) for one in weights.reshape(-1, *shape)]
-        return self._simulation(forward), np.stack(gradients).reshape(*weights.shape[:-2], *density.shape)
+        gradients = self._backward(density, forward, weights.reshape(-1, *shape))
+        return self._simulation(forward), gradients.reshape(*weights.shape[:-2], *density.shape)
 
     def orders(self, structure: ArrayLike) -> farfield.Complex:
         """Fourier orders of E just under one structure, by simulation.
@@ -207,16 +206,13 @@ class Solver:
 
     def _run(self, fractions: Fractions, polarisation: int, keep: bool, stop: Event) -> Recording:
         """Send a pulse through a structure and follow it until it has decayed."""
-        grid, row = self.grid, len(fractions[0]) + 2
-
-        def advance(run: Run, interval: int, record: bool = False) -> Field:
-            amplitude = self._pulse[interval * grid.interval :][: grid.interval]
-            sheet = np.zeros((len(amplitude), 2, row * row), np.float32)
-            sheet[:, polarisation] = amplitude[:, None]
-            return run.advance(grid.source, sheet, record)
-
+        grid = self.grid
         run = Run(grid, fractions)
-        history = History(partial(Run, grid, fractions), advance) if keep else None
+
+        def repeat(run: Run, interval: int) -> None:
+            run.send(self._pulse, polarisation, interval, record=False)
+
+        history = History(partial(Run, grid, fractions), repeat) if keep else None
         series: list[list[farfield.Complex]] = [[], []]
         largest, energy, intervals = 0.0, 0.0, 0
         pulse_time = len(self._pulse) * grid.dt
@@ -224,7 +220,8 @@ class Solver:
         while passed < self.longest and not stop.is_set():
             if history is not None:
                 history.before(run, intervals)
-            for plane, projected in zip(advance(run, intervals, record=True), series, strict=True):
+            recorded = run.send(self._pulse, polarisation, intervals, record=True)
+            for plane, projected in zip(recorded, series, strict=True):
                 projected.append(farfield.project(plane, grid, self._order))
             if history is not None:
                 history.after(run)
@@ -261,24 +258,38 @@ class Solver:
             duration=max(one.intervals for one in recordings) * grid.interval * grid.dt,
         )
 
-    def _backward(self, density: Array, forward: list[Recording], cotangent: Array) -> NDArray[np.float32]:
-        """Gradient of sum(cotangent * spectra) with respect to the density of every pixel, float32 (128, 128)."""
-        fractions = fill_fractions(density, self.grid.cells)
-        weights = np.einsum("cw,cyx->wyx", cotangent, self._quadrants)
-        weights /= 2 * self._above.s_scale[:, self._order, self._order, None, None] ** 2
-        found = self._in_parallel(
-            [partial(run_back, self.grid, fractions, one, self._sheet(one, weights)) for one in forward]
-        )
-        x, y, z = (sum(components) for components in zip(*found, strict=True))
-        return pull_back((x, y, z), self.grid.cells).astype(np.float32)
+    def _backward(self, density: Array, forward: list[Recording], cotangents: Array) -> NDArray[np.float32]:
+        """Gradients of sum(cotangent * spectra) with respect to the density of every pixel, float32 (C, 128, 128).
 
-    def _sheet(self, recording: Recording, weights: Array) -> Sheet:
-        """The source of the adjoint run of one polarisation, from the weights of the flux, (W, P, P)."""
+        Args:
+            density: density, (128, 128).
+            forward: runs of both polarisations, with their history.
+            cotangents: weights of the spectra, (C, 4, W).
+        """
+        fractions = fill_fractions(density, self.grid.cells)
+        weights = np.einsum("kcw,cyx->kwyx", cotangents, self._quadrants)
+        weights /= 2 * self._above.s_scale[:, self._order, self._order, None, None] ** 2
+        x, y = self._in_parallel(
+            [partial(run_back, self.grid, fractions, one, self._sheets(one, weights)) for one in forward]
+        )
+        by_pixel = [
+            pull_back((ex + ey, fx + fy, gx + gy), self.grid.cells)
+            for (ex, fx, gx), (ey, fy, gy) in zip(x, y, strict=True)
+        ]
+        return np.stack(by_pixel).astype(np.float32)
+
+    def _sheets(self, recording: Recording, weights: Array) -> list[Sheet]:
+        """The sources of the adjoint runs of one polarisation, from weights of the flux, (C, W, P, P)."""
         waves, to_detectors = self._below, (self._offset_um, self.process.distance_um)
         through = waves.continuous(recording.planes[1], *to_detectors)
-        by_e, by_h = farfield.flux_weights(through, waves.magnetic(through), weights)
-        by_order = waves.continuous(by_e + waves.magnetic_transposed(by_h), *to_detectors)
-        return Sheet(self.grid, self.wavelengths_nm, by_order / self._incident[1][:, None, None, None])
+        magnetic = waves.magnetic(through)
+
+        def sheet(one: Array) -> Sheet:
+            by_e, by_h = farfield.flux_weights(through, magnetic, one)
+            by_order = waves.continuous(by_e + waves.magnetic_transposed(by_h), *to_detectors)
+            return Sheet(self.grid, self.wavelengths_nm, by_order / self._incident[1][:, None, None, None])
+
+        return [sheet(one) for one in weights]
 
     @property
     def _offset_um(self) -> float:
@@ -289,12 +300,8 @@ class Solver:
         """Amplitude of the bare pulse on the two recorded planes, (2, W), from one column of cells of vacuum."""
         grid = self.grid
         run = Run(grid, (np.zeros((1, 1)),) * 3, in_vacuum=True)
-        recorded = []
-        for first in range(0, 3 * len(self._pulse), grid.interval):
-            amplitude = self._pulse[first : first + grid.interval]
-            sheet = np.zeros((len(amplitude), 2, 9), np.float32)
-            sheet[:, 0] = amplitude[:, None]
-            recorded.append(run.advance(grid.source, sheet, record=True)[:, :, 0, 0, 0])
+        intervals = range(-(-3 * len(self._pulse) // grid.interval))
+        recorded = [run.send(self._pulse, 0, interval, record=True)[:, :, 0, 0, 0] for interval in intervals]
         return np.stack(
             [farfield.spectrum(plane, grid, self.wavelengths_nm) for plane in np.concatenate(recorded, axis=1)]
         )
