@@ -86,6 +86,16 @@ def test_the_gradient_is_linear_and_threads_change_nothing(structure: Structure)
     np.testing.assert_allclose(both, 2 * red - one, atol=1e-4 * np.abs(both).max())
 
 
+def test_a_cotangent_may_depend_on_the_spectra(structure: Structure) -> None:
+    ours = Solver(Process(), 24, longest=10.0)
+    simulation, gradient = ours.gradient(structure, lambda spectra: np.stack([spectra, 1 - spectra]))
+    spectra = simulation.spectra
+    _, expected = ours.gradient(structure, np.stack([spectra, 1 - spectra]))
+    np.testing.assert_array_equal(gradient, expected)
+    with pytest.raises(ValueError, match=r"cotangent must be \(4, 301\) or \(C, 4, 301\), got \(4, 300\)"):
+        ours.gradient(structure, lambda spectra: spectra[:, 1:])
+
+
 def test_a_symmetric_structure_has_a_gradient_for_asymmetric_cotangents() -> None:
     """The simulation takes one run there; the gradient must not."""
     y, x = np.mgrid[:128, :128] / 128

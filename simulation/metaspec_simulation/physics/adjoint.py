@@ -39,7 +39,7 @@ class Sheet:
         self._weights = (weights * factor[:, None, None, None]).reshape(len(weights), -1).astype(np.complex64)
 
     def amplitudes(self, steps: NDArray[np.integer]) -> NDArray[np.float32]:
-        """What to add to Ex and Ey, float32 (steps, 2, y * x) with ghost cells, at times counted in steps.
+        """What to add to Ex and Ey, float32 (steps, 2, y * x), 0 in the ghost cells, at times counted in steps.
 
         One recording in `stride` steps stands for all of them: between the recordings the series is interpolated within the
         band, so that the sheet emits nothing outside it.
@@ -51,9 +51,9 @@ class Sheet:
         coefficients = np.stack(
             [coefficients[:, 0] * half_cell[None, :], coefficients[:, 1] * half_cell[:, None]], axis=1
         )
-        plane = (kernel @ coefficients @ kernel.T).real
-        padded = np.pad(plane, ((0, 0), (0, 0), (1, 1), (1, 1)), mode="wrap")
-        return np.ascontiguousarray(padded.reshape(len(steps), 2, -1), np.float32)
+        sheet = np.zeros((len(steps), 2, grid.cells + 2, grid.cells + 2), np.float32)
+        sheet[..., 1:-1, 1:-1] = (kernel @ coefficients @ kernel.T).real
+        return sheet.reshape(len(steps), 2, -1)
 
 
 def run_back(

@@ -16,8 +16,9 @@ from metaspec_contract.process import Process
 from metaspec_contract.structures import PIXELS
 from metaspec_simulation.physics.grid import Grid
 
-HARMONICS = (0, 1, 3, 5, 7)
-"""Orders of the flux, along each axis, that half a period integrates to other than 0: even ones except 0 vanish."""
+HARMONICS = (0, 1, 3, 5, 7, 9, 11, 13)
+"""Orders of the flux, along each axis, that half a period integrates to other than 0: even ones except 0 vanish.
+The flux of the orders -7..7 has none above 14."""
 
 _GRAZING = (1.0, 3.0)
 """The grid's kz is used where kz^2 is below the first of these multiples of its difference between grid and continuum, the
@@ -209,34 +210,46 @@ def window_harmonics(flux: Float) -> Float:
         flux: flux (..., P, P) from `flux_map`, or on another sufficient number P of points per axis.
 
     Returns:
-        (..., 81): real parts, then imaginary parts without the constant's, in the order of `harmonic_orders`.
+        (..., 225): real parts, then imaginary parts without the constant's, in the order of `harmonic_orders`.
     """
     rows, columns = harmonic_orders()
     points = flux.shape[-1]
+    resolved = (
+        2 * np.maximum(np.abs(rows), np.abs(columns)) < points
+    )  # others vanish: fewer points suffice for fewer orders
     position = np.arange(points) / points
     low, high = int(min(rows.min(), columns.min())), int(max(rows.max(), columns.max()))
     kernel = np.exp(-2j * np.pi * np.outer(position, np.arange(low, high + 1))) / points
     coefficients = kernel.T.astype(np.complex64) @ (flux @ kernel.astype(np.complex64))
-    picked = coefficients[..., rows - low, columns - low] * _window(rows) * _window(columns)
+    picked = coefficients[..., rows - low, columns - low] * _window(rows) * _window(columns) * resolved
     picked[..., 1:] *= 2  # each represents its complex conjugate, too
     return np.concatenate([picked.real, picked.imag[..., 1:]], axis=-1)
 
 
 def harmonic_orders() -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Row and column orders (m, n) of the stored harmonics, 41 each: one of every pair (m, n), (-m, -n)."""
+    """Row and column orders (m, n) of the harmonics, 113 each: one of every pair (m, n), (-m, -n)."""
     signed = sorted({sign * order for order in HARMONICS for sign in (1, -1)}, key=lambda order: (abs(order), -order))
     pairs = [(m, n) for m in signed for n in signed if n > 0 or (n == 0 and m >= 0)]
     pairs.sort(key=lambda pair: (abs(pair[0]) + abs(pair[1]), pair))
     return np.array([m for m, _ in pairs]), np.array([n for _, n in pairs])
 
 
-def shifted_basis(rows: NDArray[np.integer], columns: NDArray[np.integer]) -> NDArray[np.float32]:
-    """Matrices that turn harmonics into the spectra of shifted structures, float32 (N, 4, 81).
+def shifted_basis(
+    rows: NDArray[np.integer],
+    columns: NDArray[np.integer],
+    orders: tuple[NDArray[np.integer], NDArray[np.integer]] | None = None,
+) -> NDArray[np.float32]:
+    """Matrices that turn harmonics into the spectra of shifted structures, float32 (N, 4, H).
 
-    `basis[i] @ harmonics`, with harmonics (81, W), gives the exact spectra of the structure shifted by `np.roll` by `rows[i]`
+    `basis[i] @ harmonics`, with harmonics (H, W), gives the exact spectra of the structure shifted by `np.roll` by `rows[i]`
     and `columns[i]` pixels: translating a structure only translates the flux over the detectors.
+
+    Args:
+        rows: shifts along y in pixels, (N,).
+        columns: shifts along x in pixels, (N,).
+        orders: row and column orders of the harmonics, those of a data set; default: `harmonic_orders`, H = 225.
     """
-    m, n = harmonic_orders()
+    m, n = harmonic_orders() if orders is None else orders
     phase = -2 * np.pi * (np.multiply.outer(rows, m) + np.multiply.outer(columns, n)) / PIXELS
     half_period = np.array([[(-1.0) ** (row * a + column * b) for a, b in zip(m, n, strict=True)]
                             for row in (0, 1) for column in (0, 1)])  # fmt: skip

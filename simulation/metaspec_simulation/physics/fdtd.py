@@ -15,7 +15,8 @@ H of k needs the old E of k and k + 1, so every plane passes through the cache o
 
 from __future__ import annotations
 
-from typing import NamedTuple, TypeAlias
+from functools import partial
+from typing import Any, NamedTuple, TypeAlias
 
 import numba
 import numpy as np
@@ -26,7 +27,14 @@ _Pair: TypeAlias = tuple[Field, Field]
 _Triple: TypeAlias = tuple[Field, Field, Field]
 _Quadruple: TypeAlias = tuple[Field, Field, Field, Field]
 
-jit = numba.njit(fastmath=True, cache=True, error_model="numpy", nogil=True)
+
+def jit(function: Any) -> Any:
+    """Compile a function when it is first called; kept on disk, where the installation or the user has a folder for it."""
+    compiled = partial(numba.njit, fastmath=True, error_model="numpy", nogil=True)
+    try:
+        return compiled(cache=True)(function)
+    except RuntimeError:  # neither folder can be written
+        return compiled()(function)
 
 
 class Mesh(NamedTuple):

@@ -19,14 +19,15 @@ from metaspec_simulation.physics import farfield
 from metaspec_simulation.physics.adjoint import Sheet, run_back
 from metaspec_simulation.physics.grid import Array, fill_fractions, make_grid, pull_back, pulse
 from metaspec_simulation.physics.run import Fractions, History, Recording, Run
+from metaspec_simulation.physics.tail import tail
 
 DECAY = 1e-5
 """Share of the largest energy in the grid at which a run ends."""
 
 _AFTER_PULSE = 10.0  # um / c: what little energy is left of a film's echoes still counts in every wavelength
 
-LONGEST = 600.0
-"""Time at which a run ends in any case, um / c."""
+LONGEST = 400.0
+"""Time at which a run ends in any case, um / c; what then still rings is continued, see `physics.tail`."""
 
 _T = TypeVar("_T")
 
@@ -38,7 +39,7 @@ class Simulation:
     Attributes:
         wavelengths_nm: wavelengths in nm, (W,).
         spectra: efficiencies of R, G1, G2, B, float32 (4, W).
-        harmonics: Fourier coefficients of the R spectrum under translation of the structure, float32 (81, W); see
+        harmonics: Fourier coefficients of the R spectrum under translation of the structure, float32 (225, W); see
             `farfield.shifted_basis`.
         reflection: reflectance, float32 (W,).
         remaining: energy left in the grid at the end of the run, relative to the largest; the larger one of both
@@ -62,7 +63,8 @@ class Simulation:
 class Solver:
     """Finite-difference time-domain solver of one process on one grid.
 
-    A run ends when the light has left the grid: dense structures, which hold it long, are followed as long as they need.
+    A run ends when the light has left the grid: dense structures, which hold it long, are followed as long as they need. Where
+    narrow resonances ring on at the longest time, their decay is continued analytically; the gradient leaves that out.
 
     Args:
         process: process to simulate.
@@ -116,7 +118,9 @@ class Solver:
         density = self._density(structure)
         return self._simulation(self._forward(density, keep=False))
 
-    def gradient(self, structure: ArrayLike, cotangent: ArrayLike) -> tuple[Simulation, NDArray[np.float32]]:
+    def gradient(
+        self, structure: ArrayLike, cotangent: ArrayLike | Callable[[NDArray[np.float32]], ArrayLike]
+    ) -> tuple[Simulation, NDArray[np.float32]]:
         """The gradient of sum(cotangent * spectra) with respect to the density of every pixel, by the adjoint method.
 
         The source of the adjoint run is the derivative by the recorded field, backwards in time; the product of both fields
@@ -126,7 +130,8 @@ class Solver:
 
         Args:
             structure: structure or density as for `simulate`.
-            cotangent: weights of the spectra, (4, W), or (C, 4, W) for the gradients of C sums.
+            cotangent: weights of the spectra, (4, W), or (C, 4, W) for the gradients of C sums; or a function that returns
+                them, called with the spectra, float32 (4, W), between the forward and the adjoint runs.
 
         Returns:
             The simulation, and the gradient, float32 (128, 128) or (C, 128, 128).
@@ -136,15 +141,13 @@ class Solver:
             ValueError: the cotangent has another shape or is not finite.
         """
         density = self._density(structure)
-        weights = np.asarray(cotangent, np.float64)
-        shape = (len(CHANNELS), len(self.wavelengths_nm))
-        if weights.shape[-2:] != shape or weights.ndim not in (2, 3):
-            raise ValueError(f"cotangent must be {shape} or (C, {shape[0]}, {shape[1]}), got {weights.shape}")
-        if not np.isfinite(weights).all():
-            raise ValueError("cotangent must be finite, got a NaN or an infinity")
+        if not callable(cotangent):
+            self._weights(cotangent)  # refused before the runs
         forward = self._forward(density, keep=True, both=True)
-        gradients = self._backward(density, forward, weights.reshape(-1, *shape))
-        return self._simulation(forward), gradients.reshape(*weights.shape[:-2], *density.shape)
+        simulation = self._simulation(forward)
+        weights = self._weights(cotangent(simulation.spectra) if callable(cotangent) else cotangent)
+        gradients = self._backward(density, forward, weights.reshape(-1, *simulation.spectra.shape))
+        return simulation, gradients.reshape(*weights.shape[:-2], *density.shape)
 
     def orders(self, structure: ArrayLike) -> farfield.Complex:
         """Fourier orders of E just under one structure, by simulation.
@@ -160,7 +163,21 @@ class Solver:
         Raises:
             InvalidStructure: as for `simulate`.
         """
-        through = np.stack([one.planes[1] for one in self._forward(self._density(structure), keep=False)])
+        return self._orders(self._forward(self._density(structure), keep=False))
+
+    def simulate_with_orders(self, structure: ArrayLike) -> tuple[Simulation, farfield.Complex]:
+        """What `simulate` and `orders` return, from the same runs."""
+        recordings = self._forward(self._density(structure), keep=False)
+        return self._simulation(recordings), self._orders(recordings)
+
+    def flux(self, orders: farfield.Complex, distance_um: float) -> NDArray[np.float32]:
+        """Flux at a distance under the patterned layer, from `orders`: relative to the incident one, float32 (W, P, P)."""
+        field = (orders.swapaxes(1, 2) * np.exp(1j * self._below.kz * distance_um)[:, None]).astype(np.complex64)
+        return farfield.flux_map(field, self._below.magnetic(field)).mean(axis=0)
+
+    def _orders(self, recordings: list[Recording]) -> farfield.Complex:
+        """`orders` of runs that have ended."""
+        through = np.stack([one.planes[1] for one in recordings])
         zero = self._order
         field = self._below.continuous(through, self._offset_um, 0.0).swapaxes(1, 2)
         # Recorded phases are relative to the bare pulse on the same plane, which has crossed the patterned layer and the
@@ -169,6 +186,16 @@ class Solver:
         phase = offset + self._above.k0[:, 0, 0] * self.process.thickness_um
         scale = np.exp(1j * phase) / self._above.s_scale[:, zero, zero]
         return (field * scale[:, None, None]).astype(np.complex64)
+
+    def _weights(self, cotangent: ArrayLike) -> NDArray[np.float64]:
+        """Checked weights of the spectra, (4, W) or (C, 4, W)."""
+        weights = np.asarray(cotangent, np.float64)
+        shape = (len(CHANNELS), len(self.wavelengths_nm))
+        if weights.shape[-2:] != shape or weights.ndim not in (2, 3):
+            raise ValueError(f"cotangent must be {shape} or (C, {shape[0]}, {shape[1]}), got {weights.shape}")
+        if not np.isfinite(weights).all():
+            raise ValueError("cotangent must be finite, got a NaN or an infinity")
+        return weights
 
     def _density(self, structure: ArrayLike) -> NDArray[np.float64]:
         """A single checked density, (128, 128)."""
@@ -232,10 +259,11 @@ class Solver:
                 largest = max(largest, energy)
                 if passed >= pulse_time + _AFTER_PULSE and energy <= self.decay * largest:
                     break
-        back, through = (
-            farfield.spectrum(np.concatenate(projected), grid, self.wavelengths_nm) / scale[:, None, None, None]
-            for projected, scale in zip(series, self._incident, strict=True)
-        )
+        both = np.stack([np.concatenate(projected) for projected in series], axis=1)
+        spectra = farfield.spectrum(both, grid, self.wavelengths_nm)
+        if energy > self.decay * largest:
+            spectra += tail(both, grid.stride * grid.dt, self.wavelengths_nm)
+        back, through = (spectra[:, n] / scale[:, None, None, None] for n, scale in enumerate(self._incident))
         return Recording((back, through), intervals, energy / largest, history)
 
     def _simulation(self, recordings: list[Recording]) -> Simulation:
