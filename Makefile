@@ -48,9 +48,10 @@ COMPILE = UV_CUSTOM_COMPILE_COMMAND="make lock" $(LOCK_ENV)/bin/uv pip compile -
 	--universal --python-version 3.11 --fork-strategy fewest \
 	$(addprefix --no-emit-package ,metaspec metaspec-contract metaspec-lab metaspec-server metaspec-testing)
 
-data: $(DEV_ENV)/.done ## simulate the reference data sets, or what is missing of them
+data: $(DEV_ENV)/.done ## simulate the reference data sets, or what is missing of them, and check all of their files
 	$(DEV_ENV)/bin/metaspec-simulate --count 3000 --cells 80 --out datasets/bayer-600nm --workers $$(nproc) --seed 1
 	$(DEV_ENV)/bin/metaspec-simulate --count 20000 --cells 48 --out datasets/bayer-600nm-coarse --workers $$(nproc) --seed 1
+	$(DEV_ENV)/bin/metaspec-simulate check datasets/bayer-600nm datasets/bayer-600nm-coarse --checksums datasets/structures.sha256
 
 train: $(DEV_ENV)/.done ## train a network as the bundled one: on all data sets, then on the fine ones
 	$(DEV_ENV)/bin/python training/train.py --config training/configs/field.yaml $(ARGS) \

@@ -4,38 +4,39 @@ from __future__ import annotations
 
 import functools
 import json
-import logging
-import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
-from dask.distributed import Client, Future, LocalCluster, as_completed, get_worker
 from tqdm import tqdm
 
 from metaspec_contract.files import read_array, replacing, write_json
 from metaspec_contract.process import Process, complete_process
 from metaspec_contract.run_folder import REPORT, VERIFY
-from metaspec_contract.structures import check_binary
+from metaspec_simulation.data.damage import finished
 from metaspec_simulation.data.designs import candidates, read_designs
 from metaspec_simulation.data.importer import find_pairs, import_pairs
-from metaspec_simulation.data.recipe import Recipe, given_recipe
+from metaspec_simulation.data.levels import as_structure
+from metaspec_simulation.data.lock import exclusive
+from metaspec_simulation.data.recipe import Recipe, given_levels, given_recipe
 from metaspec_simulation.dataset import (
     Group,
     add_structures,
+    check,
+    mend,
     missing_shards,
     open_dataset,
     read_dataset,
+    summary,
     write_samples,
 )
-from metaspec_simulation.physics.solver import DECAY, Solver
+from metaspec_simulation.jobs import Function, Job, Progress, run_here, run_on_cluster
+from metaspec_simulation.physics.solver import DECAY, LONGEST, Solver
 from metaspec_simulation.verify import Task, as_report, compare, table, tasks
 
-_TOPIC = "simulated"
 _FROM = "--from-designs"
 
 _PROCESS_FILE = typer.Option(
@@ -50,6 +51,7 @@ _PROCESS_FILE_INSTEAD = typer.Option(
 _CELLS = typer.Option(help="Solver grid cells per period.", min=24, max=512)
 _WORKERS = typer.Option(help="Processes on this machine, one thread each.", min=1)
 _SCHEDULER = typer.Option(help="Address of a Dask scheduler, to use its workers instead of local ones.")
+_ORDERS = typer.Option("--orders", help="Keep the Fourier orders of the field under the patterned layer, too.")
 _RUN_FOLDER = typer.Argument(help="Folder written by `metaspec optimise`.", exists=True, file_okay=False)
 
 app = typer.Typer(
@@ -81,12 +83,18 @@ def simulate(
     structures: Annotated[
         Path | None,
         typer.Option(
-            help="Simulate these instead of random ones: a .npy file (N, 128, 128).", exists=True, dir_okay=False
+            help="Simulate these structures or densities instead of random ones: a .npy file (N, 128, 128).",
+            exists=True,
+            dir_okay=False,
         ),
     ] = None,
     workers: Annotated[int, _WORKERS] = 1,
     seed: Annotated[int, typer.Option(help="Seed of the random structures.", min=0)] = 0,
     cells: Annotated[int, _CELLS] = 64,
+    longest: Annotated[
+        float, typer.Option(help="Time at which a simulation ends even if light is left, um/c.", min=1, max=1e5)
+    ] = LONGEST,
+    orders: Annotated[bool, _ORDERS] = False,
     process: Annotated[Path | None, _PROCESS_FILE] = None,
     scheduler: Annotated[str | None, _SCHEDULER] = None,
 ) -> None:
@@ -99,13 +107,17 @@ def simulate(
     if structures is not None:
         if count is not None:
             raise ValueError("--count and --structures exclude each other")
-        given = check_binary(read_array(structures), name=f"{structures}: structures")
-        recipe, count = given_recipe(device, cells, given), len(given)
+        given = as_structure(given_levels(read_array(structures), name=f"{structures}: structures"))
+        recipe, count = given_recipe(device, cells, given, orders, longest), len(given)
     elif count is not None:
-        recipe = Recipe(device, seed=seed, cells=cells)
+        recipe = Recipe(device, seed=seed, cells=cells, longest=longest, orders=orders)
     else:
         raise ValueError("give --count, the number of samples, or --structures, a file of them")
-    _simulate_missing(out, open_dataset(out, recipe, count, given), recipe, workers, scheduler)
+    with exclusive(out):
+        group = open_dataset(out, recipe, count, given)
+        for damage in mend(out, group, recipe, given):
+            typer.echo(f"{damage.file} was damaged: its samples are simulated again.")
+        _simulate_missing(out, group, recipe, workers, scheduler)
 
 
 @app.command("from-designs")
@@ -114,6 +126,7 @@ def simulate_designs(
     out: Annotated[Path, typer.Option(help="Folder of the data set. If it exists, the structures are appended.")],
     cells: Annotated[int, _CELLS] = 80,
     limit: Annotated[int | None, typer.Option(help="Largest number of structures to take.", min=1)] = None,
+    orders: Annotated[bool, _ORDERS] = False,
     workers: Annotated[int, _WORKERS] = 1,
     process: Annotated[Path | None, _PROCESS_FILE_INSTEAD] = None,
     scheduler: Annotated[str | None, _SCHEDULER] = None,
@@ -134,10 +147,14 @@ def simulate_designs(
     if override is None:
         _print_process(found[0].process, found[0].folder / REPORT)
     wanted = candidates(found, limit)
-    recipe, new = add_structures(out, found[0].process, cells, wanted)
-    seen = sum(len(one.structures) + len(one.trajectory) for one in found)
-    typer.echo(f"{seen} structures found, {len(wanted)} of them taken, {new} new to {out}.")
-    _simulate_missing(out, read_dataset(out, mode="r+"), recipe, workers, scheduler)
+    with exclusive(out):
+        recipe, new = add_structures(out, found[0].process, cells, wanted, orders)
+        seen = sum(len(one.structures) + len(one.trajectory) for one in found)
+        typer.echo(f"{seen} structures found, {len(wanted)} of them taken, {new} new to {out}.")
+        group = read_dataset(out, mode="r+")
+        for damage in mend(out, group, recipe):
+            typer.echo(f"{damage.file} was damaged: its samples are simulated again.")
+        _simulate_missing(out, group, recipe, workers, scheduler)
 
 
 def _simulate_missing(out: Path, group: Group, recipe: Recipe, workers: int, scheduler: str | None) -> None:
@@ -145,62 +162,83 @@ def _simulate_missing(out: Path, group: Group, recipe: Recipe, workers: int, sch
     shards = missing_shards(group)
     total, missing = group["complete"].shape[0], sum(stop - start for start, stop in shards)
     if not missing:
-        typer.echo(f"{out} already has {total} samples: nothing to do.")
+        typer.echo(f"{out} already has {total} samples: nothing to do. {summary(group)}")
         return
-    with _workers(workers, scheduler) as client, tqdm(total=total, initial=total - missing, unit="structure") as bar:
-        client.subscribe_topic(_TOPIC, lambda event: bar.update(1))
-        jobs = [client.submit(_simulate_shard, str(out.absolute()), recipe, *shard, pure=False) for shard in shards]
-        if not _finish(client, jobs):
-            left = sum(stop - start for start, stop in missing_shards(read_dataset(out)))
-            typer.echo(f"\nInterrupted with {total - left} of {total} samples written. Repeat the command to resume.")
-            raise typer.Exit(130)
-    typer.echo(f"{out} has {total} samples.")
+    jobs = [(str(out.absolute()), recipe, start, stop) for start, stop in shards]
+    sizes = [stop - start for start, stop in shards]
+    with tqdm(total=total, initial=total - missing, unit="structure") as bar:
+        try:
+            _run(_simulate_shard, jobs, sizes, bar, workers, scheduler)
+        except KeyboardInterrupt:
+            bar.close()
+            done = int(finished(group).sum())
+            typer.echo(f"\nInterrupted with {done} of {total} samples written. Repeat the command to resume.")
+            raise typer.Exit(130) from None
+    typer.echo(f"{out} has {total} samples. {summary(group)}")
 
 
-@contextmanager
-def _workers(count: int, scheduler: str | None = None) -> Iterator[Client]:
-    """Processes of one thread each: threads would compete for a core, and numba compiles once per process."""
-    cluster = None
+def _run(
+    function: Function[Job],
+    jobs: list[Job],
+    sizes: list[int],
+    bar: tqdm[Any],
+    workers: int,
+    scheduler: str | None = None,
+) -> None:
+    progress = Progress(bar, sizes)
     if scheduler is None:
-        # Ctrl-C reaches all processes of a terminal. Only this one shall react, so the workers inherit to ignore it.
-        handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
-        try:
-            cluster = LocalCluster(
-                n_workers=count, threads_per_worker=1, dashboard_address=":0", silence_logs=logging.CRITICAL
-            )
-        finally:
-            signal.signal(signal.SIGINT, handler)
-    with Client(scheduler or cluster) as client:
-        try:
-            yield client
-        finally:
-            if cluster is not None:
-                client.shutdown()
-
-
-def _finish(client: Client, jobs: list[Future], report: Callable[[], object] = lambda: None) -> bool:
-    """Wait for jobs, calling `report()` after each; on Ctrl-C, cancels the remaining ones and returns False."""
-    try:
-        for job in as_completed(jobs):
-            job.result()
-            job.release()
-            report()
-    except KeyboardInterrupt:
-        client.cancel(jobs, force=True)
-        return False
-    return True
+        run_here(function, jobs, workers, progress)
+    else:
+        run_on_cluster(function, jobs, scheduler, progress)
 
 
 @functools.cache
-def _solver(process: Process, cells: int, decay: float = DECAY) -> Solver:
-    return Solver(process, cells, decay)
+def _solver(process: Process, cells: int, decay: float = DECAY, longest: float = LONGEST) -> Solver:
+    return Solver(process, cells, decay, longest)
 
 
-def _simulate_shard(out: str, recipe: Recipe, start: int, stop: int) -> None:
-    worker = get_worker()
-    solver = _solver(recipe.process, recipe.cells, recipe.decay)
-    group = read_dataset(Path(out), mode="r+")
-    write_samples(group, recipe, solver, start, stop, report=lambda: worker.log_event(_TOPIC, 1))
+def _simulate_shard(job: tuple[str, Recipe, int, int], report: Callable[[], object]) -> None:
+    out, recipe, start, stop = job
+    solver = _solver(recipe.process, recipe.cells, recipe.decay, recipe.longest)
+    write_samples(read_dataset(Path(out), mode="r+"), recipe, solver, start, stop, report)
+
+
+@app.command("check")
+def check_datasets(
+    folders: Annotated[list[Path], typer.Argument(help="Folders of data sets.", exists=True, file_okay=False)],
+    checksums: Annotated[
+        Path | None,
+        typer.Option(
+            help="File with a line for each data set: SHA-256 of its structures, and its name. It must agree."
+        ),
+    ] = None,
+) -> None:
+    """Read all files of data sets, and compare their structures with checksums.
+
+    Without --checksums, prints the lines of such a file.
+    """
+    expected = None if checksums is None else _read_checksums(checksums)
+    for folder in folders:
+        samples, total, checksum = check(folder)
+        name = folder.resolve().name
+        if expected is None:
+            typer.echo(f"{checksum}  {name}")
+            continue
+        if name not in expected:
+            raise ValueError(f"{checksums} has no line for {name}")
+        if checksum != expected[name]:
+            raise ValueError(
+                f"{folder} holds other structures than {checksums} says: {checksum} instead of {expected[name]}"
+            )
+        typer.echo(f"{folder} is intact: {samples} of {total} samples.")
+
+
+def _read_checksums(file: Path) -> dict[str, str]:
+    """Checksums by name."""
+    lines = [line.split() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if any(len(line) != 2 for line in lines):
+        raise ValueError(f"{file} must hold lines of a checksum and a name")
+    return {name: checksum for checksum, name in lines}
 
 
 @app.command("verify")
@@ -230,15 +268,14 @@ def verify_designs(
     every = [task for row in todo for task in row]
     missing = [task for task in every if task.done is None]
     if missing:
-        with (
-            _workers(workers) as client,
-            tqdm(total=len(every), initial=len(every) - len(missing), unit="simulation") as bar,
-        ):
-            jobs = [client.submit(_simulate_task, task, pure=False) for task in missing]
-            if not _finish(client, jobs, lambda: bar.update(1)):
+        with tqdm(total=len(every), initial=len(every) - len(missing), unit="simulation") as bar:
+            try:
+                _run(_simulate_task, missing, [1] * len(missing), bar, workers)
+            except KeyboardInterrupt:
+                bar.close()
                 done = sum(task.done is not None for task in every)
                 typer.echo(f"\nInterrupted with {done} of {len(every)} simulations done. Repeat the command to resume.")
-                raise typer.Exit(130)
+                raise typer.Exit(130) from None
     result = compare(designs, todo)
     typer.echo(table(result))
     with replacing(folder / "verify.png") as partial:
@@ -247,7 +284,7 @@ def verify_designs(
     typer.echo(f"\nDetails are in {folder / VERIFY} and verify.png.")
 
 
-def _simulate_task(task: Task) -> None:
+def _simulate_task(task: Task, report: Callable[[], object]) -> None:
     task.simulate(_solver(task.process, task.cells))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,8 +13,10 @@ from typing import Any
 
 import pytest
 
+import metaspec_simulation
 from metaspec_contract.process import Process
 from metaspec_simulation.dataset import Recipe, open_dataset
+from metaspec_testing.data_sets import fill
 
 
 def test_version(command: Callable[..., Any]) -> None:
@@ -49,7 +53,7 @@ def test_damaged_process_files(
 def test_a_partial_process_file_changes_the_default(tmp_path: Path, command: Callable[..., Any]) -> None:
     file, out = tmp_path / "process.json", tmp_path / "set"
     file.write_text('{"period_um": 1.6}')
-    open_dataset(out, Recipe(Process(period_um=1.6), seed=0, cells=24), count=1)["complete"][:] = 1
+    fill(open_dataset(out, Recipe(Process(period_um=1.6), seed=0, cells=24), count=1))
     result = command("--count", 1, "--cells", 24, "--out", out, "--process", file)
     assert result.code == 0, result.err
     assert "process.json, against the default: period_um 1.6 against 2.0.\n" in result.out
@@ -78,6 +82,21 @@ def test_usage_errors(
     assert (result.code, result.out) == (2, "")
     assert line.startswith("metaspec-simulate: ")
     assert message in line
+
+
+def test_a_read_only_installation_and_no_home(tmp_path: Path) -> None:
+    """There is no place for compiled code: a file is where the folder would be, and the home is no folder."""
+    package = Path(metaspec_simulation.__file__).parent
+    shutil.copytree(package, tmp_path / package.name, ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / package.name / "physics" / "__pycache__").touch()
+    kept = {name: value for name, value in os.environ.items() if name not in ("NUMBA_CACHE_DIR", "XDG_CACHE_HOME")}
+    environment = kept | {"HOME": "/dev/null", "PYTHONPATH": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1"}
+    code = "import metaspec_simulation.physics.fdtd as fdtd; print(fdtd.__file__, fdtd.energy)"
+    result = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith(str(tmp_path))
 
 
 def test_help(command: Callable[..., Any]) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -23,14 +25,16 @@ from metaspec_contract.structures import Structure, symmetries
 from metaspec_simulation import Solver
 from metaspec_simulation import dataset as data
 from metaspec_simulation.data.designs import candidates, read_designs
-from metaspec_simulation.data.families import orbit_key, random_structure, split_of
+from metaspec_simulation.data.families import FAMILIES, orbit_key, random_structure, split_of
+from metaspec_simulation.data.labels import pack_orders, unpack_orders
 from metaspec_simulation.data.store import new_folder
-from metaspec_simulation.physics.farfield import shifted_basis
+from metaspec_simulation.physics.farfield import quadrant_weights, shifted_basis
 from metaspec_testing.run_folders import PROCESS as SPARSE
 from metaspec_testing.run_folders import write_run_folder
 
 CELLS, COUNT, SHARD = 24, 12, 4
-RECIPE = data.Recipe(Process(), seed=5, cells=CELLS)
+LONGEST = 20.0  # light that is left does not matter here
+RECIPE = data.Recipe(Process(), seed=5, cells=CELLS, longest=LONGEST)
 DATASETS = Path(__file__).parents[2] / "datasets"
 
 Command = Callable[..., Any]
@@ -39,7 +43,7 @@ Refusal = Callable[..., str]
 
 
 def settings(out: Path, count: int = COUNT) -> list[str]:
-    return ["--count", str(count), "--out", str(out), "--seed", "5", "--cells", str(CELLS)]
+    return ["--count", str(count), "--out", str(out), "--seed", "5", "--cells", str(CELLS), "--longest", str(LONGEST)]
 
 
 def wait_for_a_shard(out: Path, process: subprocess.Popen[str]) -> None:
@@ -51,23 +55,31 @@ def wait_for_a_shard(out: Path, process: subprocess.Popen[str]) -> None:
 
 
 @pytest.fixture(scope="module")
+def solver() -> Solver:
+    return Solver(Process(), CELLS, longest=LONGEST)
+
+
+@pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("data") / "set"
     data.open_dataset(out, RECIPE, COUNT, shard=SHARD)
     arguments = [sys.executable, "-m", "metaspec_simulation", *settings(out), "--workers", "2"]
     result = subprocess.run(arguments, capture_output=True, text=True, timeout=120, check=False)
     assert result.returncode == 0, result.stderr
-    assert f"has {COUNT} samples" in result.stdout
-    assert "WARNING" not in result.stderr
+    assert f"has {COUNT} samples. {COUNT} of its structures are distinct." in result.stdout
+    assert f"{COUNT}/{COUNT} [" in result.stderr
+    assert "warning" not in result.stderr.lower()
     return out
 
 
-def test_samples_are_those_of_the_solver(finished: Path, coarsest: Solver) -> None:
+def test_samples_are_those_of_the_solver(finished: Path, solver: Solver) -> None:
     samples = data.load(finished)
     assert len(samples) == COUNT
-    for sample in (0, COUNT - 1):
+    assert RECIPE.family(3) == "grey"
+    for sample in (0, 3):
         np.testing.assert_array_equal(samples.structures[sample], RECIPE.structure(sample))
-        solved = coarsest.simulate(RECIPE.structure(sample))
+        np.testing.assert_array_equal(samples.levels(sample), np.rint(255 * RECIPE.structure(sample)))
+        solved = solver.simulate(RECIPE.structure(sample))
         np.testing.assert_allclose(samples.spectra[sample], solved.spectra, atol=data.STEP)
         basis = shifted_basis(np.array([9]), np.array([-30]))[0]
         np.testing.assert_allclose(
@@ -75,25 +87,119 @@ def test_samples_are_those_of_the_solver(finished: Path, coarsest: Solver) -> No
         )
         assert samples.family[sample] == RECIPE.family(sample)
         assert samples.energy_error[sample] == pytest.approx(np.sqrt(np.mean(solved.energy_error**2)), rel=1e-5)
+    np.testing.assert_array_equal(samples.flag, samples.energy_error > 0.005)
+    assert 0 < samples.flag.sum() < COUNT
 
 
 @pytest.mark.slow
 def test_a_killed_run_resumes_and_ends_up_the_same(
-    finished: Path, tmp_path: Path, command: Command, start_command: Start
+    finished: Path, tmp_path: Path, command: Command, refusal: Refusal, start_command: Start
 ) -> None:
+    """While it runs, nobody else writes this data set; once it has been killed, the next may."""
     out = tmp_path / "set"
     data.open_dataset(out, RECIPE, COUNT, shard=SHARD)
     process = start_command(*settings(out), start_new_session=True)
     wait_for_a_shard(out, process)
+    message = f"{out} is being written by process {process.pid} on {socket.gethostname()}: wait until it has ended, or stop it"
+    assert refusal(*settings(out)) == f"metaspec-simulate: {message}"
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate(timeout=60)
     assert 0 < len(data.missing_shards(data.read_dataset(out))) < COUNT // SHARD
     assert command(*settings(out)).code == 0
-    for array in ("structure", "spectra", "harmonics", "family", "split", "energy_error"):
+    assert_same(out, finished)
+    assert [path.name for path in tmp_path.iterdir()] == ["set"]
+
+
+def assert_same(out: Path, finished: Path) -> None:
+    for array in ("structure", "spectra", "harmonics", "family", "split", "energy_error", "flag", "complete"):
         # One step of the integers: memory alignment decides the last bit of a float.
         tolerance = {"spectra": 1, "harmonics": 1, "energy_error": 1e-6}.get(array, 0)
         ours, theirs = (data.read_dataset(folder)[array][:].astype(float) for folder in (out, finished))
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=tolerance)
+
+
+@pytest.mark.slow
+def test_files_that_a_power_cut_damaged_are_simulated_again(
+    finished: Path, tmp_path: Path, command: Command, refusal: Refusal
+) -> None:
+    out = tmp_path / "set"
+    shutil.copytree(finished, out)
+    empty, halved = out / "complete" / "c" / "0", out / "spectra" / "c" / "1" / "0" / "0"
+    halved.write_bytes(halved.read_bytes()[: halved.stat().st_size // 2])
+    with pytest.raises(ValueError, match=f"{halved} is damaged or missing: repeat the metaspec-simulate command"):
+        data.load(out)
+    empty.write_bytes(empty.read_bytes()[:-1])
+    with pytest.raises(ValueError, match=f"{empty} is damaged or missing"):
+        data.load(out)
+    empty.write_bytes(b"")
+    assert f"{halved} and 1 other file of set are damaged or missing" in refusal("check", out)
+    result = command(*settings(out))
+    assert result.code == 0, result.err
+    for file in (empty, halved):
+        assert f"{file} was damaged: its samples are simulated again.\n" in result.out
+    assert_same(out, finished)
+    assert "nothing to do" in command(*settings(out)).out
+
+
+def test_what_is_damaged_and_cannot_be_made_again(finished: Path, tmp_path: Path, refusal: Refusal) -> None:
+    """Labels of another recipe, and structures that were given, unless they are given again."""
+    out = tmp_path / "set"
+    shutil.copytree(finished, out)
+    (out / "flag" / "c" / "2").unlink()
+    line = refusal(*settings(out), "--longest", 30)
+    assert f"{out / 'flag' / 'c' / '2'} is damaged, and {out} was made with solver = " in line
+    given = data.load(finished).structures[:2]
+    recipe = data.given_recipe(Process(), CELLS, given)
+    group = data.open_dataset(tmp_path / "given", recipe, 2, given)
+    file = tmp_path / "given" / "structure" / "c" / "0" / "0" / "0"
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(ValueError, match="structures in it are lost: restore it"):
+        data.add_structures(tmp_path / "given", Process(), CELLS, np.zeros((1, 128, 128), np.uint8))
+    with pytest.raises(ValueError, match="structures in it are lost: restore it"):
+        data.mend(tmp_path / "given", group, recipe)
+    (damage,) = data.mend(tmp_path / "given", group, recipe, given)
+    assert damage.file == file
+    np.testing.assert_array_equal(group["structure"][:], np.rint(255 * given))
+
+
+def test_checksums(finished: Path, tmp_path: Path, command: Command, refusal: Refusal) -> None:
+    line = command("check", finished).out
+    digest = hashlib.sha256(np.rint(255 * data.load(finished).structures).astype(np.uint8).tobytes()).hexdigest()
+    assert line == f"{digest}  set\n"
+    file = tmp_path / "sums"
+    file.write_text(line)
+    assert command("check", finished, "--checksums", file).out == f"{finished} is intact: {COUNT} of {COUNT} samples.\n"
+    file.write_text(line.replace(line[:8], "00000000"))
+    assert "holds other structures than" in refusal("check", finished, "--checksums", file)
+    file.write_text(line.replace("set", "other"))
+    assert "has no line for set" in refusal("check", finished, "--checksums", file)
+
+
+def test_distinct_structures_of_several_sets_are_counted_once(finished: Path) -> None:
+    samples = data.load(finished)
+    assert data.count_distinct([samples]) == COUNT
+    few = samples.take(np.array([1, 3, 3]))
+    assert data.count_distinct([few]) == 2
+    assert data.count_distinct([few, samples]) == COUNT
+
+
+def test_orders_under_the_layer(tmp_path: Path, solver: Solver) -> None:
+    """They give the spectra of a device with the detectors elsewhere."""
+    near = Process(distance_um=1.0)
+    recipe = dataclasses.replace(RECIPE, orders=True)
+    group = data.open_dataset(tmp_path / "set", recipe, 1)
+    data.write_samples(group, recipe, solver, 0, 1, lambda: None)
+    stored, kept = group["orders"][0], slice(None, None, 10)
+    np.testing.assert_array_equal(group["order_wavelength"][:], near.wavelengths_nm[kept])
+    orders = np.zeros((2, 2, 301, 15, 15), np.complex64)
+    orders[:, :, kept] = unpack_orders(stored, Process())
+    np.testing.assert_array_equal(pack_orders(orders[:, :, kept], Process()), stored)
+    found = np.einsum("cyx,wyx->cw", quadrant_weights(7), solver.flux(orders, near.distance_um)[kept])
+    truth = Solver(near, CELLS, longest=LONGEST).simulate(RECIPE.structure(0)).spectra[:, kept]
+    # The coarsest grid cuts orders off at other wavelengths, where they count most.
+    assert np.sqrt(np.mean((found - truth) ** 2)) < 8e-3
+    with pytest.raises(ValueError, match=r"was made with orders = .*, not None"):
+        data.open_dataset(tmp_path / "set", RECIPE, 2)
 
 
 @pytest.mark.slow
@@ -119,8 +225,12 @@ def test_more_samples_and_nothing_to_do(finished: Path, tmp_path: Path, command:
     assert "nothing to do" in command(*settings(out, COUNT + 2)).out
 
 
+@pytest.mark.filterwarnings("error")
 def test_xarray_reads_it(finished: Path) -> None:
-    with xarray.open_zarr(finished, consolidated=False, chunks=None) as opened:
+    """Without a warning, and as many samples as there are after more have been added."""
+    with xarray.open_dataset(finished, engine="zarr", chunks=None) as opened:
+        np.testing.assert_allclose(opened.structure.values, data.load(finished).structures, atol=1e-7)
+    with xarray.open_zarr(finished, chunks=None) as opened:
         assert dict(opened.spectra.sizes) == {"sample": COUNT, "channel": 4, "wavelength": 301}
         np.testing.assert_allclose(opened.spectra.values, data.load(finished).spectra, atol=1e-6)
         assert opened.wavelength.attrs["units"] == "nm"
@@ -139,7 +249,7 @@ def test_refusals(finished: Path, tmp_path: Path, refusal: Refusal) -> None:
     with pytest.raises(ValueError, match="there is no such folder"):
         data.load(tmp_path / "missing")
     zarr.create_group(tmp_path / "foreign")
-    with pytest.raises(ValueError, match="schema version 2, it says None"):
+    with pytest.raises(ValueError, match="schema version 2 or 3, it says None"):
         data.load(tmp_path / "foreign")
     data.open_dataset(tmp_path / "fresh", RECIPE, count=3)
     with pytest.raises(ValueError, match="no finished samples"):
@@ -182,7 +292,7 @@ def test_provenance(finished: Path) -> None:
     assert (found.process, found.preset, found.merged_greens) == (Process(), "field", False)
     assert [source.name for source in found.data] == ["random", "old"]
     assert found.data[0].structures == len(random.of("train")) < COUNT
-    assert found.data[0].solver == {"name": "metaspec-fdtd", "cells": CELLS, "decay": 1e-5}
+    assert found.data[0].solver == {"name": "metaspec-fdtd", "cells": CELLS, "decay": 1e-5, "longest": LONGEST}
     assert found.data[0].made_with.startswith("metaspec-lab ")
     assert found.data[1].made_with == "metaspec 0.1.0"
     assert data.provenance({"merged": changed(merged_greens=True)}).merged_greens
@@ -199,24 +309,26 @@ def test_provenance(finished: Path) -> None:
 
 
 @pytest.mark.slow
-def test_given_structures(tmp_path: Path, command: Command, refusal: Refusal, coarsest: Solver) -> None:
+def test_given_structures(tmp_path: Path, command: Command, refusal: Refusal, solver: Solver) -> None:
+    """Binary ones, and densities, which are rounded to 1/255."""
     rng = np.random.default_rng(3)
-    given = np.stack([random_structure(rng, "rectangles") for _ in range(2)])
+    given = np.stack([random_structure(rng, family) for family in ("rectangles", "grey")])
     file = tmp_path / "given.npy"
-    np.save(file, given)
-    arguments = ["run", "--structures", file, "--out", tmp_path / "set", "--cells", CELLS]
+    np.save(file, given + 1e-3 * (given < 0.9))
+    arguments = ["run", "--structures", file, "--out", tmp_path / "set", "--cells", CELLS, "--longest", LONGEST]
     assert command(*arguments).code == 0
     samples = data.load(tmp_path / "set")
     np.testing.assert_array_equal(samples.structures, given)
     assert set(samples.family) == {"design"}
-    np.testing.assert_allclose(samples.spectra[1], coarsest.simulate(given[1]).spectra, atol=data.STEP)
+    np.testing.assert_allclose(samples.spectra[1], solver.simulate(given[1]).spectra, atol=data.STEP)
+    assert list(samples.grey) == [-1, 0]
     assert "nothing to do" in command(*arguments).out
     assert "exclude each other" in refusal(*arguments, "--count", 3)
     np.save(file, 1 - given)
     assert "was made with given" in refusal(*arguments)
     for wrong, message in (
         (given[:, :64], "structures must be (128, 128), (N, 128, 128) or (N, 1, 128, 128), got (2, 64, 128)"),
-        (given / 2, "structures must be binary, 0 (void) or 1 (solid), got 0.5"),
+        (given * 2, "structures must lie between 0 (void) and 1 (solid), got 2"),
         (given[:0], "structures must be at least one, got none"),
     ):
         np.save(file, wrong)
@@ -274,7 +386,7 @@ def test_designs_become_a_data_set_and_more_are_appended(
     assert both.energy_error[3] == 42.0
     assert [split_of(one) for one in both.structures] == list(both.split)
     np.testing.assert_array_equal(split_of(images(both.structures)[9]), both.split[9])
-    with xarray.open_zarr(out, consolidated=False, chunks=None) as opened:
+    with xarray.open_zarr(out, chunks=None) as opened:
         assert opened.sizes["sample"] == 10
 
     assert "already has 10 samples: nothing to do" in command(*more).out
@@ -396,7 +508,8 @@ def test_the_reference_data_sets(name: str, cells: int, count: int) -> None:
     assert len(distinct) >= 0.999 * len(samples)  # the empty cell comes up now and then
     repeated = np.unpackbits(distinct[times > 1], axis=1).mean(axis=1)
     assert np.isin(repeated, (0, 1)).all(), "only an empty or full structure is drawn twice"
-    recipe = data.Recipe(samples.process, seed=samples.attributes["seed"], cells=cells)
+    families = samples.attributes.get("families", FAMILIES)  # those of schema version 2
+    recipe = data.Recipe(samples.process, seed=samples.attributes["seed"], cells=cells, families=tuple(families))
     np.testing.assert_array_equal(samples.structures[320], recipe.structure(320))
     solved = Solver(samples.process, cells).simulate(recipe.structure(320))
     assert np.sqrt(np.mean((samples.spectra[320] - solved.spectra) ** 2)) < 5e-3

@@ -15,6 +15,8 @@ from metaspec_contract.detectors import CHANNELS
 from metaspec_contract.process import Process
 from metaspec_simulation.data.store import create_store
 from metaspec_simulation.dataset import load
+from metaspec_simulation.physics.farfield import harmonic_orders
+from metaspec_testing.data_sets import fill, in_older_layout
 
 PROCESS = Process(wavelength_step_nm=50)
 
@@ -24,13 +26,13 @@ def data_set(tmp_path: Path) -> Path:
     """Two samples of nothing."""
     path = tmp_path / "data"
     attributes = {
-        "schema_version": 2,
+        "schema_version": 3,
         "process": PROCESS.model_dump(mode="json"),
         "channels": list(CHANNELS),
+        "harmonic_orders": np.stack(harmonic_orders(), axis=1).tolist(),
         "solver": {"name": "metaspec-fdtd", "cells": 24},
     }
-    group = create_store(path, PROCESS, attributes, 2, harmonics=True)
-    group["complete"][:] = np.ones(2, np.uint8)
+    fill(create_store(path, PROCESS, attributes, 2, harmonics=True))
     return path
 
 
@@ -40,6 +42,34 @@ def attributes(path: Path) -> Any:
 
 def test_what_is_consistent_is_read(data_set: Path) -> None:
     assert load(data_set).process == PROCESS
+
+
+def test_the_older_layout_is_read(data_set: Path) -> None:
+    in_older_layout(data_set)
+    samples = load(data_set)
+    assert samples.harmonics.shape == (2, 81, 7)
+    assert samples.harmonic_orders.shape == (2, 41)
+    assert samples.packed.shape == (2, 2048)
+    assert not samples.flag.any()
+
+
+@pytest.mark.parametrize("file", ["zarr.json", "spectra/zarr.json", "wavelength/zarr.json"])
+@pytest.mark.parametrize("content", [b"", b'{"zarr_format": 3, "node_'])
+def test_metadata_that_a_power_cut_damaged(
+    data_set: Path, refusal: Callable[..., str], file: str, content: bytes
+) -> None:
+    (data_set / file).write_bytes(content)
+    assert f"{data_set / file} is empty or damaged" in refusal("check", data_set)
+    assert f"{data_set / file} is empty or damaged" in refusal("--count", 2, "--out", data_set)
+
+
+def test_a_line_for_each_damaged_file(data_set: Path, refusal: Callable[..., str]) -> None:
+    (data_set / "spectra" / "c" / "0" / "0" / "0").unlink()
+    (data_set / "flag" / "c" / "0").write_bytes(b"")
+    message = f"{data_set / 'spectra/c/0/0/0'} and 1 other file of {data_set.name} are damaged or missing"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        load(data_set)
+    assert message in refusal("check", data_set)
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,8 @@ THREE_EPOCHS = ["--trainer.max_epochs=3", "--trainer.log_every_n_steps=1", "--da
 
 def simulate(path: Path, process: Process, train: int, others: int) -> Path:
     """A data set on a coarse grid: `train` structures to train on, `others` each to validate and to test on."""
-    recipe, count = Recipe(process, seed=0, cells=CELLS, decay=0.1), train + 2 * others
+    recipe = Recipe(process, seed=0, cells=CELLS, decay=0.1, energy_bound=1.0)  # none is flagged
+    count = train + 2 * others
     group = open_dataset(path, recipe, count)
     solver = Solver(process, cells=CELLS, decay=0.1)
     write_samples(group, recipe, solver, 0, count, lambda: None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,8 +13,9 @@ import torch
 import zarr
 
 from metaspec_contract.structures import symmetries
-from metaspec_simulation.dataset import HARMONIC_STEP, Samples
+from metaspec_simulation.dataset import HARMONIC_STEP, Samples, load
 from metaspec_simulation.physics.farfield import shifted_basis
+from metaspec_testing.data_sets import in_older_layout
 from metaspec_training.data.augmentation import Batch, Expansion
 from metaspec_training.data.datamodule import SpectraDataModule
 from metaspec_training.data.packed import Packed, PackedSpectra
@@ -106,6 +108,51 @@ def test_the_provenance_counts_what_is_trained_on(
     assert [source.name for source in data.provenance.data] == ["fine", "coarse"][: len(counts)]
     assert data.provenance.process == data.first.process
     assert len(data.train_samples()) == sum(counts)
+
+
+def test_grey_densities_reach_the_network(samples: Samples) -> None:
+    grey = int(np.flatnonzero(samples.grey >= 0)[0])
+    density = expand(samples, range(grey, grey + 1), None).density[0, 0].numpy()
+    np.testing.assert_allclose(density, samples.structures[grey], rtol=0, atol=1e-7)
+    assert np.mean((density > 0) & (density < 1)) > 0
+
+
+def test_flagged_samples_are_left_out(fine: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    flagged = Path(shutil.copytree(fine, tmp_path / "flagged"))
+    group: Any = zarr.open_group(flagged)
+    group["flag"][:3] = 1
+    with caplog.at_level("INFO"):
+        data = SpectraDataModule(str(flagged))
+    assert len(data.train_samples()) == 13
+    assert data.provenance.data[0].structures == 13
+    assert (
+        "flagged: 3 of 22 samples have an energy error above the bound of their data set and are left out"
+        in caplog.text
+    )
+    group["flag"][:] = 1
+    with pytest.raises(ValueError, match="no structures to train on in flagged"):
+        SpectraDataModule(str(flagged))
+
+
+def test_data_sets_of_both_layouts_as_one(fine: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Labels of the older layout, which end at the seventh harmonic, are the same up to those above; structures count once."""
+    old = Path(shutil.copytree(fine, tmp_path / "old"))
+    group: Any = zarr.open_group(old)
+    group["structure"][:] = 255 * (group["structure"][:] > 127)  # the older layout has no grey ones
+    in_older_layout(old)
+    with caplog.at_level("INFO"):
+        data = SpectraDataModule([str(old), str(fine)])
+    grey = int((load(fine).of("train").grey >= 0).sum())
+    assert f"32 training samples of {16 + grey} distinct structures, in 2 data sets" in caplog.text
+    joined = data.train_samples()
+    assert joined.harmonics.shape[1] == 225
+    alone, both = SpectraDataModule(str(old)), {}
+    for samples, expansion in ((alone.train_samples(), alone.expansion), (joined, data.expansion)):
+        items = PackedSpectra(samples, (0, 0), 2)
+        packed = Packed(*(torch.stack(field) for field in zip(*(items[n] for n in range(16)), strict=True)))
+        both[len(samples)] = expansion(packed)
+    torch.testing.assert_close(both[16].spectra, both[32].spectra, rtol=0, atol=1e-6)
+    np.testing.assert_array_equal(joined.structures[16:], load(fine).of("train").structures)
 
 
 def test_data_sets_that_do_not_fit_together_are_refused(fine: Path, other: Path, tmp_path: Path) -> None:

@@ -108,7 +108,7 @@ def test_positions_over_the_detectors_are_those_of_the_moved_structure(density: 
         spectra = network.at(density, shift)
         still, moved = network(density), network(density.roll((24, -40), (2, 3)))
     assert spectra.shape == (2, 3, 2, 2, 301)
-    # Only what lies above the seventh harmonic of the flux tells the two ways apart.
+    # Only what lies above the thirteenth harmonic of the flux tells the two ways apart.
     torch.testing.assert_close(spectra[:, 0], still, atol=1e-4, rtol=0)
     torch.testing.assert_close(spectra[:, 1], still[:, [1, 0]], atol=1e-4, rtol=0)
     torch.testing.assert_close(spectra[:, 2], moved, atol=1e-4, rtol=0)

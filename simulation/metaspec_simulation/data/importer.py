@@ -22,8 +22,10 @@ from metaspec_contract.files import read_array
 from metaspec_contract.process import Process
 from metaspec_contract.structures import PIXELS, Structure, pack
 from metaspec_simulation.data import families
+from metaspec_simulation.data.labels import STEP
+from metaspec_simulation.data.levels import as_levels
 from metaspec_simulation.data.recipe import SCHEMA_VERSION
-from metaspec_simulation.data.store import STEP, Group, create_store, new_folder
+from metaspec_simulation.data.store import Group, consolidate, create_store, new_folder, whole_chunks
 
 BLOCK = 1024
 """Samples that are read, and written as one chunk, at a time."""
@@ -185,6 +187,7 @@ def import_pairs(pairs: list[Pair], out: Path, process: Process, report: Callabl
             if array.metadata.dimension_names[0] == "sample":
                 array.resize((result.kept, *array.shape[1:]))
         group.attrs["dropped"] = dict(result.dropped)
+        consolidate(unfinished)
     return result
 
 
@@ -218,14 +221,18 @@ def _append(group: Group, structures: Structure, spectra: NDArray[np.float32], r
         spectra = spectra[:, [0, 1, 1, 2]]
     result.above_one += int((spectra.sum(axis=1).max(axis=-1) > 1.05).sum())
     columns = {
-        "structure": pack(structures),
+        "structure": as_levels(structures),
         "spectra": np.clip(np.rint(spectra / STEP), -32768, 32767).astype(np.int16),
         "family": np.full(len(structures), families.SOURCES.index("imported"), np.uint8),
         "split": np.array([families.SPLITS.index(families.split_of(s)) for s in structures], np.uint8),
         "energy_error": np.full(len(structures), np.nan, np.float32),  # reflection is not in the files
+        "remaining": np.full(len(structures), np.nan, np.float32),
+        "duration": np.full(len(structures), np.nan, np.float32),
+        "flag": np.zeros(len(structures), np.uint8),
         "complete": np.ones(len(structures), np.uint8),
     }
     stop = result.kept + len(structures)
-    for name, values in columns.items():
-        group[name][result.kept : stop] = values
+    with whole_chunks():
+        for name, values in columns.items():
+            group[name][result.kept : stop] = values
     result.kept = stop

@@ -1,20 +1,23 @@
 """The layout of a data set on disk: a Zarr v3 store that xarray reads.
 
-Along `sample` every array is cut into shards, one file each, so that workers who write whole shards never touch one file.
-Efficiencies are int16 in steps of `STEP`, their harmonics in steps of `HARMONIC_STEP` (xarray scales both back by itself):
-spectra computed from the harmonics are within 1e-3 (rms) of the solver's. Structures are bit-packed.
+Along `sample` every array is cut into shards, one file each, so that workers who write whole shards never touch one file. All
+numbers are integers in steps of `metaspec_simulation.data.labels` and `levels`, which xarray scales back by itself. Each file
+ends in a checksum. Stores of schema version 2 are read, too: their structures are bit-packed, their harmonics end at the
+seventh, and they say neither whether a sample is flagged nor how far its light had decayed.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import uuid
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Self, TypeAlias
+from typing import Any, Literal, Self, TypeAlias
 
 import numpy as np
 import zarr
@@ -23,41 +26,64 @@ from pydantic import BaseModel, StrictBool, ValidationError, model_validator
 
 from metaspec_contract.detectors import CHANNELS
 from metaspec_contract.process import CompleteProcess, Process
-from metaspec_contract.structures import packed_bytes
+from metaspec_contract.structures import PIXELS
 from metaspec_contract.validation import first_error
+from metaspec_simulation.data import labels
 from metaspec_simulation.data.families import SOURCES, SPLITS
+from metaspec_simulation.data.levels import LEVELS
 from metaspec_simulation.data.recipe import SCHEMA_VERSION
-from metaspec_simulation.physics.farfield import shifted_basis
+from metaspec_simulation.physics.farfield import harmonic_orders
+
+READABLE = (2, SCHEMA_VERSION)
+"""Schema versions that are read."""
 
 SHARD = 64
 """Samples per shard."""
 
-STEP = 1e-4
-HARMONIC_STEP = 5e-4  # 41 pairs of them add up to an rms error of 9e-4
-HARMONIC_STEP_NM = 2  # the spectra resolve about 10 nm
-
 Group: TypeAlias = Any  # a zarr.Group; zarr types its members as array or group, whatever the name
 
 PER_SAMPLE: dict[str, tuple[tuple[str, ...], str, dict[str, Any]]] = {
-    "structure": (("byte",), "uint8", {"long_name": "bit-packed structure, rows first, 1 = solid"}),
+    "structure": (
+        ("y", "x"),
+        "uint8",
+        {"long_name": "density, 0 = void, 1 = solid", "scale_factor": 1 / LEVELS},
+    ),
     "spectra": (
         ("channel", "wavelength"),
         "int16",
-        {"long_name": "power in the detector / incident power", "scale_factor": STEP},
+        {"long_name": "power in the detector / incident power", "scale_factor": labels.STEP},
     ),
     "harmonics": (
         ("harmonic", "harmonic_wavelength"),
         "int16",
-        {"long_name": "Fourier coefficients of the R efficiency under translation", "scale_factor": HARMONIC_STEP},
+        {
+            "long_name": "Fourier coefficients of the R efficiency under translation",
+            "scale_factor": labels.HARMONIC_STEP,
+        },
+    ),
+    "orders": (
+        ("polarisation", "component", "part", "order", "order_wavelength"),
+        "int16",
+        {"long_name": "Fourier orders of E under the layer / incident amplitude", "scale_factor": labels.ORDER_STEP},
     ),
     "family": ((), "uint8", {"flag_meanings": " ".join(SOURCES)}),
     "split": ((), "uint8", {"flag_meanings": " ".join(SPLITS)}),
     "energy_error": ((), "float32", {"long_name": "rms over wavelengths of reflection + transmission - 1"}),
+    "remaining": ((), "float32", {"long_name": "energy in the grid at the end / its largest"}),
+    "duration": ((), "float32", {"long_name": "simulated time", "units": "um/c"}),
+    "flag": (
+        (),
+        "uint8",
+        {"long_name": "1 where the energy error is above the bound that the attribute energy_bound states"},
+    ),
     "complete": ((), "uint8", {"long_name": "1 once the sample is finished"}),
 }
 """Arrays with one row per sample: name, further dimensions, dtype, attributes. `complete` comes last and is written last."""
 
-_HARMONIC = ("harmonics", "harmonic_wavelength")  # arrays that a data set has both of or none
+# Arrays that a data set has both of or none.
+_HARMONIC = ("harmonics", "harmonic_wavelength")
+_ORDERS = ("orders", "order_wavelength")
+_SINCE_3 = ("remaining", "duration", "flag")
 
 
 class Attributes(BaseModel):
@@ -106,7 +132,9 @@ def read_attributes(path: Path, group: Group) -> Attributes:
     expected = attributes.process.wavelengths_nm
     axes = {"wavelength": expected}
     if "harmonics" in group:
-        axes["harmonic_wavelength"] = expected[:: harmonic_stride(attributes.process)]
+        axes["harmonic_wavelength"] = expected[labels.thinned(attributes.process)]
+    if "orders" in group:
+        axes["order_wavelength"] = expected[labels.thinned(attributes.process, labels.ORDERS_NM)]
     for name, wavelengths in axes.items():
         found = np.asarray(group[name][:], np.float64)
         if found.shape != wavelengths.shape or np.abs(found - wavelengths).max() > 1e-6:
@@ -135,21 +163,37 @@ def read_dataset(path: Path, mode: str = "r") -> Group:
         mode: "r" to read, "r+" to write, too.
 
     Raises:
-        ValueError: no MetaSpec data set at `path`, one of another schema version, or one that lacks an array.
+        ValueError: no MetaSpec data set at `path`, one of another schema version, or one that lacks an array or whose
+            metadata are damaged.
     """
+    for file in (path / "zarr.json", *path.glob("*/zarr.json")):
+        _require_json(file)
     try:
-        group = zarr.open_group(path, mode=mode)
+        group = zarr.open_group(path, mode=mode, use_consolidated=False)
     except (FileNotFoundError, NotADirectoryError, zarr.errors.GroupNotFoundError) as error:
         why = "it holds no Zarr group" if path.exists() else "there is no such folder"
         raise ValueError(f"{path} is not a MetaSpec data set: {why}") from error
     found = group.attrs.get("schema_version")
-    if found != SCHEMA_VERSION:
-        raise ValueError(f"{path} is not a MetaSpec data set of schema version {SCHEMA_VERSION}, it says {found}")
-    has_harmonics = any(name in group for name in _HARMONIC)
-    for name in (*PER_SAMPLE, "wavelength", "harmonic_wavelength"):
-        if name not in group and (has_harmonics or name not in _HARMONIC):
+    if found not in READABLE:
+        known = " or ".join(map(str, READABLE))
+        raise ValueError(f"{path} is not a MetaSpec data set of schema version {known}, it says {found}")
+    not_required = {*_SINCE_3} if found < SCHEMA_VERSION else set()
+    for both in (_HARMONIC, _ORDERS):
+        if not any(name in group for name in both):
+            not_required |= {*both}
+    for name in (*PER_SAMPLE, "wavelength", "harmonic_wavelength", "order_wavelength"):
+        if name not in group and name not in not_required:
             raise ValueError(f"{path}: array {name} is missing")
     return group
+
+
+def _require_json(file: Path) -> None:
+    try:
+        json.loads(file.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except ValueError:
+        raise ValueError(f"{file} is empty or damaged: restore it, or make the data set in another folder") from None
 
 
 @contextmanager
@@ -172,7 +216,13 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 
 def create_store(
-    path: Path, process: Process, attributes: dict[str, Any], count: int, harmonics: bool, shard: int = SHARD
+    path: Path,
+    process: Process,
+    attributes: dict[str, Any],
+    count: int,
+    harmonics: bool,
+    orders: bool = False,
+    shard: int = SHARD,
 ) -> Group:
     """Create the arrays of a data set of `count` samples, all of them still to be filled.
 
@@ -182,25 +232,32 @@ def create_store(
         attributes: attributes of the store.
         count: number of samples.
         harmonics: whether the samples have harmonics.
+        orders: whether they have the orders under the layer, too.
         shard: samples per shard.
     """
     path.mkdir(parents=True, exist_ok=True)
     wavelengths = process.wavelengths_nm
-    thinned = wavelengths[:: harmonic_stride(process)]
-    sizes = {
-        "byte": packed_bytes(),
+    axes = {"wavelength": (wavelengths, "nm")}
+    if harmonics:
+        axes["harmonic_wavelength"] = wavelengths[labels.thinned(process)], "nm"
+    if orders:
+        axes["order_wavelength"] = wavelengths[labels.thinned(process, labels.ORDERS_NM)], "nm"
+    sizes = {name: len(values) for name, (values, _) in axes.items()} | {
+        "y": PIXELS,
+        "x": PIXELS,
         "channel": len(CHANNELS),
-        "wavelength": len(wavelengths),
-        "harmonic": shifted_basis(np.zeros(1, int), np.zeros(1, int)).shape[-1],
-        "harmonic_wavelength": len(thinned),
+        "harmonic": 2 * len(harmonic_orders()[0]) - 1,
+        "polarisation": 2,
+        "component": 2,
+        "part": 2,
+        "order": len(labels.order_numbers(process)[0]),
     }
     group = zarr.create_group(path, attributes={**attributes, "made_with": f"metaspec-lab {version('metaspec-lab')}"})
-    axes = {"wavelength": wavelengths} | ({"harmonic_wavelength": thinned} if harmonics else {})
-    for name, values in axes.items():
-        group.create_array(name, data=values, dimension_names=(name,), attributes={"units": "nm"})
-    compressor = zarr.codecs.BloscCodec(cname="zstd", clevel=9, shuffle="shuffle")
+    for name, (values, unit) in axes.items():
+        group.create_array(name, data=values, dimension_names=(name,), attributes={"units": unit})
+    left_out = {*(() if harmonics else _HARMONIC), *(() if orders else _ORDERS)}
     for name, (dimensions, dtype, metadata) in PER_SAMPLE.items():
-        if "harmonic" in dimensions and not harmonics:
+        if name in left_out:
             continue
         shape = tuple(sizes[dimension] for dimension in dimensions)
         group.create_array(
@@ -208,13 +265,38 @@ def create_store(
             shape=(count, *shape),
             chunks=(shard, *shape),
             dtype=dtype,
-            compressors=compressor,
+            compressors=[
+                zarr.codecs.BloscCodec(cname="zstd", clevel=9, shuffle=_SHUFFLE.get(name, "shuffle")),
+                zarr.codecs.Crc32cCodec(),
+            ],
             dimension_names=("sample", *dimensions),
             attributes=metadata,
         )
+    consolidate(path)
     return group
 
 
-def harmonic_stride(process: Process) -> int:
-    """Wavelengths of the process per wavelength of the harmonics."""
-    return max(1, round(HARMONIC_STEP_NM / process.wavelength_step_nm))
+_SHUFFLE: dict[str, Literal["bitshuffle"]] = {"harmonics": "bitshuffle"}  # 12 % smaller
+
+
+def consolidate(path: Path) -> None:
+    """Repeat the metadata of all arrays in those of the group, where xarray looks for them first."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Consolidated metadata is currently not part")
+        zarr.consolidate_metadata(path)
+
+
+def whole_chunks() -> Any:
+    """A context in which chunks are written even if they hold zeros only, so that one that is missing has been lost."""
+    return zarr.config.set({"array.write_empty_chunks": True})
+
+
+def chunk_file(path: Path, array: Any, shard: int) -> Path:
+    """File of one shard of an array.
+
+    Args:
+        path: folder of the data set.
+        array: zarr array with one row per sample.
+        shard: number of the shard.
+    """
+    return path.joinpath(array.basename, "c", str(shard), *["0"] * (array.ndim - 1))

@@ -11,6 +11,7 @@ from scipy.interpolate import CubicSpline
 from torch import Tensor, nn
 
 from metaspec_contract.structures import PIXELS, Symmetry
+from metaspec_simulation.data.levels import LEVELS
 from metaspec_simulation.dataset import HARMONIC_STEP
 from metaspec_training.data.packed import Packed
 from metaspec_training.networks.symmetric import D4, apply_symmetry
@@ -39,31 +40,34 @@ class Expansion(nn.Module):
     Args:
         wavelengths_nm: wavelengths of the spectra in nm, (W,).
         harmonic_wavelengths_nm: thinned wavelengths of the harmonics in nm, (V,).
+        harmonic_orders: row and column orders of the harmonics, those of the data set; default: the solver's.
     """
 
-    bits: Tensor
     channels: Tensor
     half_periods: Tensor
     interpolation: Tensor
 
-    def __init__(self, wavelengths_nm: NDArray[np.float64], harmonic_wavelengths_nm: NDArray[np.float64]) -> None:
+    def __init__(
+        self,
+        wavelengths_nm: NDArray[np.float64],
+        harmonic_wavelengths_nm: NDArray[np.float64],
+        harmonic_orders: NDArray[np.int64] | None = None,
+    ) -> None:
         super().__init__()
-        self.translation = Translation()
+        self.translation = Translation(harmonic_orders)
         thinned = harmonic_wavelengths_nm
         spline = HARMONIC_STEP * CubicSpline(thinned, np.eye(len(thinned)))(wavelengths_nm).T if len(thinned) else [[]]
         half_periods = [
             [Symmetry(shift_rows=row, shift_columns=column).channels for column in (False, True)]
             for row in (False, True)
         ]
-        self.register_buffer("bits", torch.arange(7, -1, -1, dtype=torch.uint8), persistent=False)
         self.register_buffer("channels", torch.tensor([s.channels for s in D4]), persistent=False)
         self.register_buffer("half_periods", torch.tensor(half_periods), persistent=False)
         self.register_buffer("interpolation", torch.tensor(np.array(spline), dtype=torch.float32), persistent=False)
 
     def forward(self, batch: Packed) -> Batch:
-        density = ((batch.structure.unsqueeze(-1) >> self.bits) & 1).reshape(-1, PIXELS, PIXELS)
         density = torch.stack(
-            [self._move(*one) for one in zip(density, batch.shift[:, 0], batch.symmetry, strict=True)]
+            [self._move(*one) for one in zip(batch.structure, batch.shift[:, 0], batch.symmetry, strict=True)]
         )
         if batch.harmonics.shape[1]:
             spectra = self.translation(batch.harmonics.float() @ self.interpolation, batch.shift.float())
@@ -76,7 +80,7 @@ class Expansion(nn.Module):
         relative = torch.stack(
             [self._turn(*one) for one in zip(batch.shift - batch.shift[:, :1], batch.symmetry, strict=True)]
         )
-        return Batch(density.unsqueeze(1).float(), relative.float(), spectra, batch.low_fidelity)
+        return Batch(density.unsqueeze(1).float() / LEVELS, relative.float(), spectra, batch.low_fidelity)
 
     @staticmethod
     def _move(density: Tensor, shift: Tensor, symmetry: Tensor) -> Tensor:

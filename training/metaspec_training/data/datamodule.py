@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_info
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
 from metaspec_contract.provenance import Provenance
-from metaspec_simulation.dataset import Samples, load, provenance
+from metaspec_simulation.dataset import ROW_FIELDS, Samples, count_distinct, load, provenance
 from metaspec_training.data.augmentation import Batch, Expansion
 from metaspec_training.data.packed import Packed, PackedSpectra
 
@@ -27,6 +31,8 @@ class SpectraDataModule(LightningDataModule):
         augment: whether to draw translations and symmetries; if not, every structure is shown as it was simulated.
         positions: positions over the detectors at which each structure is compared; more than 1 needs a network that
             predicts the field.
+
+    Samples that their data set flags are left out.
 
     Attributes:
         first: the data set that is validated on.
@@ -64,7 +70,14 @@ class SpectraDataModule(LightningDataModule):
         self._train = _join(list(parts.values()))
         cells = [int(source.solver.get("cells", 0)) for source in known.data]  # imported samples state none
         self._low_fidelity = np.repeat([each < cells[0] for each in cells], [len(part) for part in parts.values()])
-        self.expansion = Expansion(self.first.process.wavelengths_nm, self.first.harmonic_wavelengths_nm)
+        first = self.first
+        self.expansion = Expansion(
+            first.process.wavelengths_nm, first.harmonic_wavelengths_nm, self._train.harmonic_orders
+        )
+        distinct = count_distinct(parts.values())
+        rank_zero_info(
+            f"{len(self._train)} training samples of {distinct} distinct structures, in {len(parts)} data sets."
+        )
 
     def train_samples(self) -> Samples:
         """The samples that are trained on."""
@@ -99,7 +112,13 @@ def _load_all(paths: list[str]) -> dict[str, Samples]:
         name = Path(path).resolve().name
         if name in sets:
             raise ValueError(f"data.path must name different data sets, got {name} twice")
-        sets[name] = load(Path(path))
+        samples = load(Path(path))
+        trusted = np.flatnonzero(samples.flag == 0)
+        if len(trusted) < len(samples):
+            flagged = len(samples) - len(trusted)
+            why = "have an energy error above the bound of their data set"
+            rank_zero_info(f"{name}: {flagged} of {len(samples)} samples {why} and are left out.")
+        sets[name] = samples.take(trusted)
     try:
         provenance(sets)
     except ValueError as error:
@@ -130,16 +149,26 @@ def _training_parts(sets: dict[str, Samples], limit: int | None) -> dict[str, Sa
 
 
 def _join(parts: list[Samples]) -> Samples:
+    """All samples of data sets; those with fewer harmonics have zeros for the others."""
     first = parts[0]
     if len(parts) == 1:
         return first
-    joined = {
-        name: np.concatenate([getattr(part, name) for part in parts])
-        for name in ("packed", "spectra", "harmonics", "family", "split", "energy_error")
-    }
-    return Samples(
-        process=first.process,
-        harmonic_wavelengths_nm=first.harmonic_wavelengths_nm,
-        attributes=first.attributes,
-        **joined,
-    )
+    most = max((part.harmonic_orders for part in parts), key=lambda orders: orders.shape[1])
+    parts = [_with_harmonics(part, most) for part in parts]
+    joined: dict[str, Any] = {name: np.concatenate([getattr(part, name) for part in parts]) for name in ROW_FIELDS}
+    before = np.repeat(np.cumsum([0, *(len(part.densities) for part in parts[:-1])]), [len(part) for part in parts])
+    joined["grey"] = np.where(joined["grey"] < 0, -1, joined["grey"] + before)
+    densities = np.concatenate([part.densities for part in parts])
+    return replace(first, harmonic_orders=most, densities=densities, **joined)
+
+
+def _with_harmonics(samples: Samples, orders: NDArray[np.int64]) -> Samples:
+    """Samples with the harmonics of all orders (2, K), which include theirs."""
+    if samples.harmonic_orders.shape == orders.shape:
+        return samples
+    known = {(m, n): k for k, (m, n) in enumerate(orders.T.tolist())}
+    real = np.array([known[m, n] for m, n in samples.harmonic_orders.T.tolist()])
+    imaginary = orders.shape[1] - 1 + real[1:]  # the constant has none
+    harmonics = np.zeros((len(samples), 2 * orders.shape[1] - 1, samples.harmonics.shape[-1]), np.int16)
+    harmonics[:, np.concatenate([real, imaginary])] = samples.harmonics
+    return replace(samples, harmonics=harmonics, harmonic_orders=orders)

@@ -1,4 +1,4 @@
-"""Samples as they are stored and travel to the device: bit-packed, with a random translation and symmetry for each."""
+"""Samples as they travel to the device: in integers, with a random translation and symmetry for each."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _UNKNOWN = np.zeros((0, 0), np.int16)
 
 
 class Packed(NamedTuple):
-    """A batch as it is stored.
+    """A batch of integers.
 
     Attributes:
-        structure: bit-packed structures, uint8 (B, 2048).
+        structure: structures in steps of 1/255, uint8 (B, 128, 128).
         spectra: spectra as simulated, float32 (B, 4, W).
-        harmonics: their harmonics, int16 (B, 81, V); (B, 0, 0) where these are unknown.
+        harmonics: their harmonics, int16 (B, H, V); (B, 0, 0) where these are unknown.
         symmetry: index of an element of `D4`, (B,).
         shift: translations along rows and columns in pixels, applied before the symmetry, (B, K, 2). The first of the K
             positions is where the network sees the structure.
@@ -86,7 +86,7 @@ class PackedSpectra(Dataset[Packed]):
         # Without a draw the labels are the spectra as simulated, not as put together from the harmonics.
         harmonics = _UNKNOWN if self.draw is None else self.samples.harmonics[item]
         return Packed(
-            torch.from_numpy(self.samples.packed[item]),
+            torch.from_numpy(self.samples.levels(item)),
             torch.from_numpy(self.samples.spectra[item]),
             torch.from_numpy(harmonics),
             torch.tensor(symmetry),

@@ -160,7 +160,7 @@ class DiffractionFieldNet(nn.Module):
             low_fidelity: as for `maps`.
 
         Returns:
-            Spectra (B, K, 2, 2, wavelengths); at shift (0, 0) those of `forward`, except for flux harmonics above the seventh.
+            Spectra (B, K, 2, 2, wavelengths); at shift (0, 0) those of `forward`, except for flux harmonics above 13.
         """
         maps = self.maps(density, low_fidelity)
         with torch.autocast(maps.device.type, enabled=False):
