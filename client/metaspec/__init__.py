@@ -13,12 +13,13 @@ from metaspec._errors import (
     ServerError,
     ServerUnreachable,
 )
-from metaspec._spectra import Spectra
 from metaspec._surrogate.async_client import AsyncSurrogate
-from metaspec._surrogate.base import Evaluation, Sent
+from metaspec._surrogate.base import Sent
 from metaspec._surrogate.client import Surrogate
 from metaspec._transport.protocol import ModelInfo
 from metaspec._version import __version__
+from metaspec_contract.source import Evaluation
+from metaspec_contract.spectra import Spectra
 
 __all__ = [
     "AsyncSurrogate",
@@ -42,4 +43,5 @@ __all__ = [
 ]
 
 for _name in __all__[:-1]:  # errors and reprs name the import path of users, not the module of the code
-    globals()[_name].__module__ = "metaspec"
+    if globals()[_name].__module__.startswith("metaspec."):
+        globals()[_name].__module__ = "metaspec"

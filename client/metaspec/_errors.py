@@ -17,11 +17,11 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from metaspec_contract import structures
+from metaspec_contract import source, structures
 from metaspec_contract.model import gradient_model
 
 
-class MetaSpecError(Exception):
+class MetaSpecError(source.SourceError):
     """Base of all errors of this package.
 
     Attributes:
@@ -39,7 +39,7 @@ class InvalidStructure(MetaSpecError, structures.InvalidStructure):
     """The array is not a structure. Nothing has been sent."""
 
 
-class InvalidCotangent(MetaSpecError, ValueError):
+class InvalidCotangent(MetaSpecError, source.InvalidCotangent):
     """The array is not a cotangent. Nothing has been sent."""
 
 

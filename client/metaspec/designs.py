@@ -1,7 +1,7 @@
 """The run folder of a finished optimisation: designs as NPY, GDSII and figures, spectra, history, report.
 
     result = run(problem, by_name("adam", starts=16), steps=200)
-    write_designs("designs", result, surrogate, objective="bayer")
+    write_designs("designs", result, source, objective="bayer")
 
 `report.json` is for programs (`metaspec_contract.run_folder.RunReport`), `report.html` for people. Every file appears whole or
 not at all, and `report.json` last: where it exists, the folder is complete. Needs gdstk, imageruler and matplotlib.
@@ -21,7 +21,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metaspec._design.report_page import page
-from metaspec._spectra import Spectra
 from metaspec._surrogate.client import Surrogate
 from metaspec.figures import draw_history, draw_spectra, draw_structure
 from metaspec.gds import write_gds
@@ -42,6 +41,8 @@ from metaspec_contract.run_folder import (
     Merit,
     RunReport,
 )
+from metaspec_contract.source import Source
+from metaspec_contract.spectra import Spectra
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -52,7 +53,7 @@ _DPI = 110
 def write_designs(
     folder: str | Path,
     result: Result,
-    surrogate: Surrogate,
+    source: Source,
     *,
     objective: str,
     settings: Mapping[str, Any] | None = None,
@@ -65,7 +66,7 @@ def write_designs(
     Args:
         folder: run folder, created if necessary. Files of the same names are replaced.
         result: result of `metaspec.optimise.run`.
-        surrogate: surrogate that predicted it; its model's process goes into the report.
+        source: source that it was computed by; its process goes into the report.
         objective: name of the objective, for the report.
         settings: JSON settings of the optimisation, for the report.
         seed: seed of the random starts, for the report.
@@ -80,7 +81,7 @@ def write_designs(
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    info = surrogate.metadata()
+    info = source.metadata()
     process = info.process
     designs = []
     for rank, structure in enumerate(result.structure):
@@ -112,7 +113,7 @@ def write_designs(
     write_text(folder / "history.csv", table.getvalue())
     _save_figure(draw_history(result.history, objective=objective), folder / "history.png")
     report = RunReport(
-        url=surrogate.url,
+        url=source.url if isinstance(source, Surrogate) else None,
         model=info.name,
         model_version=result.spectra.version,
         objective=objective,
@@ -123,6 +124,7 @@ def write_designs(
         wavelengths_nm=info.wavelengths_nm.tolist(),
         channels=list(info.channels),
         merged_greens=info.merged_greens,
+        simulated=info.simulated,
         seed=seed,
         wall_s=result.wall_s,
         server_calls=result.server_calls,
@@ -141,7 +143,8 @@ def write_designs(
 def mended(result: Result, problem: Problem, width_nm: float) -> Result:
     """The designs of an optimisation without features narrower than a width, predicted again, best first.
 
-    See `metaspec.topology.without_small_features`. Designs that it cannot repair stay as they are and come last.
+    See `metaspec.topology.without_small_features`. Better designs come from a run that keeps the width, with
+    `Parameterisation(min_feature_nm=...)`.
 
     Args:
         result: result of `metaspec.optimise.run`.
@@ -152,16 +155,11 @@ def mended(result: Result, problem: Problem, width_nm: float) -> Result:
         ValueError: the width is not above 0 and at most a quarter of the cell.
         MetaSpecError: the prediction failed.
     """
-    structures, failed = result.structure.copy(), np.zeros(len(result.structure), bool)
-    pixel_nm = problem.surrogate.metadata().process.pixel_nm
-    for n, structure in enumerate(result.structure):
-        try:
-            structures[n] = without_small_features(structure, width_nm, pixel_nm)
-        except RuntimeError:
-            failed[n] = True
-    spectra = problem.surrogate.predict(structures)
+    pixel_nm = problem.source.metadata().process.pixel_nm
+    structures = np.stack([without_small_features(structure, width_nm, pixel_nm) for structure in result.structure])
+    spectra = problem.source.predict(structures)
     value = np.asarray(problem.objective(spectra)[0], np.float64)
-    order = np.lexsort((-value, failed))
+    order = np.argsort(-value, kind="stable")
     return replace(
         result,
         structure=structures[order],
@@ -238,9 +236,10 @@ def _write_design(
     merit = design.predicted
     colours = ", ".join(f"{colour} {value:.3f}" for colour, value in merit.colour_efficiency)
     widths = f"narrowest solid {design.solid_nm:.0f} nm, void {design.void_nm:.0f} nm"
-    title = f"{name}: predicted min efficiency {merit.min_efficiency:.3f} ({colours}); {widths}"
+    verb = "simulated" if spectra.simulated else "predicted"
+    title = f"{name}: {verb} min efficiency {merit.min_efficiency:.3f} ({colours}); {widths}"
     _save_figure(draw_structure(structure, period_um=process.period_um, title=title), folder / files.picture)
-    title = f"{name}, predicted by {spectra.model} version {spectra.version}"
+    title = f"{name}, {verb} by {spectra.label}"
     _save_figure(draw_spectra(spectra, title=title), folder / files.spectra)
 
 

@@ -9,12 +9,21 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from metaspec._colours import COLOUR_LINES, DETECTOR_LINES
 from metaspec._extras import missing_extra
-from metaspec._spectra import MERGED_GREENS, Spectra
 from metaspec.optimise import History
-from metaspec_contract.detectors import BANDS_NM, CHANNELS, COLOUR_NAMES, COLOURS, DETECTORS, QUADRANTS, SPREAD
+from metaspec_contract.detectors import (
+    BANDS_NM,
+    CHANNELS,
+    COLOUR_LINES,
+    COLOUR_NAMES,
+    COLOURS,
+    DETECTOR_LINES,
+    DETECTORS,
+    QUADRANTS,
+    SPREAD,
+)
 from metaspec_contract.process import Process
+from metaspec_contract.spectra import MERGED_GREENS, Spectra
 
 try:
     from matplotlib.axes import Axes

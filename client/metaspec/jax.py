@@ -1,4 +1,4 @@
-"""A remote surrogate as a differentiable JAX function. Needs jax.
+"""A source of spectra, such as a remote surrogate, as a differentiable JAX function. Needs jax.
 
 from metaspec import Surrogate
 from metaspec.jax import spectra_function
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from metaspec._extras import missing_extra
-from metaspec._surrogate.client import Surrogate
+from metaspec_contract.source import Source
 
 try:
     import jax
@@ -29,32 +29,32 @@ def _like(shape: tuple[int, ...], array: Array) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(shape, array.dtype)  # type: ignore[no-untyped-call]
 
 
-def spectra_function(surrogate: Surrogate) -> Callable[[Array], Array]:
+def spectra_function(source: Source) -> Callable[[Array], Array]:
     """A function from densities to spectra, differentiable once in reverse mode.
 
     It works under `jit` and `vmap`: a call is one batch of predictions, and the backward pass one batch of gradients.
-    This function itself requests the model's description, for the shape of the spectra.
+    This function itself requests the source's description, for the shape of the spectra.
 
     Args:
-        surrogate: the remote model; not an `AsyncSurrogate`.
+        source: a `Surrogate` or another source; not an `AsyncSurrogate`.
 
     Returns:
         A function from density (..., 128, 128), 1 is solid and 0 is void, to spectra (..., channels, wavelengths) with
-        the same dtype. It raises the errors of `Surrogate.predict`, wrapped by JAX.
+        the same dtype. It raises the errors of `Source.predict`, wrapped by JAX.
 
     Raises:
-        MetaSpecError: the model's description could not be requested.
+        SourceError: the description could not be requested.
     """
-    shape = surrogate.metadata().spectra_shape
+    shape = source.metadata().spectra_shape
 
     def predict(density: Any) -> Any:
         array = np.asarray(density)
-        values = surrogate.predict(array.reshape(-1, *array.shape[-2:])).values
+        values = source.predict(array.reshape(-1, *array.shape[-2:])).values
         return values.reshape(*array.shape[:-2], *shape).astype(array.dtype)
 
     def pull_back(density: Any, cotangent: Any) -> Any:
         array, pulled = np.asarray(density), np.asarray(cotangent)
-        gradient = surrogate.gradient(array.reshape(-1, *array.shape[-2:]), pulled.reshape(-1, *shape))
+        gradient = source.gradient(array.reshape(-1, *array.shape[-2:]), pulled.reshape(-1, *shape))
         return gradient.reshape(array.shape).astype(array.dtype)
 
     @jax.custom_vjp

@@ -21,6 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 from metaspec._design.array_api import Array
 from metaspec._design.features import feature_size, without_small_features
 from metaspec._design.filters import PIXEL_NM, check_symmetry, conic_filter, symmetrise, tanh_projection, tanh_slope
+from metaspec._design.length_scale import length_scale_violation
 from metaspec_contract.structures import PIXELS
 
 __all__ = [
@@ -39,14 +40,15 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Parameterisation:
-    """From latents to densities: conic filter, symmetry, tanh projection.
+    """From latents to densities: conic filter, symmetry, tanh projection; and to binary structures.
 
     Args:
-        radius_nm: radius of the conic filter in nm; at about 1.5 times the minimum feature width, `without_small_features`
-            has little left to repair.
+        radius_nm: radius of the conic filter in nm.
         symmetry: None or "diagonal".
         pixel_nm: width of a pixel in nm; default: that of the default process; pass
             `surrogate.metadata().process.pixel_nm` for another one.
+        min_feature_nm: minimum width of solid and void in the binary structures, in nm, see `without_small_features`; None
+            for any. Needs imageruler.
 
     Raises:
         ValueError: a value is out of range.
@@ -55,10 +57,12 @@ class Parameterisation:
     radius_nm: float = 120.0
     symmetry: str | None = None
     pixel_nm: float = PIXEL_NM
+    min_feature_nm: float | None = None
 
     def __post_init__(self) -> None:
-        for name, value in (("radius_nm", self.radius_nm), ("pixel_nm", self.pixel_nm)):
-            if not 0 < value < math.inf:
+        for name in ("radius_nm", "pixel_nm", "min_feature_nm"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
                 raise ValueError(f"{name} must be above 0 and finite, got {value}")
         check_symmetry(self.symmetry)
 
@@ -99,9 +103,41 @@ class Parameterisation:
         gradient: NDArray[np.floating[Any]] = self._smooth(np.asarray(cotangent) * slope)  # filters are self-adjoint
         return gradient
 
+    def violation(self, latent: ArrayLike, beta: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """How much latents break the minimum feature size, and the derivative with respect to the latents, in numpy.
+
+        See `metaspec._design.length_scale`. The width is half a pixel more than the minimum, because edges are pixelated.
+
+        Args:
+            latent: (..., y, x), floats in [0, 1].
+            beta: steepness of the projection, finite.
+
+        Returns:
+            (...) and (..., y, x); zeros without a minimum feature size.
+
+        Raises:
+            ValueError: as for `pull_back`.
+        """
+        smooth = np.asarray(self._smooth(np.asarray(latent, np.float64)))
+        if self.min_feature_nm is None:
+            return np.zeros(smooth.shape[:-2]), np.zeros(smooth.shape)
+        width, radius = self.min_feature_nm / self.pixel_nm + 0.5, self.radius_nm / self.pixel_nm
+        value, derivative = length_scale_violation(smooth, beta, width, radius)
+        return value, self._smooth(derivative)
+
     def binary(self, latent: ArrayLike, eta: float = 0.5) -> NDArray[np.uint8]:
-        """Thresholded structures, uint8 (..., y, x); 1 is solid, 0 is void."""
+        """Thresholded structures, uint8 (..., y, x); 1 is solid, 0 is void.
+
+        Where the parameterisation has a minimum feature size, they are repaired: solid and void are at least that wide.
+
+        Raises:
+            ValueError: as for `density`, or the minimum feature size is more than a quarter of the cell.
+            ImportError: imageruler, which the repair needs, is not installed.
+        """
         structure: NDArray[np.uint8] = self.density(np.asarray(latent), math.inf, eta).astype(np.uint8)
+        if self.min_feature_nm is not None:
+            for index in np.ndindex(structure.shape[:-2]):
+                structure[index] = without_small_features(structure[index], self.min_feature_nm, self.pixel_nm)
         return structure
 
     def _smooth(self, latent: Array) -> Array:

@@ -1,4 +1,4 @@
-"""A remote surrogate as a differentiable PyTorch function. Needs torch.
+"""A source of spectra, such as a remote surrogate, as a differentiable PyTorch function. Needs torch.
 
 from metaspec import Surrogate
 from metaspec.torch import spectra_of
@@ -14,7 +14,7 @@ from __future__ import annotations
 from typing import Any
 
 from metaspec._extras import missing_extra
-from metaspec._surrogate.client import Surrogate
+from metaspec_contract.source import Source
 
 try:
     import torch
@@ -22,42 +22,42 @@ except ImportError as error:
     raise missing_extra("metaspec.torch needs", "torch", "torch") from error
 
 
-def spectra_of(density: torch.Tensor, surrogate: Surrogate) -> torch.Tensor:
+def spectra_of(density: torch.Tensor, source: Source) -> torch.Tensor:
     """Spectra of structures, differentiable once with respect to their density.
 
     A call is one batch of predictions, and the backward pass one batch of gradients.
 
     Args:
         density: (..., 128, 128), 1 is solid and 0 is void; any floating-point dtype, any device.
-        surrogate: the remote model; not an `AsyncSurrogate`.
+        source: a `Surrogate` or another source; not an `AsyncSurrogate`.
 
     Returns:
         (..., channels, wavelengths), with the dtype and on the device of the density.
 
     Raises:
-        InvalidStructure: raised before anything is sent.
-        MetaSpecError: see `Surrogate.predict`.
-        RuntimeError: a second derivative is requested in the backward pass; no server computes those.
+        InvalidStructure: raised before anything is computed.
+        SourceError: the source failed; a `MetaSpecError` of `Surrogate.predict` is one.
+        RuntimeError: a second derivative is requested in the backward pass; no source computes those.
     """
-    result: torch.Tensor = _Remote.apply(density, surrogate)  # type: ignore[no-untyped-call]
+    result: torch.Tensor = _Spectra.apply(density, source)  # type: ignore[no-untyped-call]
     return result
 
 
-class _Remote(torch.autograd.Function):
+class _Spectra(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, density: torch.Tensor, surrogate: Surrogate) -> torch.Tensor:
+    def forward(ctx: Any, density: torch.Tensor, source: Source) -> torch.Tensor:
         ctx.save_for_backward(density)
-        ctx.surrogate = surrogate
+        ctx.source = source
         stacked = density.detach().reshape(-1, *density.shape[-2:]).cpu()
-        values = torch.tensor(surrogate.predict(stacked.numpy()).values)
+        values = torch.tensor(source.predict(stacked.numpy()).values)
         return values.to(density).reshape(*density.shape[:-2], *values.shape[1:])
 
     @staticmethod
     def backward(ctx: Any, *cotangents: torch.Tensor) -> tuple[torch.Tensor, None]:
         if torch.is_grad_enabled():
-            raise RuntimeError("a remote surrogate has first derivatives only: leave out create_graph=True")
+            raise RuntimeError("a source has first derivatives only: leave out create_graph=True")
         (density,), (cotangent,) = ctx.saved_tensors, cotangents
         stacked = density.detach().reshape(-1, *density.shape[-2:]).cpu()
         pulled = cotangent.reshape(-1, *cotangent.shape[-2:]).cpu()
-        gradient = torch.tensor(ctx.surrogate.gradient(stacked.numpy(), pulled.numpy()))
+        gradient = torch.tensor(ctx.source.gradient(stacked.numpy(), pulled.numpy()))
         return gradient.to(density).reshape(density.shape), None

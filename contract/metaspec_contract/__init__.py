@@ -4,6 +4,8 @@
 - `detectors`: channels of the spectra, their quadrants, and the bands of the colours.
 - `structures`: shape, validation, bit packing and symmetries of structures.
 - `figures_of_merit`: colour efficiency and crosstalk.
+- `spectra`: spectra of structures, labelled.
+- `source`: sources of spectra: their interface, and how they are found.
 - `provenance`: what a network was trained on.
 - `model`: a model's metadata, and the check of its tensors and answers against them.
 - `run_folder`: the reports of `metaspec optimise` and `metaspec-simulate verify`.

@@ -28,6 +28,12 @@ BANDS_NM = {"R": (600.0, 700.0), "G": (500.0, 600.0), "B": (400.0, 500.0)}
 DETECTORS = {"R": ("R",), "G": ("G1", "G2"), "B": ("B",)}
 """Detectors of each colour; a colour's power is the sum over them."""
 
+DETECTOR_LINES = {"R": "tab:red", "G1": "tab:green", "G2": "yellowgreen", "B": "tab:blue"}
+"""Line colour of each detector in figures, as matplotlib names it."""
+
+COLOUR_LINES = {"R": "tab:red", "G": "tab:green", "B": "tab:blue"}
+"""Line colour of each colour in figures, and of the shade over its band."""
+
 
 def check_colour(colour: str) -> None:
     """Raise ValueError unless `colour` is "R", "G" or "B"."""

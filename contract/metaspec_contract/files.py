@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import shutil
@@ -61,7 +62,7 @@ def replacing(path: Path) -> Iterator[Path]:
             partial.unlink()
 
 
-def write_bytes(path: Path, content: bytes) -> None:
+def write_bytes(path: Path, content: bytes | memoryview) -> None:
     """Write a file, replacing an existing one."""
     with replacing(path) as partial:
         partial.write_bytes(content)
@@ -83,8 +84,9 @@ def write_json(path: Path, document: Any) -> None:
 
 def write_array(path: Path, array: NDArray[Any]) -> None:
     """Write an array as `.npy`, replacing an existing file."""
-    with replacing(path) as partial, partial.open("wb") as file:
-        np.save(file, array, allow_pickle=False)
+    content = io.BytesIO()  # given a file, numpy turns Ctrl-C into a TypeError
+    np.save(content, array, allow_pickle=False)
+    write_bytes(path, content.getbuffer())
 
 
 def sync_folder(path: Path) -> None:

@@ -7,7 +7,9 @@ thickness and detector distance fixed. Lengths are in micrometres and wavelength
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Self
 
 import numpy as np
@@ -158,6 +160,22 @@ def complete_process(document: Mapping[str, Any]) -> Process:
     except ValidationError as error:
         reason = first_error(error)
         raise ValueError(f"process.{reason}" if error.errors()[0]["loc"] else f"process: {reason}") from None
+
+
+def read_process(path: Path) -> Process:
+    """Read a process from a JSON file with the fields that differ from the default process.
+
+    Raises:
+        ValueError: the file is not a JSON object, or a field is unknown or out of range; file and field are named.
+        OSError: the file cannot be read.
+    """
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(fields, dict):
+            raise ValueError(f"expected a JSON object with fields of the process, got {type(fields).__name__}")
+        return complete_process(Process().model_dump(mode="json") | fields)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
 CompleteProcess = Annotated[

@@ -74,7 +74,7 @@ class Design(BaseModel):
         start: number of the start that led to it.
         step: step at which it was found.
         objective: value of the objective.
-        predicted: figures of merit of the predicted spectra.
+        predicted: figures of merit of the spectra that the optimiser saw, predicted or simulated.
         solid_nm: width of the narrowest solid feature in nm.
         void_nm: width of the narrowest void feature in nm.
         files: files of the design.
@@ -97,28 +97,29 @@ class RunReport(BaseModel):
 
     Attributes:
         schema_version: version of this schema.
-        url: URL of the server.
-        model: model whose predictions were optimised.
-        model_version: version of that model.
+        url: URL of the server; null if the source has none.
+        model: model whose predictions were optimised, or name of the solver.
+        model_version: version of that model or solver.
         objective: name of the objective.
         settings: settings of the run.
-        process: device that the model predicts, with every field stated.
+        process: device whose spectra the source computes, with every field stated.
         period_um: side of the unit cell in um, the same as the process's.
         pixel_nm: width of a pixel in nm.
         wavelengths_nm: wavelengths of `spectra.npy` in nm.
         channels: channels of `spectra.npy`.
         merged_greens: whether G1 and G2 both hold the mean of the two.
+        simulated: whether a solver simulated the spectra; otherwise, a model predicted them.
         seed: seed of the random starts, if there was one.
         wall_s: duration in seconds, without interruptions.
-        server_calls: number of calls to the server.
-        structures_evaluated: number of structures that were predicted.
+        server_calls: number of calls of the source, such as a server.
+        structures_evaluated: number of structures whose spectra were computed.
         designs: designs, one for each row of `designs.npy`.
     """
 
     model_config = ConfigDict(extra="forbid")
 
     schema_version: Literal[1] = 1
-    url: str
+    url: str | None = None
     model: str
     model_version: str
     objective: str
@@ -129,6 +130,7 @@ class RunReport(BaseModel):
     wavelengths_nm: list[FiniteFloat] = Field(min_length=2)
     channels: list[str]
     merged_greens: bool = False
+    simulated: bool = False
     seed: int | None
     wall_s: FiniteFloat
     server_calls: int

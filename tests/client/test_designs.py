@@ -307,20 +307,6 @@ def test_mended_designs_have_no_narrow_features(result: Result, surrogate: Surro
     assert better.structures_evaluated == result.structures_evaluated + 3
 
 
-def test_a_design_that_cannot_be_mended_comes_last(
-    result: Result, problem: Problem, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail_for_the_best(structure: Array, width_nm: float, pixel_nm: float) -> Array:
-        if np.array_equal(structure, result.structure[0]):
-            raise RuntimeError("no structure was found")
-        return without_small_features(structure, width_nm, pixel_nm)
-
-    monkeypatch.setattr("metaspec.designs.without_small_features", fail_for_the_best)
-    better = mended(result, problem, 100)
-    assert better.row[-1] == result.row[0]
-    np.testing.assert_array_equal(better.structure[-1], result.structure[0])
-
-
 def test_a_report_that_cannot_be_drawn_is_not_there(
     result: Result, surrogate: Surrogate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -25,13 +25,15 @@ from metaspec.optimise import (
     Optimiser,
     Problem,
     Progress,
+    Refinement,
     Result,
     by_name,
+    refine,
     run,
 )
 from metaspec.optimise.optax import Optax
 from metaspec.optimise.torch import Torch
-from metaspec.topology import Parameterisation, random_latents
+from metaspec.topology import Parameterisation, feature_size, random_latents
 from metaspec_contract.model import DEFAULT_MODEL, gradient_model
 from metaspec_contract.process import Process
 from metaspec_server.settings import bundled_repository
@@ -153,7 +155,7 @@ def test_lengths_must_be_those_of_the_models_device() -> None:
         )
         problem = Problem(surrogate, MinEfficiency(), Parameterisation(80.0))
         with pytest.raises(
-            ValueError, match=r"of the parameterisation is 15\.625, but that of the model's process is 12\.5"
+            ValueError, match=r"of the parameterisation is 15\.625, but that of the source's process is 12\.5"
         ):
             problem.score(random_latents(1))
 
@@ -508,6 +510,119 @@ def test_the_projection_gets_steeper_in_stages(problem: Problem) -> None:
     np.testing.assert_array_equal(beta[::2], beta[1::2])
     np.testing.assert_allclose(beta[2::2] / beta[:-2:2], 16 ** (1 / 7))
     assert len(run(problem, Adam(random_latents(1)), 3, progress=False).history.beta) == 3
+
+
+# Minimum feature size
+
+
+WIDTH = 90.0
+
+
+@pytest.fixture
+def ruled(surrogate: Surrogate) -> Problem:
+    return Problem(surrogate, MinEfficiency(0.05), Parameterisation(80.0, "diagonal", min_feature_nm=WIDTH))
+
+
+def test_all_designs_of_a_run_keep_the_minimum_feature_size(ruled: Problem, tmp_path: Path) -> None:
+    """And an interrupted run, also in the refinement, ends as one that is not, bit for bit."""
+    more: dict[str, Any] = {"steps": 10, "check_every": 4, "progress": False}
+    seen: list[Progress] = []
+    whole = run(ruled, Adam(random_latents(2), 0.05), **more, callback=seen.append)
+    for step in (3, 8, 9):
+        with pytest.raises(Stop):
+            run(
+                ruled,
+                Adam(random_latents(2), 0.05),
+                **more,
+                checkpoint=tmp_path / "parts.npz",
+                callback=stop_after(step),
+            )
+    assert_same(run(ruled, Adam(random_latents(2), 0.05), **more, checkpoint=tmp_path / "parts.npz"), whole)
+    assert min(map(min, map(feature_size, whole.structure))) >= WIDTH
+    np.testing.assert_array_equal(whole.structure, whole.structure.transpose(0, 2, 1))
+    np.testing.assert_array_equal(np.isinf(whole.history.beta), [False] * 8 + [True] * 2)
+    np.testing.assert_array_equal(whole.history.checked, [0, 4, 7, 8, 9])
+    searched = whole.history.binary_value[:3].max(axis=0)
+    assert (whole.history.value[8:] >= searched).all()  # the refinement begins with the best
+    assert (whole.history.value[-1] > searched).all()
+    np.testing.assert_array_equal(seen[-1].value[whole.row], whole.value)
+    spectra = ruled.source.predict(whole.structure)
+    np.testing.assert_allclose(whole.value, np.asarray(ruled.objective(spectra)[0]), rtol=1e-5)
+
+
+def test_the_gradient_includes_the_minimum_feature_size(surrogate: Surrogate, ruled: Problem) -> None:
+    free = Problem(surrogate, ruled.objective, Parameterisation(80.0, "diagonal"))
+    latent = random_latents(2, seed=5)
+    violation, by_latent = ruled.parameterisation.violation(latent, 8.0)
+    bound, other = ruled.evaluate(latent, 8.0), free.evaluate(latent, 8.0)
+    assert bound.gradient is not None
+    assert other.gradient is not None
+    weights = (other.value - bound.value) / violation
+    assert (weights > 1).all()
+    np.testing.assert_allclose(other.gradient - bound.gradient, weights[:, None, None] * by_latent, atol=1e-12)
+    assert (violation > 0).all()
+
+
+@pytest.mark.parametrize("name", ["lbfgs", "cmaes"])
+def test_every_optimiser_keeps_the_minimum_feature_size(ruled: Problem, name: str) -> None:
+    result = run(ruled, by_name(name, 4 if name == "cmaes" else 1, **SETTINGS[name]), 3, progress=False)
+    assert min(map(min, map(feature_size, result.structure))) >= WIDTH
+    value = np.asarray(ruled.objective(ruled.source.predict(result.structure))[0])
+    np.testing.assert_allclose(result.value, value, rtol=1e-5)
+
+
+def test_robust_designs_keep_the_minimum_feature_size(surrogate: Surrogate) -> None:
+    """Etched variants need not: the nominal structures do."""
+    parameterisation = Parameterisation(80.0, min_feature_nm=WIDTH)
+    problem = Problem(surrogate, MinEfficiency(0.05), parameterisation, robust_delta=0.1)
+    result = run(problem, Adam(random_latents(2), 0.05), 3, progress=False)
+    assert min(map(min, map(feature_size, result.structure))) >= WIDTH
+    assert np.isfinite(result.history.beta).all()
+
+
+@pytest.fixture
+def structures() -> Array:
+    return Parameterisation(80.0, "diagonal", min_feature_nm=WIDTH).binary(random_latents(2, seed=7))
+
+
+def test_refinement_improves_and_keeps_the_rule(surrogate: Surrogate, structures: Array) -> None:
+    objective, values = MinEfficiency(0.05), []
+    refined = refine(
+        surrogate, objective, structures, WIDTH, 6, symmetry="diagonal", callback=lambda r: values.append(r.value)
+    )
+    first = np.asarray(objective(surrogate.predict(structures))[0])
+    np.testing.assert_allclose(values[0], first, rtol=1e-5)
+    assert (np.diff(values, axis=0) >= 0).all()
+    assert (refined.value > first).all()
+    np.testing.assert_allclose(refined.value, np.asarray(objective(refined.spectra)[0]), rtol=1e-6)
+    np.testing.assert_allclose(refined.spectra.values, surrogate.predict(refined.structure).values, atol=1e-6)
+    assert min(map(min, map(feature_size, refined.structure))) >= WIDTH
+    np.testing.assert_array_equal(refined.structure, refined.structure.transpose(0, 2, 1))
+
+
+def test_a_refinement_costs_a_gradient_only_where_it_improves(surrogate: Surrogate, structures: Array) -> None:
+    refinement = Refinement(surrogate, MinEfficiency(0.05), structures, WIDTH)
+    before = surrogate.sent
+    refinement.step()
+    assert surrogate.sent.structures - before.structures == 2 + 2
+    for _ in range(5):
+        previous, value, sent = refinement.size, refinement.value.copy(), surrogate.sent
+        refinement.step()
+        better = refinement.value > value
+        assert (refinement.size[better] > previous[better] / 2).all()
+        assert (refinement.size[~better] <= previous[~better] / 2).all()
+        assert surrogate.sent.structures - sent.structures == 2 + better.sum()
+
+
+def test_a_refinement_ends_where_no_step_improves(surrogate: Surrogate, structures: Array) -> None:
+    def flat(spectra: Spectra) -> tuple[Array, Array]:
+        return np.ones(len(spectra)), np.full(spectra.values.shape, 1e-3)
+
+    steps: list[Refinement] = []
+    refined = refine(surrogate, flat, structures, WIDTH, 50, callback=steps.append)
+    np.testing.assert_array_equal(refined.structure, structures)
+    assert steps[-1].finished
+    assert len(steps) <= 9  # 64 pixels, halved until there is less than one
 
 
 # Checkpoints

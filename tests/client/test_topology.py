@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+import imageruler
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from metaspec._design.features import narrow_features
 from metaspec.topology import (
     PIXEL_NM,
     Parameterisation,
@@ -230,6 +232,11 @@ def test_beta_schedule() -> None:
     [
         (lambda: Parameterisation(radius_nm=0), "radius_nm must be above 0 and finite, got 0"),
         (lambda: Parameterisation(pixel_nm=math.inf), "pixel_nm must be above 0 and finite, got inf"),
+        (lambda: Parameterisation(min_feature_nm=0), "min_feature_nm must be above 0 and finite, got 0"),
+        (
+            lambda: Parameterisation(20, min_feature_nm=40).binary(np.zeros((8, 8))),
+            "at most a quarter of the cell, 31.25",
+        ),
         (lambda: Parameterisation(symmetry="d4"), "symmetry must be None or \"diagonal\", got 'd4'"),
         (lambda: Parameterisation(20).density(np.zeros((8, 8)), 0.0), "beta must be above 0, got 0"),
         (lambda: Parameterisation(20).density(np.zeros((8, 8)), 1.0, 1.0), "eta must lie between 0 and 1, got 1"),
@@ -325,6 +332,55 @@ def test_mending_keeps_the_symmetry_where_smoothing_is_undecided() -> None:
     mended = without_small_features(structure, 78.0)
     assert (mended != structure).any()
     np.testing.assert_array_equal(mended, mended.T)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_narrow_features_are_those_of_imageruler(seed: int) -> None:
+    """Noise, with every kind of corner and crossing, and a smooth structure; discs of odd and even diameters."""
+    rough = np.random.default_rng(seed).random((64, 64)) > 0.5
+    smooth = Parameterisation(40.0).binary(random_latents(1, seed, (64, 64), correlation_nm=(40.0, 100.0))[0]) > 0
+    for structure in (rough, ~rough, smooth, ~smooth):
+        for width in (1, 2, 3, 5, 8, 12):
+            expected = imageruler.length_scale_violations_solid(structure, width, (True, True))
+            np.testing.assert_array_equal(narrow_features(structure, width), expected)
+
+
+def test_binary_structures_keep_the_minimum_feature_size() -> None:
+    latents = random_latents(3, 2, correlation_nm=(60.0, 100.0))
+    free, bound = (Parameterisation(50.0, "diagonal", min_feature_nm=width) for width in (None, 100.0))
+    assert min(feature_size(free.binary(latents)[0])) < 100
+    structures = bound.binary(latents)
+    for structure, before in zip(structures, free.binary(latents), strict=True):
+        assert min(feature_size(structure)) >= 100
+        np.testing.assert_array_equal(structure, without_small_features(before, 100.0))
+        np.testing.assert_array_equal(structure, structure.T)
+    np.testing.assert_array_equal(bound.binary(latents[0]), structures[0])
+
+
+@pytest.mark.parametrize("symmetry", [None, "diagonal"])
+@pytest.mark.parametrize("beta", [4.0, 30.0])
+@pytest.mark.parametrize("width", [50.0, 100.0, 300.0])
+def test_the_derivative_of_the_violation(latent: Array, symmetry: str | None, beta: float, width: float) -> None:
+    parameterisation = Parameterisation(80.0, symmetry, min_feature_nm=width)
+    value, gradient = parameterisation.violation(latent, beta)
+    assert value.shape == (2,)
+    direction, step = np.random.default_rng(2).normal(size=latent.shape), 1e-6
+    ahead, behind = (parameterisation.violation(latent + sign * step * direction, beta)[0] for sign in (1, -1))
+    np.testing.assert_allclose((gradient * direction).sum(axis=(1, 2)), (ahead - behind) / (2 * step), rtol=1e-5)
+
+
+@pytest.mark.parametrize("solid", [True, False])
+def test_only_narrow_features_violate(solid: bool) -> None:
+    """Stripes of solid or void from 2 to 20 pixels; the minimum is 6."""
+    parameterisation = Parameterisation(6 * PIXEL_NM, min_feature_nm=6 * PIXEL_NM)
+    violation = []
+    for width in (2, 4, 10, 20):
+        stripe = np.full((64, 64), float(not solid))
+        stripe[:, :width] = solid
+        violation.append(parameterisation.violation(stripe, 32.0)[0])
+    assert violation[0] > 10 * violation[2]
+    assert violation[1] > 10 * violation[2]
+    assert violation[3] < 1e-6
 
 
 def test_mending_noise_ends() -> None:

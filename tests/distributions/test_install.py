@@ -70,6 +70,8 @@ def test_client(archives: Build, environment: Environment) -> None:
     np.save(environment.programs.parent / "structures.npy", np.zeros((1, 128, 128), np.uint8))
     prediction = environment.run("metaspec", "predict", "structures.npy", "--url", "http://127.0.0.1:9")
     assert_one_line(prediction, "http://127.0.0.1:9")
+    simulation = environment.run("metaspec", "predict", "structures.npy", "--source", "solver")
+    assert_one_line(simulation, "--source solver needs metaspec-lab: pip install metaspec-lab")
     assert_one_line(environment.run("metaspec", "optimise", "--out", "designs"), 'pip install "metaspec[optimise]"')
     for module, extra in {"torch": "torch", "jax": "jax", "gds": "optimise", "figures": "optimise"}.items():
         result = environment.run("python", "-c", f"import metaspec.{module}")

@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from metaspec._spectra import Spectra
 from metaspec._structures import check_structures
-from metaspec._surrogate.client import Surrogate
 from metaspec_contract.files import read_array, replacing, sync_folder
+from metaspec_contract.source import Source
+from metaspec_contract.spectra import Spectra
 
 _CHUNK = 256  # structures between two writes
+_SLOW_CHUNK = 16  # of a solver, which takes seconds for each
 
 
 def open_structures(path: Path) -> NDArray[Any]:
@@ -39,15 +40,13 @@ def open_structures(path: Path) -> NDArray[Any]:
     return structures
 
 
-def predict_to_file(
-    surrogate: Surrogate, structures: NDArray[Any], path: Path, advance: Callable[[int], object]
-) -> Spectra:
-    """Predict structures into a .npy file, float32 (N, channels, wavelengths).
+def predict_to_file(source: Source, structures: NDArray[Any], path: Path, advance: Callable[[int], object]) -> Spectra:
+    """Write the spectra of structures into a .npy file, float32 (N, channels, wavelengths).
 
-    An existing file is resumed, after two of its spectra have been compared with new predictions.
+    An existing file is resumed, after two of its spectra have been compared with new ones.
 
     Args:
-        surrogate: remote model.
+        source: source of the spectra.
         structures: checked structures (N, 1, y, x), possibly memory-mapped.
         path: path of the file. Until complete it is shorter than its header states, so that numpy refuses to load it.
         advance: callback after each write, with the number of structures written.
@@ -57,9 +56,10 @@ def predict_to_file(
 
     Raises:
         ValueError: the file holds spectra of other structures or another model, or a new version of the model took over.
-        MetaSpecError: a prediction failed; finished spectra stay in the file.
+        SourceError: the source failed; finished spectra stay in the file.
     """
-    info = surrogate.metadata()
+    info = source.metadata()
+    chunk = _SLOW_CHUNK if info.simulated else _CHUNK
     header, row = _header((len(structures), *info.spectra_shape)), 4 * info.spectra_shape[0] * info.spectra_shape[1]
     with path.open("a+b") as file:
         if file.tell() == 0:
@@ -67,12 +67,12 @@ def predict_to_file(
         file.seek(0)
         started = file.read(len(header)) == header
         done = (file.seek(0, os.SEEK_END) - len(header)) // row
-        if not started or not all(_agrees(surrogate, structures, path, n, len(header)) for n in {0, done - 1} if done):
+        if not started or not all(_agrees(source, structures, path, n, len(header)) for n in {0, done - 1} if done):
             raise ValueError(f"{path} holds spectra of other structures or another model: delete it to start over")
         file.truncate(len(header) + done * row)
         advance(done)
-        for start in range(done, len(structures), _CHUNK):
-            spectra = surrogate.predict(structures[start : start + _CHUNK])
+        for start in range(done, len(structures), chunk):
+            spectra = source.predict(structures[start : start + chunk])
             if spectra.version != info.version:
                 raise ValueError(
                     f"version {spectra.version} of {info.name} took over from version {info.version}: delete {path} and "
@@ -113,8 +113,9 @@ def _header(shape: tuple[int, ...]) -> bytes:
     return buffer.getvalue()
 
 
-def _agrees(surrogate: Surrogate, structures: NDArray[Any], path: Path, n: int, offset: int) -> bool:
-    """Whether spectrum n of a file is that of structure n, up to the rounding of another batch or precision."""
-    fresh = surrogate.predict(structures[n]).values[0]
+def _agrees(source: Source, structures: NDArray[Any], path: Path, n: int, offset: int) -> bool:
+    """Whether spectrum n of a file is that of structure n, up to the rounding of another batch or precision of a model."""
+    spectra = source.predict(structures[n])
+    fresh, tolerance = spectra.values[0], 1e-5 if spectra.simulated else 0.005
     found = np.fromfile(path, "<f4", fresh.size, offset=offset + n * fresh.nbytes).reshape(fresh.shape)
-    return bool(np.allclose(found, fresh, rtol=0, atol=0.005))
+    return bool(np.allclose(found, fresh, rtol=0, atol=tolerance))

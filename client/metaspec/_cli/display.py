@@ -16,9 +16,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bar
 from rich.table import Table
 
-from metaspec._spectra import MERGED_GREENS, Spectra
 from metaspec.optimise import Problem, Progress
 from metaspec_contract.detectors import COLOUR_NAMES, COLOURS
+from metaspec_contract.spectra import MERGED_GREENS, Spectra
 
 _SHOWN = 10
 _LINES = 20  # lines of progress that a run prints without a terminal
@@ -34,7 +34,7 @@ def efficiencies(spectra: Spectra, efficiency: NDArray[np.float32]) -> Table:
     smallest = efficiency.min(axis=1)
     many = len(efficiency) > _SHOWN
     shown = np.argsort(-smallest, kind="stable")[:_SHOWN] if many else np.arange(len(efficiency))
-    title = f"Colour efficiencies, {spectra.model} version {spectra.version}"
+    title = f"Colour efficiencies, {spectra.label}"
     captions = [f"the {_SHOWN} best of {len(efficiency)} structures"] if many else []
     captions += [MERGED_GREENS] if spectra.merged_greens else []
     table = _table(title, ["structure", "red", "green (G1 + G2)", "blue", "smallest"], "; ".join(captions) or None)
@@ -48,7 +48,8 @@ def designs(report: Mapping[str, Any]) -> Table:
     found = report["designs"]
     headings = ["design", "start", *COLOUR_NAMES.values(), "smallest", "solid (nm)", "void (nm)"]
     caption = f"the {_SHOWN} best of {len(found)} designs" if len(found) > _SHOWN else None
-    table = _table("Colour efficiencies, predicted, and narrowest features", headings, caption)
+    verb = "simulated" if report["simulated"] else "predicted"
+    table = _table(f"Colour efficiencies, {verb}, and narrowest features", headings, caption)
     for design in found[:_SHOWN]:
         merit = design["predicted"]
         colours = [f"{value:.3f}" for value in merit["colour_efficiency"].values()]
@@ -84,6 +85,7 @@ class RunDisplay:
         self._progress: Progress | None = None
         self._best, self._merit = -np.inf, ""
         self._console, self._problem, self._steps = console, problem, steps
+        self._verb = "simulated" if problem.source.metadata().simulated else "predicted"
         self._began, self._first = time.monotonic(), 0
         columns = (
             TextColumn("step"),
@@ -122,7 +124,7 @@ class RunDisplay:
 
     def _merit_of(self, structure: NDArray[np.uint8]) -> str:
         """The smallest colour efficiency, whatever the objective is."""
-        efficiency = self._problem.surrogate.predict(structure).colour_efficiency()[0]
+        efficiency = self._problem.source.predict(structure).colour_efficiency()[0]
         colours = ", ".join(f"{colour} {value:.3f}" for colour, value in zip(COLOURS, efficiency, strict=True))
         return f"min efficiency {efficiency.min():.3f} ({colours})"
 
@@ -142,7 +144,7 @@ class RunDisplay:
         for name, values in (("densities", self._progress.value), ("binary designs", self._progress.best)):
             table.add_row(name, f"[bold]{values.max():.4f}[/]", f"{np.median(values):.4f}")
         rate = f"beta {self._progress.beta:.3g}, {self._rate():.1f} structures/s"
-        return Group(self._bar, table, f"Best binary design: {self._merit}, predicted", rate)
+        return Group(self._bar, table, f"Best binary design: {self._merit}, {self._verb}", rate)
 
     def _rate(self) -> float:
         return self._problem.structures_evaluated / (time.monotonic() - self._began)

@@ -1,7 +1,8 @@
-"""`metaspec`: spectra of a file of structures, and inverse design of colour routers, both through a server."""
+"""`metaspec`: spectra of a file of structures, and inverse design of colour routers, from a server or another source."""
 
 from __future__ import annotations
 
+import shutil
 import signal
 import sys
 import tempfile
@@ -9,38 +10,39 @@ from pathlib import Path
 from types import FrameType, ModuleType
 from typing import Annotated, NoReturn
 
-import numpy as np
 import typer
 from rich.console import Console
 from tqdm import tqdm
 
 from metaspec import objectives, optimise
 from metaspec._cli import bulk, display
-from metaspec._design.features import import_imageruler
-from metaspec._errors import MetaSpecError
-from metaspec._spectra import MERGED_GREENS, Spectra
+from metaspec._cli.sources import (
+    SURROGATE,
+    ApiKey,
+    Cells,
+    Model,
+    ProcessFile,
+    SourceOption,
+    Url,
+    Workers,
+    choose_source,
+)
+from metaspec._design.features import check_width, import_imageruler
 from metaspec._surrogate.base import DEFAULT_URL
-from metaspec._surrogate.client import Surrogate
 from metaspec._version import __version__
-from metaspec.topology import Parameterisation, without_small_features
+from metaspec.topology import Parameterisation
 from metaspec_contract.detectors import SPREAD
 from metaspec_contract.files import replacing
 from metaspec_contract.model import DEFAULT_MODEL
+from metaspec_contract.source import SourceError
+from metaspec_contract.spectra import MERGED_GREENS, Spectra
 
 app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
     no_args_is_help=True,
-    help="Spectra and designs of metasurface colour routers from a MetaSpec server.",
+    help="Spectra and designs of metasurface colour routers, from a MetaSpec server or the solver.",
 )
-
-_BATCH = 32  # structures per request: answered within seconds by a server without a GPU
-
-_URL = Annotated[str, typer.Option(help="Address of the server.")]
-_MODEL = Annotated[str, typer.Option(help="Name of the model.")]
-_API_KEY = Annotated[
-    str | None, typer.Option(help="API key, if the server requires one.", envvar="METASPEC_API_KEY", show_envvar=True)
-]
 
 
 def _print_version(wanted: bool) -> None:
@@ -60,10 +62,15 @@ def options(
 
 @app.command()
 def predict(
+    context: typer.Context,
     file: Annotated[Path, typer.Argument(help=".npy file of structures, (128, 128) or (N, 128, 128), 1 = solid.")],
-    url: _URL = DEFAULT_URL,
-    model: _MODEL = DEFAULT_MODEL,
-    api_key: _API_KEY = None,
+    source: SourceOption = SURROGATE,
+    url: Url = DEFAULT_URL,
+    model: Model = DEFAULT_MODEL,
+    api_key: ApiKey = None,
+    cells: Cells = None,
+    workers: Workers = None,
+    process: ProcessFile = None,
     out: Annotated[Path | None, typer.Option(help="Write the spectra to this .npy or .csv file.")] = None,
     plot: Annotated[
         Path | None, typer.Option(help="Draw the spectra of the best structure (.png, .svg, .pdf).")
@@ -80,15 +87,16 @@ def predict(
     for name, path in (("--out", out), ("--plot", plot)):
         if path is not None and not path.absolute().parent.is_dir():
             raise ValueError(f"{name}: folder {path.parent} does not exist")
-    with _surrogate(url, model, api_key) as surrogate, tempfile.TemporaryDirectory() as scratch:
+    chosen = choose_source(context, source)
+    with chosen.open() as origin, tempfile.TemporaryDirectory() as scratch:
         structures = bulk.open_structures(file)
         partial = Path(scratch) / "spectra.npy" if out is None else out.with_name(f"{out.name}.partial")
         with tqdm(total=len(structures), unit="structure", disable=None, leave=False) as bar:
             try:
-                spectra = bulk.predict_to_file(surrogate, structures, partial, bar.update)
+                spectra = bulk.predict_to_file(origin, structures, partial, bar.update)
             except KeyboardInterrupt:
                 again = "" if out is None else " Repeat the command to resume."
-                typer.echo(f"\nInterrupted with {bar.n} of {len(structures)} structures predicted.{again}", err=True)
+                typer.echo(f"\nInterrupted with {bar.n} of {len(structures)} structures done.{again}", err=True)
                 raise typer.Exit(130) from None
         efficiency = bulk.colour_efficiency(spectra)
         Console(highlight=False).print(display.efficiencies(spectra, efficiency))
@@ -111,7 +119,8 @@ def _figures() -> ModuleType:
 
 
 def _plot_best(spectra: Spectra, best: int, path: Path) -> None:
-    title = f"structure {best} of {len(spectra)}, predicted by {spectra.model} version {spectra.version}"
+    verb = "simulated" if spectra.simulated else "predicted"
+    title = f"structure {best} of {len(spectra)}, {verb} by {spectra.label}"
     with replacing(path) as partial:
         _figures().draw_spectra(spectra[best], title=title).savefig(partial, dpi=110)
     typer.echo(f"{path} shows the spectra of structure {best}.")
@@ -119,6 +128,7 @@ def _plot_best(spectra: Spectra, best: int, path: Path) -> None:
 
 @app.command("optimise")
 def design(
+    context: typer.Context,
     out: Annotated[Path, typer.Option(help="Run folder. An interrupted run in it is resumed.")],
     objective: Annotated[str, typer.Option(help="bayer, min, red, green, blue or colour-matrix.")] = "bayer",
     steps: Annotated[int, typer.Option(help="Steps of the optimiser.", min=1)] = 200,
@@ -137,22 +147,27 @@ def design(
         ),
     ] = 0.0,
     min_feature_nm: Annotated[
-        float, typer.Option(help="Repair narrower features of the designs at the end.", min=0)
+        float, typer.Option(help="Minimum width of solid and void, kept in the optimisation; 0 for any.", min=0)
     ] = 0.0,
     seed: Annotated[int, typer.Option(help="Seed of the random starts.", min=0)] = 0,
     gds_layer: Annotated[str, typer.Option(help="Layer and datatype of the solid in the layouts.")] = "1/0",
-    url: _URL = DEFAULT_URL,
-    model: _MODEL = DEFAULT_MODEL,
-    api_key: _API_KEY = None,
+    source: SourceOption = SURROGATE,
+    url: Url = DEFAULT_URL,
+    model: Model = DEFAULT_MODEL,
+    api_key: ApiKey = None,
+    cells: Cells = None,
+    workers: Workers = None,
+    process: ProcessFile = None,
 ) -> None:
     """Design colour routers from random starts, all in one batch.
 
     After Ctrl-C or the loss of the server, the same command resumes and ends with the same designs.
     """
-    from metaspec.designs import begin, is_finished, mended, write_designs  # needs the extra "optimise"
+    from metaspec.designs import begin, is_finished, write_designs  # needs the extra "optimise"
 
     goal = objectives.by_name(objective)
     layer = _layer(gds_layer)
+    chosen = choose_source(context, source)
     settings = {
         "objective": objective,
         "steps": steps,
@@ -165,7 +180,7 @@ def design(
         "min_feature_nm": min_feature_nm,
         "seed": seed,
         "gds_layer": gds_layer,
-        "model": model,
+        **chosen.settings,
     }
     if is_finished(out, settings):
         typer.echo(f"{out} is finished, nothing to do: see {out / 'report.html'}")
@@ -173,22 +188,26 @@ def design(
     import_imageruler()  # first needed at the end of the run
     method = optimise.by_name(optimiser, starts, seed)
     console = Console(highlight=False)
-    with _surrogate(url, model, api_key) as surrogate:
-        info = surrogate.metadata()
+    cache = out / "cache"  # of a source that has one: with it, a repeated command loses only what was being computed
+    with chosen.open(cache=cache) as origin:
+        info = origin.metadata()
         if spread_penalty:
             if SPREAD not in info.channels:
-                raise ValueError(f"--spread-penalty: {model} has no channel {SPREAD}, only {', '.join(info.channels)}")
+                raise ValueError(
+                    f"--spread-penalty: {info.name} has no channel {SPREAD}, only {', '.join(info.channels)}"
+                )
             goal = goal - spread_penalty * objectives.Spread()
-        parameterisation = Parameterisation(radius_nm, None if symmetry == "none" else symmetry, info.process.pixel_nm)
-        problem = optimise.Problem(surrogate, goal, parameterisation, robust_delta=robust_delta)
         if min_feature_nm:  # refuse an impossible width before the run
-            without_small_features(np.zeros(info.pixels), min_feature_nm, info.process.pixel_nm)
+            check_width(min_feature_nm, info.pixels, info.process.pixel_nm)
+        parameterisation = Parameterisation(
+            radius_nm, None if symmetry == "none" else symmetry, info.process.pixel_nm, min_feature_nm or None
+        )
+        problem = optimise.Problem(origin, goal, parameterisation, robust_delta=robust_delta)
         begin(out, settings)
         checkpoint = out / "checkpoint.npz"
         verb = "Resuming" if checkpoint.exists() else "Optimising"
-        typer.echo(
-            f"{verb} objective {objective}, {starts} starts, {optimiser}; {model} version {info.version} at {url}"
-        )
+        address = f" at {url}" if source == SURROGATE else ""
+        typer.echo(f"{verb} objective {objective}, {starts} starts, {optimiser}; {info.label}{address}")
         if info.merged_greens:
             typer.echo(f"{MERGED_GREENS}.")
         shown = display.RunDisplay(console, problem, steps)
@@ -196,33 +215,32 @@ def design(
             with shown:
                 result = optimise.run(problem, method, steps, checkpoint=checkpoint, callback=shown, progress=False)
             with console.status(f"Measuring, drawing and writing {len(result.structure)} designs ..."):
-                if min_feature_nm:
-                    result = mended(result, problem, min_feature_nm)
                 report = write_designs(
                     out,
                     result,
-                    surrogate,
+                    origin,
                     objective=objective,
                     settings=settings,
                     seed=seed,
                     gds_layer=layer,
                 )
-        except (KeyboardInterrupt, MetaSpecError) as error:
-            failed = isinstance(error, MetaSpecError)
+        except (KeyboardInterrupt, SourceError) as error:
+            failed = isinstance(error, SourceError)
             why = f"metaspec: {error}\nStopped" if failed else "Interrupted"
             where = f" after step {shown.step} of {steps}" if shown.step else ""
             typer.echo(f"{why}{where}. Repeat the command to resume.", err=True)
             raise typer.Exit(2 if failed else 130) from None
         checkpoint.unlink()
+    shutil.rmtree(cache, ignore_errors=True)
     console.print(display.designs(report))
     typer.echo(
         f"{result.structures_evaluated:,} structures in {result.wall_s:.0f} s. {out / 'report.html'} shows the designs.\n"
-        f"These are predictions: metaspec-simulate verify {out} checks them with the solver."
+        + (
+            f"They are simulated by {info.label}: metaspec-simulate verify {out} --cells N checks them on another grid."
+            if info.simulated
+            else f"These are predictions: metaspec-simulate verify {out} checks them with the solver."
+        )
     )
-
-
-def _surrogate(url: str, model: str, api_key: str | None) -> Surrogate:
-    return Surrogate(url, model=model, api_key=api_key, batch_size=_BATCH, timeout=120, progress=False)
 
 
 def _layer(text: str) -> tuple[int, int]:
@@ -248,8 +266,11 @@ def run_command() -> None:
     try:
         # typer itself prints the help where there are no arguments.
         status = app(arguments, prog_name="metaspec", standalone_mode=not arguments)
-    except (ValueError, OSError, ImportError, MetaSpecError) as error:
+    except (ValueError, OSError, ImportError, SourceError) as error:
         _fail(str(error))
+    except typer.Abort:
+        typer.echo("Interrupted.", err=True)
+        raise SystemExit(130) from None
     except Exception as error:
         if not hasattr(error, "format_message"):  # a usage error: not all versions of typer export its class
             raise

@@ -12,7 +12,7 @@ from array_api_compat import array_namespace
 from numpy.typing import ArrayLike, NDArray
 
 from metaspec._design.array_api import Array, constant_like, namespace_of_floats
-from metaspec._spectra import Spectra
+from metaspec_contract.spectra import Spectra
 
 Floats: TypeAlias = NDArray[np.float64]
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from metaspec._spectra import MERGED_GREENS
+from metaspec_contract.spectra import MERGED_GREENS
 
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>MetaSpec designs: {objective}</title><style>
@@ -23,13 +23,12 @@ section {{ border-top: 1px solid #ccd2d9; margin-top: 2em }}
 dl {{ display: grid; grid-template-columns: max-content auto; gap: .1em 1em }} dt {{ color: #5d6875 }} dd {{ margin: 0 }}
 </style></head><body>
 <h1>{count} designs, objective {objective}</h1>
-<p class="note">All efficiencies on this page are predictions of the model {model}, version {version}{greens}. Before
-manufacturing a design, check it with the solver: <code>metaspec-simulate verify</code> on this folder.</p>
+<p class="note">{note}: <code>metaspec-simulate verify</code> on this folder.</p>
 <table><tr><th>design</th><th>min efficiency</th><th>R</th><th>G1 + G2</th><th>B</th><th>crosstalk R, G, B</th>
 <th>narrowest solid, void (nm)</th><th>start</th><th>files</th></tr>
 {rows}</table>
 <h2>History</h2>
-<p>{evaluated} structures in {calls} server calls, {wall}.</p>
+<p>{evaluated} structures in {calls} calls, {wall}.</p>
 <img src="{history}" alt="objective over the steps" style="max-width: 100%">
 {sections}
 <section><h2>Settings</h2><dl>{settings}</dl></section>
@@ -45,13 +44,12 @@ def page(report: Mapping[str, Any], folder: Path) -> str:
         folder: run folder with the figures that the report names, and `history.png`.
     """
     designs = report["designs"]
-    settings = {"server": report["url"], **report["settings"], "period (um)": report["period_um"]}
+    server = {} if report["url"] is None else {"server": report["url"]}
+    settings = {**server, **report["settings"], "period (um)": report["period_um"]}
     return _PAGE.format(
         count=len(designs),
         objective=html.escape(report["objective"]),
-        model=html.escape(report["model"]),
-        version=html.escape(report["model_version"]),
-        greens=f" ({MERGED_GREENS})" if report["merged_greens"] else "",
+        note=html.escape(_note(report)),
         rows="\n".join(map(_row, designs)),
         evaluated=f"{report['structures_evaluated']:,}",
         calls=f"{report['server_calls']:,}",
@@ -61,6 +59,18 @@ def page(report: Mapping[str, Any], folder: Path) -> str:
         settings="".join(
             f"<dt>{html.escape(str(name))}</dt><dd>{html.escape(str(value))}</dd>" for name, value in settings.items()
         ),
+    )
+
+
+def _note(report: Mapping[str, Any]) -> str:
+    """Where the efficiencies come from, and how to check them."""
+    origin = f"{report['model']}, version {report['model_version']}"
+    if report["simulated"]:
+        return f"All efficiencies on this page were simulated ({origin}). To check a design on another grid"
+    greens = f" ({MERGED_GREENS})" if report["merged_greens"] else ""
+    return (
+        f"All efficiencies on this page are predictions of the model {origin}{greens}. Before manufacturing a design, "
+        "check it with the solver"
     )
 
 

@@ -10,8 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from metaspec._errors import MetaSpecError, ProtocolError, ServerBusy, ServerUnreachable
-from metaspec._spectra import Spectra
-from metaspec._surrogate.base import Evaluation, ObjectiveFunction, SurrogateBase, grpc_transports
+from metaspec._surrogate.base import SurrogateBase, grpc_transports
 from metaspec._surrogate.call import Call
 from metaspec._transport.http import AsyncHttpTransport
 from metaspec._transport.protocol import (
@@ -24,6 +23,8 @@ from metaspec._transport.protocol import (
     parse_model,
 )
 from metaspec_contract.model import gradient_model
+from metaspec_contract.source import Evaluation, ObjectiveFunction
+from metaspec_contract.spectra import Spectra
 
 
 class AsyncSurrogate(SurrogateBase):

@@ -5,44 +5,21 @@ from __future__ import annotations
 import math
 import random
 import threading
-from collections.abc import Callable
 from types import ModuleType
 from typing import Any, Literal, NamedTuple
 from urllib.parse import urlsplit
 
-import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from tqdm import tqdm
 
 from metaspec._errors import MetaSpecError
 from metaspec._extras import missing_extra
-from metaspec._spectra import Spectra
 from metaspec._surrogate.call import Call
 from metaspec._transport.protocol import ModelInfo, Request
 from metaspec_contract.model import DEFAULT_MODEL, STRUCTURE
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 _LONGEST_PAUSE = 8.0  # seconds before another attempt, if the server does not ask for more
-
-ObjectiveFunction = Callable[[Spectra], tuple[ArrayLike, ArrayLike]]
-"""From spectra of N structures to N values and N derivatives with respect to the spectra (the cotangent).
-
-An instance of `metaspec.objectives.Objective` is one.
-"""
-
-
-class Evaluation(NamedTuple):
-    """An objective and its gradient at N structures.
-
-    Attributes:
-        value: values of the objective, (N,).
-        gradient: gradient with respect to the density of every pixel, float32 (N, y, x).
-        spectra: predicted spectra of the structures.
-    """
-
-    value: NDArray[Any]
-    gradient: NDArray[np.float32]
-    spectra: Spectra
 
 
 class Sent(NamedTuple):

@@ -6,14 +6,13 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from itertools import islice
-from typing import Literal, Self
+from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from metaspec._errors import MetaSpecError, ProtocolError, ServerBusy, ServerUnreachable
-from metaspec._spectra import Spectra
-from metaspec._surrogate.base import Evaluation, ObjectiveFunction, SurrogateBase, grpc_transports
+from metaspec._surrogate.base import SurrogateBase, grpc_transports
 from metaspec._surrogate.call import Call
 from metaspec._transport.http import HttpTransport
 from metaspec._transport.protocol import (
@@ -26,11 +25,13 @@ from metaspec._transport.protocol import (
     parse_model,
 )
 from metaspec_contract.model import gradient_model
+from metaspec_contract.source import Source
+from metaspec_contract.spectra import Spectra
 
 _NEVER = threading.Event()
 
 
-class Surrogate(SurrogateBase):
+class Surrogate(SurrogateBase, Source):
     """A surrogate model on a server. Threads may share one; connections stay open until `close`.
 
     Args:
@@ -105,23 +106,6 @@ class Surrogate(SurrogateBase):
         """
         return self._complete(structures, cotangent).values
 
-    def predict_and_gradient(self, structures: ArrayLike, objective: ObjectiveFunction) -> Evaluation:
-        """An objective of the spectra, and its gradient.
-
-        Args:
-            structures: structures as for `predict`.
-            objective: function from `Spectra` of N structures to N values and N derivatives with respect to the spectra,
-                (N, channels, wavelengths). Spectra are requested first, then the gradient for these derivatives.
-
-        Raises:
-            InvalidStructure: raised before anything is sent.
-            InvalidCotangent: the objective's derivatives have another shape or are not finite.
-            MetaSpecError: one of its subclasses, see there.
-        """
-        spectra = self.predict(structures)
-        value, cotangent = objective(spectra)
-        return Evaluation(np.asarray(value), self.gradient(structures, cotangent), spectra)
-
     def metadata(self) -> ModelInfo:
         """Description of the model; requested once, and again when another version has answered."""
         if self._info is None:
@@ -139,12 +123,6 @@ class Surrogate(SurrogateBase):
     def close(self) -> None:
         """Close the connections."""
         self._transport.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def _describe(self, version: str = "", model: str = "") -> ModelInfo:
         server = self._send(self._question("server"))

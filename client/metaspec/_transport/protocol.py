@@ -27,8 +27,7 @@ from metaspec_contract.model import (
     is_gradient_model,
     parse_metadata,
 )
-from metaspec_contract.process import Process
-from metaspec_contract.structures import PIXELS
+from metaspec_contract.source import SourceInfo
 
 _REQUIRED = ("process", "wavelengths_nm", "channels")  # fields without which spectra cannot be labelled
 
@@ -86,38 +85,16 @@ class AsyncTransport(Protocol):
 
 
 @dataclass(frozen=True)
-class ModelInfo:
+class ModelInfo(SourceInfo):
     """A server's description of a model, checked.
 
     Attributes:
-        name: name of the model.
-        version: described version: the requested one, else the newest.
-        process: device that the model predicts.
-        wavelengths_nm: wavelengths of the spectra in nm, ascending; those of the process.
-        channels: names of the channels.
-        merged_greens: whether G1 and G2 both hold the mean of the two.
         takes_bits: whether the server accepts binary structures as packed bits.
         details: the whole description as JSON; on our server also training data and measured errors.
     """
 
-    name: str
-    version: str
-    process: Process
-    wavelengths_nm: NDArray[np.float64]
-    channels: tuple[str, ...]
-    merged_greens: bool
     takes_bits: bool
     details: dict[str, Any]
-
-    @property
-    def pixels(self) -> tuple[int, int]:
-        """Rows and columns of a structure."""
-        return PIXELS, PIXELS
-
-    @property
-    def spectra_shape(self) -> tuple[int, int]:
-        """Numbers of channels and wavelengths."""
-        return len(self.channels), len(self.wavelengths_nm)
 
 
 def needs_config(server: Reply, model: Reply) -> bool:

@@ -24,6 +24,7 @@ from metaspec.optimise.control import ControlPoints
 from metaspec.optimise.loop import run
 from metaspec.optimise.problem import Problem, Score
 from metaspec.optimise.record import History, Progress, Result
+from metaspec.optimise.refinement import Refined, Refinement, refine
 from metaspec.topology import random_latents
 from metaspec_contract.structures import PIXELS
 
@@ -35,9 +36,12 @@ __all__ = [
     "Optimiser",
     "Problem",
     "Progress",
+    "Refined",
+    "Refinement",
     "Result",
     "Score",
     "by_name",
+    "refine",
     "run",
 ]
 

@@ -10,15 +10,20 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from metaspec._spectra import Spectra
 from metaspec.optimise import checkpoint as checkpoints
 from metaspec.optimise.base import Array, Optimiser
 from metaspec.optimise.problem import Problem
 from metaspec.optimise.record import History, Progress, Record, Result
+from metaspec.optimise.refinement import Refined, Refinement
 from metaspec.topology import beta_schedule
+from metaspec_contract.spectra import Spectra
 from metaspec_contract.structures import unpack
 
 _STAGES = 8  # of the steepness: the objective is constant within a stage, as line searches require
+_FREE, _BOUND = (
+    0.55,
+    0.85,
+)  # shares of the steps where a minimum feature size does not count yet, or the refinement begins
 
 
 def run(
@@ -38,6 +43,11 @@ def run(
     Every `check_every` steps, and in the last one, the thresholded structures are evaluated too: binary structures are kept
     and ranked, not grey densities.
 
+    Where the parameterisation has a minimum feature size, these structures are repaired before they are evaluated, densities
+    that break it are penalised (see `Problem.evaluate`), and the best structures are refined in the last fifth of the steps
+    (see `refine`). So all structures of the result have it. A gradient-free optimiser proposes repaired structures
+    in all steps. With robust variants, there is no refinement.
+
     Whatever ends a run early (Ctrl-C, loss of the server, an exception in the callback), its last complete step is saved to
     the checkpoint before the exception propagates. The same call then resumes exactly.
 
@@ -46,7 +56,8 @@ def run(
         optimiser: optimiser in its initial state.
         steps: number of steps.
         betas: steepness of the projection in each step, (steps,). By default 4 to 64 in eight stages for an optimiser
-            with gradients, and infinite (binary structures) for a gradient-free one.
+            with gradients, and infinite (binary structures) for a gradient-free one. With a minimum feature size and
+            gradients, infinite means a step of the refinement.
         check_every: number of steps between evaluations of the thresholded structures.
         checkpoint: path of the checkpoint, which is resumed if it exists.
         save_every_s: shortest time between two checkpoints in seconds.
@@ -55,13 +66,14 @@ def run(
 
     Raises:
         ValueError: a setting is out of range, or `checkpoint` is damaged or belongs to another run.
-        MetaSpecError: a server call failed.
+        SourceError: the source failed.
     """
     if steps < 1 or check_every < 1:
         raise ValueError(f"steps and check_every must be at least 1, got {steps} and {check_every}")
+    with_rule = problem.parameterisation.min_feature_nm is not None
+    refines = optimiser.needs_gradient and with_rule and not problem.robust_delta
     if betas is None:
-        stages = np.arange(steps) * _STAGES // steps
-        betas = list(beta_schedule(_STAGES)[stages]) if optimiser.needs_gradient else [np.inf] * steps
+        betas = _default_betas(steps, with_rule, refines) if optimiser.needs_gradient else [np.inf] * steps
     if len(betas) != steps or not min(betas) > 0:
         raise ValueError(f"betas must be {steps} positive numbers, one for each step, got {list(betas)}")
     shape = optimiser.ask().shape
@@ -72,60 +84,111 @@ def run(
         "betas": [float(beta) for beta in betas],
         "check_every": check_every,
     }
-    checked = [step for step in range(steps) if step % check_every == 0 or step == steps - 1]
-    info = problem.surrogate.metadata()
+    ends = {steps - 1, *(step - 1 for step in range(1, steps) if betas[step - 1] < betas[step] == np.inf)}
+    checked = [step for step in range(steps) if step % check_every == 0 or step in ends]
+    info = problem.source.metadata()
     record = Record.empty(steps, len(checked), shape, info)
     file = None if checkpoint is None else Path(checkpoint)
     done, spent = 0, np.zeros(3)
+    refinement: Refinement | None = None
     if file is not None and file.exists():
         arrays = checkpoints.load(file, settings)
         done, spent = int(arrays["done"]), arrays["spent"]
         record.restore(arrays)
-        optimiser.restore(
-            {name.removeprefix("optimiser."): a for name, a in arrays.items() if name.startswith("optimiser.")}
-        )
+        optimiser.restore(_without_prefix(arrays, "optimiser."))
+        if state := _without_prefix(arrays, "refinement."):
+            refinement = _refinement(problem, record)
+            refinement.restore(state)
     origin = _spent(problem) - spent
-    complete = done, spent, optimiser.state()  # one assignment: an interruption finds one complete step or the next
+
+    def state_after(step: int) -> tuple[int, Array, dict[str, Array]]:
+        arrays = _with_prefix(optimiser.state(), "optimiser.")
+        if refinement is not None:
+            arrays |= _with_prefix(refinement.state(), "refinement.")
+        return step, _spent(problem) - origin, arrays
+
+    complete = state_after(done)  # one assignment: an interruption finds one complete step or the next
 
     def save() -> None:
         if file is not None:
             done, spent, state = complete
-            kept = {f"optimiser.{name}": array for name, array in state.items()}
-            checkpoints.save(file, settings, record.arrays() | kept | {"done": np.array(done), "spent": spent})
+            checkpoints.save(file, settings, record.arrays() | state | {"done": np.array(done), "spent": spent})
 
     saved = time.monotonic()
     with tqdm(total=steps, initial=done, unit="step", disable=None if progress else True) as bar:
         try:
             for step in range(done, steps):
                 beta = betas[step]
-                if step and beta != betas[step - 1]:
-                    optimiser.restart()
-                latent = optimiser.ask()
-                score = (problem.evaluate if optimiser.needs_gradient else problem.score)(latent, beta)
+                if refines and step and beta == np.inf:
+                    refinement = refinement or _refinement(problem, record)
+                    _refine(problem, refinement)
+                    latent, value, binary = record.latent, refinement.value, refinement.result()
+                else:
+                    if step and beta != betas[step - 1]:
+                        optimiser.restart()
+                    latent = optimiser.ask()
+                    score = (problem.evaluate if optimiser.needs_gradient else problem.score)(latent, beta)
+                    value = score.value
+                    if step in checked:
+                        structure = problem.parameterisation.binary(latent)
+                        again = score if beta == np.inf else problem.score(latent, structure=structure)
+                        binary = Refined(structure, again.value, again.spectra)
+                    optimiser.tell(value, score.gradient)
                 if step in checked:
-                    binary = score if beta == np.inf else problem.score(latent)
-                    structure = problem.parameterisation.binary(latent)
-                    record.check(
-                        step,
-                        checked.index(step),
-                        latent=latent,
-                        structure=structure,
-                        value=binary.value,
-                        spectra=binary.spectra,
-                    )
-                record.value[step] = score.value
-                optimiser.tell(score.value, score.gradient)
-                complete = step + 1, _spent(problem) - origin, optimiser.state()
+                    record.check(step, checked.index(step), latent=latent, **binary._asdict())
+                record.value[step] = value
+                complete = state_after(step + 1)
                 if time.monotonic() - saved >= save_every_s:
                     save()
                     saved = time.monotonic()
                 bar.set_postfix_str(f"best {record.best.max():.4f}", refresh=False)
                 bar.update()
                 if callback is not None:
-                    callback(Progress(step + 1, steps, beta, score.value, record.best.copy(), record.structure.copy()))
+                    best, structure = record.best.copy(), record.structure.copy()
+                    callback(Progress(step + 1, steps, beta, record.value[step].copy(), best, structure))
         finally:
             save()
     return _result(record, betas, checked, complete[1], problem)
+
+
+def _default_betas(steps: int, with_rule: bool, refines: bool) -> list[float]:
+    """Steepness of the projection in each step of an optimiser with gradients, in eight stages."""
+    if not with_rule:
+        return _in_stages(beta_schedule(_STAGES), steps)
+    bound = int(np.ceil(_BOUND * steps)) if refines else steps
+    free = int(_FREE * steps)
+    half = _STAGES // 2
+    betas = [*_in_stages(beta_schedule(half, last=16.0), free), *_in_stages(beta_schedule(half, 24.0), bound - free)]
+    return betas + [np.inf] * (steps - bound)
+
+
+def _in_stages(betas: Array, steps: int) -> list[float]:
+    """Each beta for the same number of steps."""
+    return [float(betas[step * len(betas) // steps]) for step in range(steps)]
+
+
+def _refinement(problem: Problem, record: Record) -> Refinement:
+    """The refinement of the best structures so far."""
+    parameterisation = problem.parameterisation
+    assert parameterisation.min_feature_nm is not None
+    width, symmetry = parameterisation.min_feature_nm, parameterisation.symmetry
+    return Refinement(problem.source, problem.objective, record.structure, width, symmetry=symmetry)
+
+
+def _refine(problem: Problem, refinement: Refinement) -> None:
+    """One step of the refinement, counted like the problem's own calls."""
+    structures, calls = refinement.structures_evaluated, refinement.server_calls
+    refinement.step()
+    problem.structures_evaluated += refinement.structures_evaluated - structures
+    problem.server_calls += refinement.server_calls - calls
+
+
+def _with_prefix(arrays: dict[str, Array], prefix: str) -> dict[str, Array]:
+    return {prefix + name: array for name, array in arrays.items()}
+
+
+def _without_prefix(arrays: dict[str, Array], prefix: str) -> dict[str, Array]:
+    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
 
 
 def _spent(problem: Problem) -> Array:
@@ -134,7 +197,7 @@ def _spent(problem: Problem) -> Array:
 
 
 def _result(record: Record, betas: Sequence[float], checked: list[int], spent: Array, problem: Problem) -> Result:
-    info = problem.surrogate.metadata()
+    info = problem.source.metadata()
     order = np.argsort(-record.best, kind="stable")
     shape = record.structure.shape
     return Result(

@@ -1,4 +1,4 @@
-"""The optimisation problem: an objective of the spectra that a surrogate predicts for the structures of latents."""
+"""The optimisation problem: an objective of the spectra that a source computes for the structures of latents."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from metaspec._spectra import Spectra
-from metaspec._surrogate.base import ObjectiveFunction
-from metaspec._surrogate.client import Surrogate
 from metaspec.optimise.base import Array
 from metaspec.topology import Parameterisation, robust_etas
+from metaspec_contract.source import ObjectiveFunction, Source
+from metaspec_contract.spectra import Spectra
+
+RULE_FROM = 20.0  # beta from which the minimum feature size counts: earlier, it keeps densities from good shapes
+_RULE = 0.004  # its weight, times beta cubed, for objectives of the size of an efficiency
 
 
 class Score(NamedTuple):
@@ -22,7 +24,7 @@ class Score(NamedTuple):
     Attributes:
         value: values of the objective, float64 (N,); with variants, that of the worst or their mean.
         gradient: gradient with respect to the latents, float64 (N, y, x); None if not requested.
-        spectra: predicted spectra of the nominal structures.
+        spectra: spectra of the nominal structures.
     """
 
     value: Array
@@ -31,14 +33,14 @@ class Score(NamedTuple):
 
 
 class Problem:
-    """An objective of a batch of latents, through a surrogate.
+    """An objective of a batch of latents, through a source of spectra.
 
     With `robust_delta`, each latent has three variants, eroded, nominal and dilated, thresholded at 1/2 + delta, 1/2 and
     1/2 - delta of the filtered latent, and its value is that of the worst (Wang, Lazarov and Sigmund, Struct. Multidisc.
-    Optim. 43, 767 (2011)) or their mean. All variants are predicted in one batch.
+    Optim. 43, 767 (2011)) or their mean. All variants are computed in one batch.
 
     Args:
-        surrogate: remote model.
+        source: source of spectra and gradients: a `Surrogate`, the solver, or another one.
         objective: function from `Spectra` of N structures to N values, larger is better, and N derivatives with respect
             to the spectra.
         parameterisation: map from latents to densities.
@@ -46,8 +48,8 @@ class Problem:
         robust: "worst" or "mean" of the variants.
 
     Attributes:
-        structures_evaluated: number of structures predicted for this problem; gradients do not count.
-        server_calls: number of calls of `predict` and `gradient`.
+        structures_evaluated: number of structures whose spectra were computed for this problem; gradients do not count.
+        server_calls: number of calls of the source's `predict` and `gradient`; `predict_and_gradient` counts as both.
 
     Raises:
         ValueError: `robust_delta` or `robust` is out of range.
@@ -55,7 +57,7 @@ class Problem:
 
     def __init__(
         self,
-        surrogate: Surrogate,
+        source: Source,
         objective: ObjectiveFunction,
         parameterisation: Parameterisation,
         *,
@@ -66,13 +68,16 @@ class Problem:
             raise ValueError(f"robust_delta must be at least 0 and below 0.5, got {robust_delta}")
         if robust not in ("worst", "mean"):
             raise ValueError(f"robust must be 'worst' or 'mean', got {robust!r}")
-        self.surrogate, self.objective, self.parameterisation = surrogate, objective, parameterisation
+        self.source, self.objective, self.parameterisation = source, objective, parameterisation
         self.robust_delta, self.robust = robust_delta, robust
         self.structures_evaluated = self.server_calls = 0
         self._etas = robust_etas(robust_delta) if robust_delta else (0.5,)
 
     def evaluate(self, latent: ArrayLike, beta: float) -> Score:
-        """The objective of latents and its gradient: two server calls.
+        """The objective of latents and its gradient: two calls of the source.
+
+        Where the parameterisation has a minimum feature size, `Parameterisation.violation` is subtracted at a beta of 20 or
+        more, with a weight that grows with beta cubed: first densities find their shape, then they keep the feature size.
 
         Args:
             latent: latents (N, y, x) in [0, 1].
@@ -80,51 +85,71 @@ class Problem:
 
         Raises:
             ValueError: `beta` is not positive and finite, or the parameterisation has pixels of another device.
-            MetaSpecError: a server call failed.
+            SourceError: the source failed.
         """
         latent = np.asarray(latent)
         if not 0 < beta < np.inf:
             raise ValueError(f"beta must be positive and finite for a gradient, got {beta}")
+        value, gradient, spectra = self._evaluate(latent, beta)
+        if self.parameterisation.min_feature_nm is not None and beta >= RULE_FROM:
+            violation, by_latent = self.parameterisation.violation(latent, beta)
+            weight = _RULE * beta**3
+            value, gradient = value - weight * violation, gradient - weight * by_latent
+        return Score(value, gradient, spectra)
+
+    def _evaluate(self, latent: Array, beta: float) -> tuple[Array, Array, Spectra]:
+        """The objective of latents, its gradient with respect to them, and the nominal spectra."""
         densities = self._densities(latent, beta)
+        if len(self._etas) == 1:
+            self._check_pixels()
+            value, by_density, spectra = self.source.predict_and_gradient(densities[0], self.objective)
+            self.server_calls += 2
+            self.structures_evaluated += len(latent)
+            pulled = self.parameterisation.pull_back(latent, by_density, beta)
+            return np.asarray(value, np.float64), pulled.astype(np.float64), spectra
         values, weights, cotangent, spectra = self._predict(densities)
         wanted = weights > 0  # only the worst variant has a gradient: the others are not computed
-        gradients = self.surrogate.gradient(densities[wanted], cotangent[wanted] * weights[wanted][:, None, None])
+        gradients = self.source.gradient(densities[wanted], cotangent[wanted] * weights[wanted][:, None, None])
         self.server_calls += 1
         gradient = np.zeros(latent.shape)
-        pulled = iter(np.split(gradients, np.cumsum(wanted.sum(axis=1))[:-1]))
+        parts = iter(np.split(gradients, np.cumsum(wanted.sum(axis=1))[:-1]))
         for eta, rows in zip(self._etas, wanted, strict=True):
-            gradient[rows] += self.parameterisation.pull_back(latent[rows], next(pulled), beta, eta)
-        return Score((weights * values).sum(axis=0), gradient, spectra)
+            gradient[rows] += self.parameterisation.pull_back(latent[rows], next(parts), beta, eta)
+        return (weights * values).sum(axis=0), gradient, spectra
 
-    def score(self, latent: ArrayLike, beta: float = np.inf) -> Score:
-        """The objective of latents without its gradient: one server call.
+    def score(self, latent: ArrayLike, beta: float = np.inf, structure: ArrayLike | None = None) -> Score:
+        """The objective of latents without its gradient: one call of the source.
 
         Args:
             latent: latents (N, y, x) in [0, 1].
             beta: steepness of the projection; infinite for binary structures.
+            structure: `parameterisation.binary(latent)` if already known; used at infinite beta only.
         """
-        values, weights, _, spectra = self._predict(self._densities(np.asarray(latent), beta))
+        values, weights, _, spectra = self._predict(self._densities(np.asarray(latent), beta, structure))
         return Score((weights * values).sum(axis=0), None, spectra)
 
-    def _densities(self, latent: Array, beta: float) -> Array:
-        """Densities of all variants, (variants, N, y, x)."""
+    def _densities(self, latent: Array, beta: float, structure: ArrayLike | None = None) -> Array:
+        """Densities of all variants, (variants, N, y, x): what over- and under-etching leave need not keep the feature size."""
         densities = np.stack([self.parameterisation.density(latent, beta, eta) for eta in self._etas])
-        return densities if beta < np.inf else densities.astype(np.uint8)
+        if beta < np.inf:
+            return densities
+        densities[len(densities) // 2] = self.parameterisation.binary(latent) if structure is None else structure
+        return densities.astype(np.uint8)
 
     def _check_pixels(self) -> None:
-        """Raise ValueError if lengths of the parameterisation refer to pixels of another device than the model's."""
-        ours, theirs = self.parameterisation.pixel_nm, self.surrogate.metadata().process.pixel_nm
+        """Raise ValueError if lengths of the parameterisation refer to pixels of another device than the source's."""
+        ours, theirs = self.parameterisation.pixel_nm, self.source.metadata().process.pixel_nm
         if not math.isclose(ours, theirs, rel_tol=1e-6):
             raise ValueError(
-                f"pixel_nm of the parameterisation is {ours:g}, but that of the model's process is {theirs:g}: use "
-                "Parameterisation(pixel_nm=surrogate.metadata().process.pixel_nm)"
+                f"pixel_nm of the parameterisation is {ours:g}, but that of the source's process is {theirs:g}: use "
+                "Parameterisation(pixel_nm=source.metadata().process.pixel_nm)"
             )
 
     def _predict(self, densities: Array) -> tuple[Array, Array, Array, Spectra]:
         """Values (variants, N), their weights in the objective, cotangents, and the nominal spectra."""
         self._check_pixels()
         variants, count = densities.shape[:2]
-        spectra = self.surrogate.predict(densities.reshape(-1, *densities.shape[2:]))
+        spectra = self.source.predict(densities.reshape(-1, *densities.shape[2:]))
         self.server_calls += 1
         self.structures_evaluated += variants * count
         scored = [self.objective(spectra[n * count : (n + 1) * count]) for n in range(variants)]
@@ -143,12 +168,15 @@ class Problem:
         Args:
             count: number of latents in a batch.
         """
-        info = self.surrogate.metadata()
+        info = self.source.metadata()
         noise = np.random.default_rng(0).random((count, *info.spectra_shape), np.float32)
         value, _ = self.objective(Spectra.of_model(noise, info))
         mean = float(np.mean(np.asarray(value, np.float64)))
+        # A server's newer version takes over within a run; another grid or process of a solver is another run.
+        solver = {"version": info.version, "process": info.process.model_dump(mode="json")} if info.simulated else {}
         return {
             "model": info.name,
+            **solver,
             "objective": re.sub(" at 0x[0-9a-f]+", "", repr(self.objective)),
             "objective_of_noise": float(f"{mean:.9g}"),  # distinguishes functions of the same name
             "parameterisation": repr(self.parameterisation),

@@ -7,9 +7,9 @@ from typing import Self
 
 import numpy as np
 
-from metaspec._spectra import Spectra
-from metaspec._transport.protocol import ModelInfo
 from metaspec.optimise.base import Array
+from metaspec_contract.source import SourceInfo
+from metaspec_contract.spectra import Spectra
 from metaspec_contract.structures import pack, packed_bytes
 
 
@@ -58,14 +58,14 @@ class Result:
     Attributes:
         structure: binary structures, uint8 (M, y, x), 1 is solid.
         value: values of the objective, (M,).
-        spectra: predicted spectra of `structure`.
-        latent: latents that `structure` was thresholded from, float32 (M, y, x).
+        spectra: spectra of `structure`.
+        latent: latents that `structure` was thresholded from, before repair and refinement if any, float32 (M, y, x).
         row: row of the batch that each comes from, which is the number of the start, (M,).
         found: step in which each was found, (M,).
         history: history of the run.
         trajectory: thresholded structures of all checks, in order, uint8 (checks * M, y, x).
-        structures_evaluated: number of predicted structures.
-        server_calls: number of server calls.
+        structures_evaluated: number of structures whose spectra were computed.
+        server_calls: number of calls of the source.
         wall_s: wall time in seconds, without interruptions.
     """
 
@@ -95,7 +95,7 @@ class Record:
         structure: its structure, uint8 (M, y, x).
         latent: its latent, float32 (M, y, x).
         spectra: its spectra, float32 (M, channels, wavelengths).
-        version: version of the model that predicted it, ().
+        version: version of the model or solver that these spectra are from, ().
     """
 
     value: Array
@@ -109,14 +109,14 @@ class Record:
     version: Array
 
     @classmethod
-    def empty(cls, steps: int, checks: int, shape: tuple[int, ...], info: ModelInfo) -> Self:
+    def empty(cls, steps: int, checks: int, shape: tuple[int, ...], info: SourceInfo) -> Self:
         """The record of a run that has not started.
 
         Args:
             steps: number of steps of the run.
             checks: number of evaluations of the thresholded structures.
             shape: shape of the latents, (M, y, x).
-            info: description of the model.
+            info: description of the source.
         """
         rows = shape[0]
         return cls(

@@ -1,4 +1,4 @@
-"""`Spectra`: the result of a prediction."""
+"""`Spectra`: what a source of spectra returns."""
 
 from __future__ import annotations
 
@@ -9,16 +9,15 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from metaspec._colours import DETECTOR_LINES
 from metaspec_contract import figures_of_merit
-from metaspec_contract.detectors import CHANNELS, channel_index
+from metaspec_contract.detectors import CHANNELS, DETECTOR_LINES, channel_index
 
 if TYPE_CHECKING:
     import pandas
     import xarray
     from matplotlib.axes import Axes
 
-    from metaspec._transport.protocol import ModelInfo
+    from metaspec_contract.source import SourceInfo
 
 MERGED_GREENS = "G1 and G2: only their mean is known"
 """Note on spectra of a model whose training data held the mean of G1 and G2 in both channels."""
@@ -32,9 +31,10 @@ class Spectra:
         values: efficiencies, float32 (N, channels, wavelengths).
         wavelengths_nm: wavelengths in nm, ascending, (wavelengths,).
         channels: names of the channels.
-        model: name of the model that predicted them.
-        version: version of that model.
+        model: name of the model that predicted them, or of the solver.
+        version: version of that model or solver.
         merged_greens: whether G1 and G2 both hold the mean of the two, because the model was taught nothing else.
+        simulated: whether a solver simulated them; otherwise, a model predicted them.
     """
 
     values: NDArray[np.float32]
@@ -43,15 +43,16 @@ class Spectra:
     model: str = ""
     version: str = ""
     merged_greens: bool = False
+    simulated: bool = False
 
     @classmethod
-    def of_model(cls, values: NDArray[np.float32], info: ModelInfo, version: str = "") -> Self:
-        """Spectra that a model has predicted.
+    def of_model(cls, values: NDArray[np.float32], info: SourceInfo, version: str = "") -> Self:
+        """Spectra that a source has computed.
 
         Args:
             values: efficiencies, float32 (N, channels, wavelengths).
-            info: description of the model.
-            version: version that predicted them; the described one by default.
+            info: description of the source.
+            version: version that computed them; the described one by default.
         """
         return cls(
             values,
@@ -60,7 +61,13 @@ class Spectra:
             model=info.name,
             version=version or info.version,
             merged_greens=info.merged_greens,
+            simulated=info.simulated,
         )
+
+    @property
+    def label(self) -> str:
+        """Name and version of the model or solver in words."""
+        return label(self.model, self.version, self.simulated)
 
     def __len__(self) -> int:
         return len(self.values)
@@ -80,7 +87,7 @@ class Spectra:
         first, last = self.wavelengths_nm[0], self.wavelengths_nm[-1]
         shape = f"{len(self)} structures, {'/'.join(self.channels)}, {len(self.wavelengths_nm)} wavelengths"
         note = f"; {MERGED_GREENS}" if self.merged_greens else ""
-        return f"<Spectra: {shape} from {first:g} to {last:g} nm, {self.model} version {self.version}{note}>"
+        return f"<Spectra: {shape} from {first:g} to {last:g} nm, {self.label}{note}>"
 
     def channel(self, name: str) -> NDArray[np.float32]:
         """Efficiency of one channel, (N, wavelengths)."""
@@ -143,6 +150,11 @@ class Spectra:
         rows = self.values.transpose(0, 2, 1).reshape(-1, len(self.channels))
         table: pandas.DataFrame = pandas_package.DataFrame(rows, index, list(self.channels))
         return table
+
+
+def label(name: str, version: str, simulated: bool) -> str:
+    """Name and version of a model or a solver in words: "diffractionnet version 7", "solver (64 cells, ...)"."""
+    return f"{name} ({version})" if simulated else f"{name} version {version}"
 
 
 def _needed(name: str) -> Any:

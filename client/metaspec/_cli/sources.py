@@ -1,0 +1,116 @@
+"""`--source`: the surrogate, or a source of another distribution, with the options that were given for it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from metaspec._surrogate.client import Surrogate
+from metaspec_contract.process import Process, read_process
+from metaspec_contract.source import Source, find_source, source_names
+
+SURROGATE = "surrogate"
+
+OPTIONS = ("url", "model", "api_key", "cells", "workers", "process")
+"""Options of the command that are arguments of sources; which of them a source has is read from its signature."""
+
+_BATCH = 32  # structures per request: answered within seconds by a server without a GPU
+_FIXED = {
+    "batch_size": _BATCH,
+    "timeout": 120,
+    "progress": False,
+}  # settings of the command, for sources that have them
+
+SourceOption = Annotated[
+    str, typer.Option(help="surrogate: a model on a server. solver: simulation on this machine (metaspec-lab).")
+]
+Url = Annotated[str, typer.Option(help="Address of the server.")]
+Model = Annotated[str, typer.Option(help="Name of the model.")]
+ApiKey = Annotated[
+    str | None, typer.Option(help="API key, if the server requires one.", envvar="METASPEC_API_KEY", show_envvar=True)
+]
+Cells = Annotated[int | None, typer.Option(help="Grid cells of the solver per period.  [default: 64]", min=24, max=512)]
+Workers = Annotated[int | None, typer.Option(help="Processes of the solver.  [default: one per core]", min=1)]
+ProcessFile = Annotated[
+    Path | None,
+    typer.Option(
+        help="JSON file with the fields of the solver's process that differ from the default.",
+        exists=True,
+        dir_okay=False,
+    ),
+]
+
+
+@dataclass(frozen=True)
+class ChosenSource:
+    """The source that a command was given.
+
+    Attributes:
+        name: its name, the value of `--source`.
+        make: function that makes it.
+        arguments: arguments of that function, by the names of the options.
+    """
+
+    name: str
+    make: Callable[..., Source]
+    arguments: dict[str, Any]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Arguments that the spectra depend on, as JSON, for the settings of a run."""
+        if self.name == SURROGATE:
+            return {"model": self.arguments["model"]}
+        default = Process().model_dump(mode="json")
+        device = self.arguments.get("process", Process()).model_dump(mode="json")
+        changed = {field: value for field, value in device.items() if value != default[field]}
+        cells = self.arguments.get("cells", _parameters(self.make).get("cells"))
+        return {"source": self.name, "cells": cells, "process": changed}
+
+    def open(self, **more: Any) -> Source:
+        """Make the source.
+
+        Args:
+            **more: further arguments, of which the source takes those that it has.
+        """
+        known = _parameters(self.make)
+        further = {name: value for name, value in (_FIXED | more).items() if name in known}
+        return self.make(**further, **self.arguments)
+
+
+def choose_source(context: typer.Context, name: str) -> ChosenSource:
+    """The source of a command, from its options.
+
+    Args:
+        context: context of the command, which has the options of `OPTIONS`.
+        name: name of the source.
+
+    Raises:
+        ValueError: there is no such source, it does not have an option that was given, or the file of a process is invalid.
+        ImportError: the source is not installed; the distribution to install is named.
+    """
+    names = [SURROGATE, *source_names()]
+    if name not in names:
+        raise ValueError(f"--source must be one of {', '.join(names)}, got {name!r}")
+    try:
+        make = Surrogate if name == SURROGATE else find_source(name)
+    except ImportError as error:
+        raise ImportError(f"--{error}") from error
+    known, arguments = _parameters(make), {}
+    for option in OPTIONS:
+        value, origin = context.params[option], context.get_parameter_source(option)
+        if option in known:
+            if value is not None:
+                arguments[option] = read_process(value) if option == "process" else value
+        elif origin is not None and origin.name == "COMMANDLINE":
+            raise ValueError(f"--{option.replace('_', '-')} is not an option of --source {name}")
+    return ChosenSource(name, make, arguments)
+
+
+def _parameters(make: Callable[..., Source]) -> dict[str, Any]:
+    """Names and defaults of the arguments of a function."""
+    return {name: parameter.default for name, parameter in inspect.signature(make).parameters.items()}

@@ -1,0 +1,228 @@
+"""Sources of spectra: what a remote surrogate, the solver and any other source have in common, and how they are found.
+
+A distribution offers a source by an entry point of the group `metaspec.sources`, whose value is a function that returns a
+`Source`. So the client runs on the solver, and neither imports the other.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, NamedTuple, Protocol, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from metaspec_contract.process import Process
+from metaspec_contract.spectra import Spectra, label
+from metaspec_contract.structures import PIXELS
+
+GROUP = "metaspec.sources"
+"""Entry point group of the sources."""
+
+_DISTRIBUTIONS = {"solver": "metaspec-lab"}  # name of a source: our distribution that registers it
+
+_CHUNK = 256  # cotangents checked at a time, which bounds the size of intermediate arrays
+
+ObjectiveFunction = Callable[[Spectra], tuple[ArrayLike, ArrayLike]]
+"""From spectra of N structures to N values and N derivatives with respect to the spectra (the cotangent).
+
+The n-th value and derivative may depend on the n-th spectrum only, and on n. An instance of `metaspec.objectives.Objective` is
+one.
+"""
+
+
+class SourceError(Exception):
+    """A source could not compute: its server, or a process of its own, failed."""
+
+
+class InvalidCotangent(ValueError):
+    """An array that is not a cotangent. The message states what was expected and what came."""
+
+
+@dataclass(frozen=True)
+class SourceInfo:
+    """Description of a source.
+
+    Attributes:
+        name: name of the model or solver.
+        version: its version.
+        process: device whose spectra it computes.
+        wavelengths_nm: wavelengths of the spectra in nm, ascending; those of the process.
+        channels: names of the channels.
+        merged_greens: whether G1 and G2 both hold the mean of the two.
+        simulated: whether the spectra are simulated by a solver; otherwise, a model predicts them.
+    """
+
+    name: str
+    version: str
+    process: Process
+    wavelengths_nm: NDArray[np.float64]
+    channels: tuple[str, ...]
+    merged_greens: bool
+    simulated: bool = field(default=False, kw_only=True)
+
+    @property
+    def label(self) -> str:
+        """Name and version in words."""
+        return label(self.name, self.version, self.simulated)
+
+    @property
+    def pixels(self) -> tuple[int, int]:
+        """Rows and columns of a structure."""
+        return PIXELS, PIXELS
+
+    @property
+    def spectra_shape(self) -> tuple[int, int]:
+        """Numbers of channels and wavelengths."""
+        return len(self.channels), len(self.wavelengths_nm)
+
+
+class Evaluation(NamedTuple):
+    """An objective and its gradient at N structures.
+
+    Attributes:
+        value: values of the objective, (N,).
+        gradient: gradient with respect to the density of every pixel, float32 (N, y, x).
+        spectra: spectra of the structures.
+    """
+
+    value: NDArray[Any]
+    gradient: NDArray[np.float32]
+    spectra: Spectra
+
+
+class Source(Protocol):
+    """A source of spectra and their gradients.
+
+    A subclass defines `predict`, `gradient` and `metadata`, and inherits the rest.
+    """
+
+    @abstractmethod
+    def predict(self, structures: ArrayLike) -> Spectra:
+        """Spectra of structures.
+
+        Args:
+            structures: (128, 128), (N, 128, 128) or (N, 1, 128, 128); 1 is solid, 0 is void, a density between mixes their
+                permittivities linearly.
+
+        Raises:
+            metaspec_contract.InvalidStructure: raised before anything is computed.
+            SourceError: the source failed.
+        """
+        ...
+
+    @abstractmethod
+    def gradient(self, structures: ArrayLike, cotangent: ArrayLike) -> NDArray[np.float32]:
+        """The gradient of sum(cotangent * spectra) with respect to the density of every pixel.
+
+        Args:
+            structures: structures as for `predict`.
+            cotangent: (N, channels, wavelengths), or (channels, wavelengths) for all structures. The derivative of an
+                objective with respect to the spectra yields the objective's gradient. (N, K, channels, wavelengths) for K
+                objectives of each structure.
+
+        Returns:
+            float32 (N, 128, 128), or (N, K, 128, 128) for K cotangents of each structure.
+
+        Raises:
+            metaspec_contract.InvalidStructure: raised before anything is computed.
+            InvalidCotangent: raised before anything is computed.
+            SourceError: the source failed.
+        """
+        ...
+
+    @abstractmethod
+    def metadata(self) -> SourceInfo:
+        """Description of the source."""
+        ...
+
+    def predict_and_gradient(self, structures: ArrayLike, objective: ObjectiveFunction) -> Evaluation:
+        """An objective of the spectra, and its gradient.
+
+        Args:
+            structures: structures as for `predict`.
+            objective: function from `Spectra` of N structures to N values and N derivatives with respect to the spectra,
+                (N, channels, wavelengths); see `ObjectiveFunction`.
+
+        Raises:
+            metaspec_contract.InvalidStructure: raised before anything is computed.
+            InvalidCotangent: the objective's derivatives have another shape or are not finite.
+            SourceError: the source failed.
+        """
+        spectra = self.predict(structures)
+        value, cotangent = objective(spectra)
+        return Evaluation(np.asarray(value), self.gradient(structures, cotangent), spectra)
+
+    def close(self) -> None:
+        """Release what the source holds: connections, processes."""
+        return
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def source_names() -> list[str]:
+    """Names of the sources that `find_source` knows: those installed, and those that our other distributions register."""
+    return sorted({*_installed(), *_DISTRIBUTIONS})
+
+
+def find_source(name: str) -> Callable[..., Source]:
+    """The function that makes the sources of a name; its arguments are those of the source.
+
+    Args:
+        name: name of the entry point, such as "solver".
+
+    Raises:
+        ImportError: the source is not installed, or cannot be imported; the distribution to install is named.
+        ValueError: no source has this name; the message lists the names.
+    """
+    point = _installed().get(name)
+    if point is not None:
+        make: Callable[..., Source] = point.load()
+        return make
+    if name in _DISTRIBUTIONS:
+        distribution = _DISTRIBUTIONS[name]
+        raise ImportError(f"source {name} needs {distribution}: pip install {distribution}", name=distribution)
+    raise ValueError(f"source must be one of {', '.join(source_names())}, got {name!r}")
+
+
+def _installed() -> dict[str, EntryPoint]:
+    return {point.name: point for point in entry_points(group=GROUP)}
+
+
+def check_cotangent(cotangent: ArrayLike, count: int, spectra_shape: tuple[int, int]) -> NDArray[Any]:
+    """Cotangents as (N, channels, wavelengths) or (N, K, channels, wavelengths), dtype unchanged, not copied.
+
+    Args:
+        cotangent: array of one of these shapes, or (channels, wavelengths) for all structures.
+        count: N, the number of structures.
+        spectra_shape: numbers of channels and wavelengths.
+
+    Raises:
+        InvalidCotangent: another shape, or values that are not finite numbers as float32.
+    """
+    try:
+        array = np.asarray(cotangent)
+    except ValueError as error:
+        raise InvalidCotangent(f"cotangent must be an array: {error}") from None
+    if array.dtype.kind not in "buif":
+        raise InvalidCotangent(f"cotangent must be numbers, got {array.dtype}")
+    lead = array.shape[:-2]
+    if array.shape[-2:] != spectra_shape or not (lead == () or (lead[0] == count and len(lead) <= 2)):
+        shape = ", ".join(map(str, spectra_shape))
+        raise InvalidCotangent(
+            f"cotangent must be ({shape}), ({count}, {shape}) or ({count}, K, {shape}), got {array.shape}"
+        )
+    stacked = array if lead else array[None]
+    for start in range(0, len(stacked), _CHUNK):
+        with np.errstate(over="ignore"):  # what overflows float32 becomes inf and is refused
+            chunk = stacked[start : start + _CHUNK].astype(np.float32, copy=False)
+        if not np.isfinite(chunk).all():
+            raise InvalidCotangent(f"cotangent must be finite, got {chunk[~np.isfinite(chunk)][0]}")
+    return array if lead else np.broadcast_to(array, (count, *spectra_shape))
