@@ -21,7 +21,7 @@ DOCUMENTS = (
     "docs/trust.md",
 )
 MENTION = re.compile(r"`(diffractionnet\w*)` ([0-9a-f]{12})\b")
-MEASURED = re.compile(r"benchmarks/(?:speedup|serving_bench|design_bench|trust|invrs_check)\.py")
+MEASURED = re.compile(r"benchmarks/(?:speedup|serving_bench|design_bench|trust|gradients|invrs_check)\.py")
 EARLIER = re.compile(r"network of step \d")  # of the table in docs/training.md: said to be another one
 
 

@@ -56,7 +56,7 @@ def fit(arguments: list[str]) -> None:
 
 
 def report(arguments: list[str]) -> None:
-    """Write the report of a run: errors, trivial predictors, plots."""
+    """Write the report of a run: errors, trivial predictors, gradients, plots."""
     from jsonargparse import auto_cli
 
     from metaspec_training.report.report import write_report
@@ -101,6 +101,9 @@ def main(arguments: list[str] | None = None) -> None:
     except (ValueError, OSError, ArgumentError) as error:
         print(f"metaspec-train: {' '.join(str(error).split())}", file=sys.stderr)
         raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("metaspec-train: interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -60,8 +61,8 @@ def errors(prediction: Array, target: Array, process: Process) -> Errors:
     )
 
 
-def predict(network: nn.Module, structures: NDArray[np.uint8], batch_size: int = 32) -> Array:
-    """Spectra (N, 4, W) of structures (N, 128, 128), in float32; (N, 5, W) by a `SymmetricNetwork`."""
+def predict(network: nn.Module, structures: NDArray[Any], batch_size: int = 32) -> Array:
+    """Spectra (N, 4, W) of structures or densities (N, 128, 128), in float32; (N, 5, W) by a `SymmetricNetwork`."""
     network.eval()
     density = torch.from_numpy(np.ascontiguousarray(structures[:, None], np.float32))
     with torch.inference_mode():
@@ -69,12 +70,12 @@ def predict(network: nn.Module, structures: NDArray[np.uint8], batch_size: int =
     return torch.cat(parts).numpy()
 
 
-def predict_images(network: nn.Module, structures: NDArray[np.uint8]) -> Array:
+def predict_images(network: nn.Module, structures: NDArray[Any]) -> Array:
     """Spectra predicted from every image under D4 and mapped back: (N, 128, 128) to (8, N, 4, W). Exact ones would be equal."""
     images = []
     for symmetry in D4:
         back = np.argsort(symmetry.channels)
-        images.append(predict(network, symmetry.apply(structures).astype(np.uint8))[:, back])
+        images.append(predict(network, symmetry.apply(structures))[:, back])
     return np.stack(images)
 
 
@@ -112,7 +113,7 @@ def distance_to_training(train: Samples, test: Samples, orders: int = 8) -> Arra
     return np.sqrt(np.maximum(nearest, 0)).astype(np.float32)
 
 
-def _moduli(structures: NDArray[np.uint8], orders: int) -> NDArray[np.float64]:
+def _moduli(structures: NDArray[Any], orders: int) -> NDArray[np.float64]:
     """Moduli of the Fourier coefficients of orders -orders..orders along both axes: (N, 2 orders + 1, 2 orders + 1)."""
     around = np.arange(-orders, orders + 1)
     coefficients = np.fft.fft2(structures.astype(np.float32), norm="forward")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,9 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from metaspec_contract.detectors import CHANNELS
+from metaspec_contract.detectors import CHANNELS, COLOUR_NAMES
 from metaspec_simulation.dataset import Samples
+from metaspec_training.report.gradients import PARTS, Comparison, mean
 
 Array = NDArray[np.floating]
 
@@ -125,4 +127,37 @@ def draw_parity(predicted: Array, simulated: Array, names: list[str]) -> Figure:
         one.plot(simulated[:, column], predicted[:, column], ".", ms=4, color={"min": "k"}.get(name, f"tab:{name}"))
         error = np.abs(predicted[:, column] - simulated[:, column]).mean()
         one.set(title=f"{name}: mean error {error:.4f}", xlabel="simulated", ylabel="predicted")
+    return figure
+
+
+def draw_gradients(comparisons: Mapping[str, Comparison]) -> Figure:
+    """For each comparison, a row: a density, both gradients of its green efficiency, and the agreement by part and colour.
+
+    The density is the one whose gradients have the median cosine.
+    """
+    figure = Figure(figsize=(13, 3.4 * len(comparisons)), layout="constrained")
+    rows = figure.subplots(len(comparisons), 4, squeeze=False, width_ratios=[1, 1, 1, 1.5])
+    green = list(COLOUR_NAMES).index("G")
+    for (density, simulated, predicted, parts), (name, one) in zip(rows, comparisons.items(), strict=True):
+        cosine = one.cosine[0, :, green]
+        n = int(np.argsort(cosine)[(len(cosine) - 1) // 2])
+        density.imshow(one.truth.densities[n], cmap="Greys", vmin=0, vmax=1)
+        density.set_ylabel(name)
+        limit = float(np.quantile(np.abs(one.truth.gradients[n, green]), 0.998))
+        for axes, gradient, title in (
+            (simulated, one.truth.gradients[n, green], "gradient of green, solver"),
+            (predicted, one.gradients[n, green], f"network, cosine {cosine[n]:.2f}"),
+        ):
+            axes.imshow(gradient, cmap="RdBu_r", vmin=-limit, vmax=limit)
+            axes.set_title(title, fontsize=10)
+        for axes in (density, simulated, predicted):
+            axes.set(xticks=[], yticks=[])
+        for values, marker, label in ((one.cosine, "o", "cosine"), (one.ratio, "x", "norm ratio")):
+            for colour, column in zip(COLOUR_NAMES.values(), mean(values, axis=1).T, strict=True):
+                parts.plot(column, PARTS, marker, color=f"tab:{colour}", label=label if colour == "green" else None)
+        parts.axvline(1, color="k", lw=0.5)
+        parts.set(xlim=(min(0, parts.get_xlim()[0]), max(1.05, parts.get_xlim()[1])))
+        parts.invert_yaxis()
+        parts.grid(axis="y", alpha=0.3)
+    rows[0, 3].legend(fontsize=8)
     return figure

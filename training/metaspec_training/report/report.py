@@ -12,12 +12,16 @@ from typing import Any, Literal
 import numpy as np
 import yaml
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 from scipy.stats import spearmanr
+from torch import nn
 
 from metaspec_contract import files
 from metaspec_contract.detectors import CHANNELS, COLOUR_NAMES
 from metaspec_contract.figures_of_merit import colour_efficiency
 from metaspec_contract.provenance import Provenance
+from metaspec_contract.structures import unpack
+from metaspec_simulation import Solver
 from metaspec_simulation.dataset import Samples, load, provenance
 from metaspec_training.fit.checkpoint import read_checkpoint
 from metaspec_training.report import figures
@@ -31,6 +35,21 @@ from metaspec_training.report.evaluation import (
     predict_images,
     with_merged_greens,
 )
+from metaspec_training.report.gradients import (
+    GREY_BETA,
+    GREY_RADIUS_NM,
+    Comparison,
+    by_family,
+    compare,
+    document,
+    gradient_solver,
+    grey,
+    solver_truth,
+    table,
+)
+
+_HEAD = ["predictor", "MAE", "rms", *(f"MAE {c}" for c in CHANNELS), "colour eff.", "peak nm", "R2", "loss"]
+_NO_GRADIENTS = "Gradients are not compared with the solver's: --gradients 8 does that, in some minutes the first time."
 
 
 def write_report(
@@ -39,8 +58,14 @@ def write_report(
     out: Path | None = None,
     split: Literal["validation", "test"] = "test",
     checkpoint: Path | None = None,
+    gradients: int = 0,
+    gradient_cells: int = 64,
+    gradient_cache: Path | None = None,
 ) -> None:
     """Evaluate a run and write `report.html`, `report.json`, `report.md` and `spectra.png`.
+
+    The gradient of the network is compared with the solver's on request only, because that takes minutes. The solver's
+    gradients are kept, so that the next report, of any network, has them at once.
 
     Args:
         run: folder of the run, which holds `config.yaml`, `checkpoints/` and the TensorBoard log.
@@ -48,10 +73,16 @@ def write_report(
         out: folder to write to; default: `report/` in the run's folder.
         split: split to evaluate on.
         checkpoint: checkpoint to evaluate; default: `checkpoints/best.ckpt` in the run's folder.
+        gradients: number of structures, of all families in turn, to compare gradients for; 0 for none.
+        gradient_cells: grid cells per period of the solver for these.
+        gradient_cache: folder of the solver's gradients; default: `gradients/` beside the data set.
 
     Raises:
-        ValueError: there is no run, something in it cannot be read, or the data are of another process than the checkpoint.
+        ValueError: there is no run, something in it cannot be read, the data are of another process than the checkpoint, or a
+            number is out of range.
     """
+    if gradients < 0:
+        raise ValueError(f"gradients must not be negative, got {gradients}")
     config = run / "config.yaml"
     if not config.exists():
         raise ValueError(f"{run} is not the folder of a run: it holds no config.yaml")
@@ -70,6 +101,7 @@ def write_report(
         raise ValueError(
             f"{data} must have structures in the splits train and {split}, got {len(train)} and {len(test)}"
         )
+    solver = gradient_solver(test.process, gradient_cells) if gradients else None
     prediction = predict(trained.network, test.structures)
     images = predict_images(trained.network, test.structures)
     merged = evaluated.merged_greens or (trained.provenance is not None and trained.provenance.merged_greens)
@@ -99,19 +131,51 @@ def write_report(
         "rank_correlation_with_error": correlation,
     }
     plots = _draw(run, prediction, test, each, spread, distance, correlation)
+    told, gradient_rows = _NO_GRADIENTS, []
+    if solver is not None:
+        cache = gradient_cache or data.resolve().parent / "gradients"
+        compared = _compare_gradients(trained.network, test, solver, gradients, cache, merged)
+        body["gradients"] = {"cells": gradient_cells} | {kind: document(one) for kind, one in compared.items()}
+        plots["Gradients"] = figures.draw_gradients(compared)
+        told, gradient_rows = _tell_gradients(compared, gradient_cells), table(compared)
     out = out or run / "report"
     out.mkdir(parents=True, exist_ok=True)
-    table = _table(results)
     described = _describe(trained.provenance, merged)
+    rows = [_HEAD, *map(_cells, results.items())]
     files.write_json(out / "report.json", body)
     counts = f"{len(test)} structures of the {split} split, {len(train)} in the train split."
-    files.write_text(out / "report.md", f"{counts}\n\n{described}\n\n{table}")
+    parts = [counts, described, markdown(rows), told, *([markdown(gradient_rows)] if gradient_rows else [])]
+    files.write_text(out / "report.md", "\n\n".join(part.rstrip("\n") for part in parts) + "\n")
     with files.replacing(out / "spectra.png") as partial:
         plots["Best, median and worst"].savefig(partial, dpi=110)
-    page = _page(run.name, body, described, results, plots, settings=config.read_text())
+    tables = _html(rows), f"<p>{html.escape(told)}</p>" + (_html(gradient_rows) if gradient_rows else "")
+    page = _page(run.name, body, described, tables, plots, settings=config.read_text())
     files.write_text(out / "report.html", page)
-    print(table)
+    print("\n".join(parts[2:]))
     print(f"The report is {out / 'report.html'}")
+
+
+def _compare_gradients(
+    network: nn.Module, test: Samples, solver: Solver, count: int, cache: Path, merged_greens: bool
+) -> dict[str, Comparison]:
+    """The network's gradients for structures of the split, and for the same ones grey, beside the solver's."""
+    binary = unpack(test.packed[by_family(test.family, count)])
+    densities: dict[str, NDArray[Any]] = {"binary": binary, "grey": grey(binary, test.process)}
+    return {
+        kind: compare(network, solver_truth(solver, density, cache), test.process, merged_greens)
+        for kind, density in densities.items()
+    }
+
+
+def _tell_gradients(compared: dict[str, Comparison], cells: int) -> str:
+    """What the table of gradients holds, in a paragraph."""
+    maes = " and ".join(f"{one.spectra_error.mean():.4f} ({kind})" for kind, one in compared.items())
+    return (
+        f"Gradients of the efficiencies of red, green and blue, compared with the solver's at {cells} cells for "
+        f"{len(compared['binary'].spectra_error)} structures of the split, and for the same ones grey (conic filter of "
+        f"{GREY_RADIUS_NM:g} nm, tanh projection with beta {GREY_BETA:g}). Cosine and norm ratio of an exact gradient "
+        f"are 1. The MAE of the spectra of these structures is {maes}."
+    )
 
 
 def _draw(
@@ -162,14 +226,12 @@ def _page(
     name: str,
     body: dict[str, Any],
     described: str,
-    results: dict[str, Errors],
+    tables: tuple[str, str],
     plots: dict[str, Figure],
     settings: str,
 ) -> str:
-    """A self-contained page: plots are embedded as PNG."""
+    """A self-contained page: the tables of errors and of gradients; plots are embedded as PNG."""
     counts = ", ".join(f"{count} {split}" for split, count in body["counts"].items())
-    head = ["predictor", "MAE", "rms", *(f"MAE {c}" for c in CHANNELS), "colour efficiency", "peak (nm)", "R2", "loss"]
-    rows = "".join(f"<tr><td>{'</td><td>'.join(cells)}</td></tr>" for cells in map(_cells, results.items()))
     sections = "".join(f"<h2>{html.escape(title)}</h2><img src='{_png(figure)}'>" for title, figure in plots.items())
     return f"""<!doctype html><html lang="en"><meta charset="utf-8"><title>MetaSpec: {html.escape(name)}</title>
 <style>body{{font:15px/1.5 system-ui;max-width:1000px;margin:2em auto;padding:0 1em}}img{{max-width:100%}}
@@ -177,9 +239,9 @@ td,th{{padding:.2em .7em;text-align:right}}td:first-child{{text-align:left}}pre{
 <h1>{html.escape(name)}</h1><p>{html.escape(described)}</p><p>Evaluated on data set {html.escape(body["data"]["name"])}
 ({counts} structures), split {html.escape(body["data"]["split"])} by orbit: no translation, rotation or mirror image of one of
 its structures is in the train split. Errors are those of efficiencies, which lie between 0 and 1.</p>
-<table><tr><th>{"</th><th>".join(head)}</th></tr>{rows}</table>
+{tables[0]}
 <p>Predictions from the 8 symmetric images of a structure differ by {body["symmetry_spread"]:.4f}
-(standard deviation; 0 would be exact).</p>{sections}<h2>Settings</h2><pre>{html.escape(settings)}</pre></html>
+(standard deviation; 0 would be exact).</p>{tables[1]}{sections}<h2>Settings</h2><pre>{html.escape(settings)}</pre></html>
 """
 
 
@@ -196,7 +258,14 @@ def _cells(named: tuple[str, Errors]) -> list[str]:
     return [name, *numbers, f"{result.peak_nm:.1f}", f"{result.r2:.3f}", f"{result.loss:.2e}"]
 
 
-def _table(results: dict[str, Errors]) -> str:
-    head = ["predictor", "MAE", "rms", *(f"MAE {c}" for c in CHANNELS), "colour eff.", "peak nm", "R2", "loss"]
-    lines = [" | ".join(head), "|".join(["---"] * len(head)), *(" | ".join(_cells(named)) for named in results.items())]
-    return "".join(f"| {line} |\n" for line in lines).replace("| ---", "|---").replace("--- |", "---|")
+def _html(rows: list[list[str]]) -> str:
+    """A table whose first row is its head."""
+    head, *others = ([html.escape(cell) for cell in row] for row in rows)
+    body = "".join(f"<tr><td>{'</td><td>'.join(row)}</td></tr>" for row in others)
+    return f"<table><tr><th>{'</th><th>'.join(head)}</th></tr>{body}</table>"
+
+
+def markdown(rows: list[list[str]]) -> str:
+    """A table whose first row is its head."""
+    head, *others = (f"| {' | '.join(row)} |\n" for row in rows)
+    return head + "|---" * len(rows[0]) + "|\n" + "".join(others)
