@@ -23,16 +23,23 @@ LONG = (
     "export",
     "end_to_end/test_chain.py",
     "end_to_end/test_end_to_end.py",
+    "end_to_end/test_server_docs.py",
     "distributions",
     "simulation",
     "training",
 )
 """What takes longest, longest first: started first, so that no worker is left with it at the end."""
 
+SHARING = {
+    "export": ("export/",),
+    "bundled": ("end_to_end/test_end_to_end.py", "end_to_end/test_server_docs.py"),
+}
+"""Tests that share what takes long to make: exported models, and a server of all bundled models."""
+
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """One worker runs all tests of a file, and all of tests/export, which share models that take minutes to make."""
+    """One worker runs all tests of a file, and all tests that share what takes long to make."""
 
     def place(item: pytest.Item) -> str:
         return item.path.relative_to(ROOT).as_posix()
@@ -42,7 +49,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
     items.sort(key=rank)
     for item in items:
-        group = "export" if place(item).startswith("export/") else place(item)
+        group = next((name for name, starts in SHARING.items() if place(item).startswith(starts)), place(item))
         item.add_marker(pytest.mark.xdist_group(group))
 
 

@@ -1,4 +1,7 @@
-"""`metaspec-export`: publish a checkpoint as verified models in a repository, and inspect a repository."""
+"""`metaspec-export`: publish a checkpoint as verified models in a repository, and inspect a repository.
+
+What needs PyTorch is imported by the commands, so that `--help` and `--version` answer at once.
+"""
 
 from __future__ import annotations
 
@@ -9,21 +12,11 @@ from types import FrameType
 from typing import Annotated, NoReturn
 
 import typer
-from rich.console import Console
 
 from metaspec_contract.model import DEFAULT_MODEL
-from metaspec_export import __version__, inspection, tensorrt
-from metaspec_export.build import Variants, build, require_same_device_as_published
-from metaspec_export.graph import OperatorError
-from metaspec_export.parity import ParityError
-from metaspec_export.precision import DeviationError, parse_precisions
-from metaspec_export.publish import next_version, publish, require_free
-from metaspec_export.revision import UncleanSource, source_revision
-from metaspec_export.source import read_source
-from metaspec_export.tensorrt import TensorRTUnavailable
-from metaspec_training.networks.symmetric import DEFAULT_IMAGES
+from metaspec_export import __version__
+from metaspec_export.errors import ExportRefused
 
-_REFUSALS = (ValueError, OSError, ParityError, DeviationError, OperatorError, TensorRTUnavailable, UncleanSource)
 _UsageError: type[Exception] = typer.BadParameter.__mro__[1]  # typer's own copy of click, or click
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
@@ -68,7 +61,7 @@ def export(
             help="Publish the model over symmetric images, too, which estimates how reliable a prediction is.",
         ),
     ] = False,
-    images: Annotated[int, typer.Option(help="Number of symmetric images: 2, 4 or 8.")] = DEFAULT_IMAGES,
+    images: Annotated[int, typer.Option(help="Number of symmetric images: 2, 4 or 8.")] = 4,
     tensorrt_engines: Annotated[
         bool, typer.Option("--tensorrt", help="Build TensorRT engines for this machine's GPU, too.")
     ] = False,
@@ -81,6 +74,13 @@ def export(
 
     The repository is as it was if anything fails.
     """
+    from metaspec_export import tensorrt
+    from metaspec_export.build import Variants, build, require_same_device_as_published
+    from metaspec_export.precision import parse_precisions
+    from metaspec_export.publish import next_version, publish, require_free
+    from metaspec_export.revision import source_revision
+    from metaspec_export.source import read_source
+
     variants = Variants(
         name, parse_precisions(precision), gradient, images if symmetric else None, engines=tensorrt_engines
     )
@@ -108,6 +108,10 @@ def inspect(
 
     The exit status is 1 if a server would refuse one of them, or if its weights have changed since the export.
     """
+    from rich.console import Console
+
+    from metaspec_export import inspection
+
     found = inspection.inspect(repository)
     console = Console(highlight=False)
     console.print(inspection.table(found))
@@ -134,7 +138,7 @@ def main() -> None:
         raise SystemExit(130) from None
     except _UsageError as error:
         _fail(error.format_message() if hasattr(error, "format_message") else str(error))
-    except _REFUSALS as error:
+    except (ExportRefused, ValueError, OSError) as error:
         _fail(str(error))
     raise SystemExit(status or 0)
 

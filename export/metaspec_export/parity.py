@@ -14,6 +14,7 @@ from torch import nn
 
 from metaspec_contract.model import COTANGENT, STRUCTURE
 from metaspec_contract.structures import PIXELS
+from metaspec_export.errors import ExportRefused
 from metaspec_training.report.evaluation import predict
 
 TOLERANCE = 1e-5
@@ -25,7 +26,7 @@ GRADIENT_TOLERANCE = 1e-4
 Array = NDArray[np.float32]
 
 
-class ParityError(Exception):
+class ParityError(ExportRefused):
     """An exported graph deviates from the network."""
 
 

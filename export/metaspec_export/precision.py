@@ -27,6 +27,7 @@ from metaspec_contract.figures_of_merit import efficiency_weights, in_band, weig
 from metaspec_contract.model import COTANGENT, GRADIENT, STRUCTURE
 from metaspec_contract.process import Process
 from metaspec_contract.structures import PIXELS
+from metaspec_export.errors import ExportRefused
 from metaspec_export.graph.forward import quiet
 
 Precision = Literal["fp32", "fp16", "int8"]
@@ -35,7 +36,7 @@ PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 _KEPT_FLOAT32 = ["InstanceNormalization", "LayerNormalization", "Softmax"]
 
 
-class DeviationError(Exception):
+class DeviationError(ExportRefused):
     """A graph of reduced precision deviates too much from float32."""
 
 

@@ -11,6 +11,7 @@ import metaspec_contract
 import metaspec_export
 import metaspec_simulation
 import metaspec_training
+from metaspec_export.errors import ExportRefused
 
 _DISTRIBUTION = "metaspec-lab"
 _SOURCES = [
@@ -20,7 +21,7 @@ _SOURCES = [
 """Folders of the code that decides what a model computes and what its metadata say."""
 
 
-class UncleanSource(Exception):
+class UncleanSource(ExportRefused):
     """Models would come from source code that no commit and no release has. The message says what to do."""
 
 

@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 
+from metaspec_export.errors import ExportRefused
 from metaspec_export.triton_config import Signature, tensorrt_options
 
 PROVIDER = "TensorrtExecutionProvider"
 
 
-class TensorRTUnavailable(Exception):
+class TensorRTUnavailable(ExportRefused):
     """This machine cannot build TensorRT engines. The message says what is missing."""
 
 

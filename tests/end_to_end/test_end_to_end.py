@@ -7,12 +7,10 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import gdstk
-import httpx
 import numpy as np
 import pytest
 import tritonclient.http as triton
@@ -23,7 +21,7 @@ from metaspec_contract.figures_of_merit import colour_efficiency
 from metaspec_contract.process import Process
 from metaspec_simulation import Solver
 from metaspec_simulation.dataset import Samples, load
-from metaspec_testing.servers import RunningServer, running_server
+from metaspec_testing.servers import RunningServer
 
 ROOT = Path(__file__).parents[2]
 
@@ -42,12 +40,6 @@ def test_set(report: dict[str, Any]) -> Samples:
     samples = load(ROOT / "datasets" / "bayer-600nm")
     kept = np.flatnonzero(samples.split == "test")[: report["counts"]["test"]]
     return samples.take(kept)
-
-
-@pytest.fixture(scope="module")
-def bundled() -> Iterator[RunningServer]:
-    with running_server() as server:  # no arguments: what `make serve` does, but for the port
-        yield server
 
 
 def test_the_sdk_gets_the_reported_error(bundled: RunningServer, test_set: Samples, report: dict[str, Any]) -> None:
@@ -101,7 +93,7 @@ def test_the_gradient_of_a_figure_of_merit_through_the_server(bundled: RunningSe
 def test_predict_refuses_a_gradient_model(bundled: RunningServer) -> None:
     body = np.zeros(2048, np.uint8).tobytes()
     headers = {"Content-Type": "application/octet-stream"}
-    answer = httpx.post(f"{bundled.url}/predict?model=diffractionnet_vjp", content=body, headers=headers)
+    answer = bundled.post("/predict?model=diffractionnet_vjp", content=body, headers=headers)
     assert answer.status_code == 422
     assert "ask for it at /gradient" in answer.json()["detail"]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from metaspec_testing.servers import running_server
+from metaspec_testing.servers import RunningServer
 
 DOCS = Path(__file__).parents[2] / "docs" / "server.md"
 pytestmark = pytest.mark.slow
@@ -20,17 +20,16 @@ EXAMPLES = re.findall(r"```(sh|python)\n(.*?)```", DOCS.read_text(), re.DOTALL)
 
 
 @pytest.fixture(scope="module")
-def outputs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+def outputs(bundled: RunningServer, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     folder = tmp_path_factory.mktemp("docs")
     found = []
-    with running_server() as server:
-        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        environment = os.environ | {"URL": server.url, "PATH": path}
-        for language, text in EXAMPLES:
-            command = ["bash", "-ec", text] if language == "sh" else [sys.executable, "-c", text]
-            result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
-            assert result.returncode == 0, f"{text}\n{result.stderr}"
-            found.append(result.stdout)
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = os.environ | {"URL": bundled.url, "PATH": path}
+    for language, text in EXAMPLES:
+        command = ["bash", "-ec", text] if language == "sh" else [sys.executable, "-c", text]
+        result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+        assert result.returncode == 0, f"{text}\n{result.stderr}"
+        found.append(result.stdout)
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import pytest
 import torch
 
 from metaspec_testing.small_models import small_model, write_repository
+from metaspec_training.networks.symmetric import DEFAULT_IMAGES
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -97,11 +99,19 @@ def test_help_and_version(command: Command) -> None:
         result = command(*arguments)
         assert (result.returncode, result.stderr) == (0, "")
         assert "Usage: metaspec-export" in result.stdout
+    text = " ".join(command("export", "--help").stdout.split())
+    assert re.search(rf"--images .* 2, 4 or 8\. \[default: {DEFAULT_IMAGES}\]", text)
     expected = f"metaspec-export {version('metaspec-lab')}\n"
     assert command("--version").stdout == expected
     program = [sys.executable, "-m", "metaspec_export", "--version"]
     result = subprocess.run(program, capture_output=True, text=True, timeout=120)
     assert (result.returncode, result.stdout, result.stderr) == (0, expected, "")
+
+
+def test_the_command_starts_without_pytorch() -> None:
+    code = "import sys, metaspec_export.cli; print({'torch', 'onnx', 'onnxruntime'} & sys.modules.keys())"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert (result.stdout, result.stderr) == ("set()\n", "")
 
 
 @pytest.mark.slow

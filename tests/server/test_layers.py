@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "ops": {"metaspec_server.core", "metaspec_server.ops"},
     "http": {"metaspec_server.core", "metaspec_server.http", "metaspec_server.ops"},
 }
-COMPOSITION = ROOT / "ops" / "cli.py"
+COMPOSITION = ROOT / "ops" / "serving.py"
 """The one module that joins engines, service and HTTP."""
 
 LIBRARIES = {"onnxruntime": "engines", "tritonclient": "engines", "fastapi": "http", "starlette": "http"}
@@ -86,7 +86,7 @@ def test_the_service_loads_no_library_of_http_or_of_an_engine() -> None:
 
 def test_the_server_needs_neither_torch_nor_our_other_packages() -> None:
     unwanted = {"torch", "metaspec", "metaspec_simulation", "metaspec_training", "metaspec_export", "onnx"}
-    assert not loaded_by("import metaspec_server.ops.cli") & unwanted
+    assert not loaded_by("import metaspec_server.ops.serving") & unwanted
 
 
 def test_every_error_of_the_service_has_a_status() -> None:

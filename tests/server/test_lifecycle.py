@@ -12,7 +12,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import httpx
 import numpy as np
 import onnx
 import onnxruntime
@@ -78,7 +77,7 @@ def callers(server: RunningServer, structures: Array, count: int = 6) -> Iterato
     body = np.packbits(structures, axis=None).tobytes()
 
     def call() -> None:
-        with httpx.Client(base_url=server.url, timeout=60) as http:
+        with server.client() as http:
             while not stop.is_set():
                 answer = http.post("/predict", content=body, headers=NPY)
                 spectra = np.frombuffer(answer.content, np.float32) if answer.status_code == 200 else np.empty(0)

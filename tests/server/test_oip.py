@@ -140,7 +140,7 @@ async def test_the_stock_asyncio_client(
 def test_hundreds_of_concurrent_callers_get_their_own_answers(server: RunningServer, expected: Expected) -> None:
     rng = np.random.default_rng(0)
     requests = [rng.integers(0, 2, (rng.integers(1, 6), 128, 128)).astype(np.float32) for _ in range(200)]
-    with httpx.Client(base_url=server.url, limits=httpx.Limits(max_connections=64), timeout=60) as http:
+    with server.client(limits=httpx.Limits(max_connections=64)) as http:
 
         def ask(structures: Array) -> Array:
             content = structures.tobytes()

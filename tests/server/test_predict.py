@@ -22,7 +22,7 @@ JSON, NPY, RAW = "application/json", "application/x-npy", "application/octet-str
 
 @pytest.fixture
 def http(server: RunningServer) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=server.url, timeout=60) as client:
+    with server.client() as client:
         yield client
 
 

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 import onnx
 import onnx_ir as ir
 import torch
+from onnx_ir.passes import common as passes
 from onnxscript import optimizer
 from torch import Tensor, nn
 
@@ -77,13 +78,29 @@ def to_onnx(module: nn.Module, inputs: dict[str, Tensor], outputs: list[str]) ->
             output_names=outputs,
             dynamic_shapes={name: {0: batch} for name in inputs},
             verbose=False,
+            optimize=False,
         )
-    if program is None:
-        raise RuntimeError("torch.onnx.export returned no program")
-    optimizer.optimize_ir(program.model, input_size_limit=2**24, output_size_limit=2**24, should_fold=_should_fold)
+        if program is None:
+            raise RuntimeError("torch.onnx.export returned no program")
+        _optimize(program.model)
     model = program.model_proto
     onnx.checker.check_model(model)
     return model
+
+
+def _optimize(model: ir.Model) -> None:
+    """Fold constants and simplify, in place.
+
+    Rules that look for several nodes at once take time with the square of the graph's size, and most nodes of a graph that has
+    just been traced are constants: they are folded and taken out first.
+    """
+    optimizer.inline(model)
+    optimizer.fold_constants_ir(model, onnx_shape_inference=True)
+    passes.RemoveUnusedNodesPass()(model)
+    passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    passes.DeduplicateInitializersPass()(model)
+    passes.CommonSubexpressionEliminationPass()(model)
+    optimizer.optimize_ir(model, input_size_limit=2**24, output_size_limit=2**24, should_fold=_should_fold)
 
 
 @contextmanager

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import onnx
 
+from metaspec_export.errors import ExportRefused
+
 _ALLOWED = """
     Abs Add BatchNormalization Cast Clip Concat Conv ConvTranspose Cos DequantizeLinear Div Erf Exp Expand Gather Gelu Gemm
     Identity InstanceNormalization LayerNormalization MatMul Max Min Mul Neg Pad Pow QuantizeLinear Reciprocal ReduceMax
@@ -16,7 +18,7 @@ _ALLOWED = """
 ALLOWED = frozenset(_ALLOWED.split())
 
 
-class OperatorError(Exception):
+class OperatorError(ExportRefused):
     """A graph has operators that not every engine runs."""
 
 

@@ -1,29 +1,19 @@
-"""`metaspec-serve`: serve a model repository."""
+"""`metaspec-serve`: serve a model repository.
+
+What a server needs is imported once the settings are valid, so that `--help` and mistakes are answered at once.
+"""
 
 from __future__ import annotations
 
 import argparse
-import asyncio
-import socket
 import sys
-from collections.abc import Callable
 from typing import NoReturn
 
-import uvicorn
 from pydantic import ValidationError
 from pydantic_settings import CliApp, CliSettingsSource, SettingsError
 
 from metaspec_contract.validation import reason
 from metaspec_server import __version__
-from metaspec_server.core.service import Service
-from metaspec_server.engines.factory import MissingEngine, engine_factory
-from metaspec_server.http.app import create_app
-from metaspec_server.http.auth import ApiKeyError
-from metaspec_server.http.request_timeout import protocol_with_timeout
-from metaspec_server.ops.logs import set_up_logging
-from metaspec_server.ops.metrics import Metrics
-from metaspec_server.ops.telemetry import TelemetryError, require_telemetry
-from metaspec_server.repository import NothingToServe, RepositoryError
 from metaspec_server.settings import Settings
 
 __all__ = ["main"]
@@ -32,26 +22,18 @@ _DESCRIPTION = (
     "Serve the models of a repository. Each setting is a flag (--max-batch 64), an environment variable "
     "(METASPEC_MAX_BATCH=64), or a line of the file .env."
 )
-_GRACE = 5  # seconds for a last micro-batch, and to send answers
-
-_ERRORS = (RepositoryError, NothingToServe, MissingEngine, SettingsError, ApiKeyError, TelemetryError, OSError)
 
 
 def main() -> None:
     """Run the command. When it cannot serve, it prints one line to standard error and exits with status 2."""
-    parser = _Parser(prog="metaspec-serve", description=_DESCRIPTION)
-    parser.add_argument("--version", action="version", version=f"metaspec-serve {__version__}")
     try:
-        source = CliSettingsSource[argparse.ArgumentParser](Settings, root_parser=parser)
-        settings = CliApp.run(Settings, cli_settings_source=source)
-        set_up_logging(settings.log_level, settings.log_format)
-        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-            runner.run(_serve(settings))
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        _fail(f"--{str(first['loc'][0]).replace('_', '-')}: {reason(first)}")
-    except _ERRORS as error:
-        _fail(str(error))
+        settings = _read_settings()
+        from metaspec_server.ops.serving import REFUSALS, serve
+
+        try:
+            serve(settings)
+        except REFUSALS as error:
+            _fail(str(error))
     except KeyboardInterrupt:  # Ctrl-C has shut the server down in good order
         raise SystemExit(130) from None
 
@@ -61,66 +43,19 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message}; see --help\n")
 
 
-async def _serve(settings: Settings) -> None:
-    require_telemetry()
-    listener = _listen(settings)
-    metrics = Metrics()
-    service = await Service.start(settings, engine_factory(settings, metrics.observe), metrics)
-    host, port = listener.getsockname()[:2]
-    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-    for model in service.registry.newest():
-        print(f"{model.name} version {model.version} on {model.about.platform}", flush=True)
-    app = create_app(service, metrics)
-    places = f"page {url}/  documentation {url}/docs  metrics {url}/metrics  health {url}/v2/health/ready"
-    print(f"MetaSpec serves at {url}  ({places})", flush=True)
-    config = uvicorn.Config(
-        app,
-        http=protocol_with_timeout(settings.body_timeout),
-        log_config=None,
-        access_log=False,
-        timeout_graceful_shutdown=settings.shutdown_timeout + _GRACE,
-        lifespan="off",
-        server_header=False,
-        proxy_headers=False,
-    )
-    await _Server(config, service).serve(sockets=[listener])
-
-
-class _Server(uvicorn.Server):
-    """At shutdown, finishes accepted requests and answers the others with 503 while connections are still open."""
-
-    def __init__(self, config: uvicorn.Config, service: Service) -> None:
-        super().__init__(config)
-        self._service = service
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        closing = asyncio.create_task(self._service.close())
-        await super().shutdown(sockets)
-        await closing
-
-
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """The event loop of uvloop, where it is installed: not on Windows."""
+def _read_settings() -> Settings:
+    parser = _Parser(prog="metaspec-serve", description=_DESCRIPTION)
+    parser.add_argument("--version", action="version", version=f"metaspec-serve {__version__}")
     try:
-        import uvloop
-    except ImportError:
-        return None
-    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
-    return factory
+        source = CliSettingsSource[argparse.ArgumentParser](Settings, root_parser=parser)
+        return CliApp.run(Settings, cli_settings_source=source)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        _fail(f"--{str(first['loc'][0]).replace('_', '-')}: {reason(first)}")
+    except (SettingsError, OSError) as error:
+        _fail(str(error))
 
 
-def _listen(settings: Settings) -> socket.socket:
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((settings.host, settings.port))
-        listener.listen(2048)  # callers may connect as soon as the address is printed
-    except OSError as error:
-        raise OSError(f"cannot listen on {settings.host}:{settings.port}: {error.strerror}") from None
-    return listener
-
-
-def _fail(message: str) -> None:
+def _fail(message: str) -> NoReturn:
     print(f"metaspec-serve: {message}", file=sys.stderr)
     raise SystemExit(2)
