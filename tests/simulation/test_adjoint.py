@@ -10,6 +10,7 @@ from metaspec_contract.process import Process
 from metaspec_contract.structures import Structure
 from metaspec_simulation import Solver
 from metaspec_simulation.physics import run as run_module
+from metaspec_simulation.physics import solver as solver_module
 from metaspec_simulation.physics.grid import fill_fractions, pull_back
 
 Floats = NDArray[np.float64]
@@ -17,6 +18,12 @@ Floats = NDArray[np.float64]
 STEP = 2e-3
 DURATION = 60.0
 """Every run takes as long, um / c: a run that ended by itself would end at other times for neighbouring densities."""
+
+
+@pytest.fixture(autouse=True)
+def without_tail(monkeypatch: pytest.MonkeyPatch) -> None:
+    """These runs are cut off, and the gradient is that of what has been recorded, without its continuation."""
+    monkeypatch.setattr(solver_module, "tail", lambda series, step, wavelengths_nm: 0)
 
 
 def solver(cells: int, threads: int = 1) -> Solver:
