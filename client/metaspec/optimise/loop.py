@@ -20,10 +20,8 @@ from metaspec_contract.spectra import Spectra
 from metaspec_contract.structures import unpack
 
 _STAGES = 8  # of the steepness: the objective is constant within a stage, as line searches require
-_FREE, _BOUND = (
-    0.55,
-    0.85,
-)  # shares of the steps where a minimum feature size does not count yet, or the refinement begins
+# Shares of the steps after which a minimum feature size counts, and after which binary structures are refined.
+_FREE, _BOUND = 0.55, 0.85
 
 
 def run(
@@ -44,8 +42,8 @@ def run(
     and ranked, not grey densities.
 
     Where the parameterisation has a minimum feature size, these structures are repaired before they are evaluated, densities
-    that break it are penalised (see `Problem.evaluate`), and the best structures are refined in the last fifth of the steps
-    (see `refine`). So all structures of the result have it. A gradient-free optimiser proposes repaired structures
+    that break it are penalised in the end (see `Problem.evaluate`), and the best structures are refined in the last 15 % of the
+    steps (see `refine`). So all structures of the result have it. A gradient-free optimiser proposes repaired structures
     in all steps. With robust variants, there is no refinement.
 
     Whatever ends a run early (Ctrl-C, loss of the server, an exception in the callback), its last complete step is saved to
