@@ -7,6 +7,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import onnx
 import onnx_ir as ir
@@ -59,15 +60,16 @@ def forward_graph(network: nn.Module) -> onnx.ModelProto:
     return to_onnx(_Served(network).eval(), {STRUCTURE: torch.zeros(2, 1, PIXELS, PIXELS)}, [SPECTRA])
 
 
-def to_onnx(module: nn.Module, inputs: dict[str, Tensor], outputs: list[str]) -> onnx.ModelProto:
+def to_onnx(
+    module: nn.Module | torch.export.ExportedProgram, inputs: dict[str, Tensor], outputs: list[str]
+) -> onnx.ModelProto:
     """Export a module whose inputs and outputs all have the batch as their first axis.
 
     Args:
-        module: module that takes the inputs in their order.
+        module: module that takes the inputs in their order, or what `torch.export` made of one, with `free_batch`.
         inputs: example inputs by name, all of the same batch size.
         outputs: names of the outputs.
     """
-    batch = torch.export.Dim("N", min=1, max=2**20)
     with quiet():
         program = torch.onnx.export(
             module,
@@ -76,7 +78,7 @@ def to_onnx(module: nn.Module, inputs: dict[str, Tensor], outputs: list[str]) ->
             opset_version=OPSET,
             input_names=list(inputs),
             output_names=outputs,
-            dynamic_shapes={name: {0: batch} for name in inputs},
+            dynamic_shapes=free_batch(inputs),
             verbose=False,
             optimize=False,
         )
@@ -86,6 +88,12 @@ def to_onnx(module: nn.Module, inputs: dict[str, Tensor], outputs: list[str]) ->
     model = program.model_proto
     onnx.checker.check_model(model)
     return model
+
+
+def free_batch(inputs: dict[str, Tensor]) -> dict[str, dict[int, Any]]:
+    """The shapes of inputs, as `torch.export` takes them: the first axis is the batch N, the others are fixed."""
+    batch = torch.export.Dim("N", min=1, max=2**20)
+    return {name: {0: batch} for name in inputs}
 
 
 def _optimize(model: ir.Model) -> None:

@@ -19,8 +19,8 @@ from torch import Tensor, fx, nn
 
 from metaspec_contract.model import COTANGENT, GRADIENT, SPECTRA, STRUCTURE
 from metaspec_contract.structures import PIXELS
-from metaspec_export.graph.forward import to_onnx
-from metaspec_export.graph.joint import constants, trace_joint
+from metaspec_export.graph.forward import free_batch, to_onnx
+from metaspec_export.graph.joint import constants, decomposed_program, trace_joint
 from metaspec_training.networks.layers import CircularConv, wrap
 
 
@@ -33,7 +33,8 @@ def gradient_graph(network: nn.Module) -> onnx.ModelProto:
         shape = network(example).flatten(1, -2).shape
     cotangent = torch.zeros(shape)  # not a tensor of inference mode, which cannot be traced
     joint = _Joint(network, trace_joint(network, (1, PIXELS, PIXELS))).eval()
-    return to_onnx(joint, {STRUCTURE: example, COTANGENT: cotangent}, [SPECTRA, GRADIENT])
+    inputs = {STRUCTURE: example, COTANGENT: cotangent}
+    return to_onnx(decomposed_program(joint, inputs, free_batch(inputs)), inputs, [SPECTRA, GRADIENT])
 
 
 class _Joint(nn.Module):
