@@ -1,4 +1,4 @@
-"""Run folder: written by `metaspec optimise`, read and added to by `metaspec-simulate verify`.
+"""Run folder: written by `metaspec optimise` and `metaspec polish`, read and added to by `metaspec-simulate verify`.
 
 designs.npy       uint8 (N, 128, 128), best first           design_000.npy, .gds, .png, spectra_000.png, ...
 spectra.npy       float32 (N, channels, wavelengths)        history.csv, history.png, report.html
@@ -66,6 +66,22 @@ class DesignFiles(BaseModel):
     spectra: str
 
 
+class Unpolished(BaseModel):
+    """The design that a polished one started from.
+
+    Attributes:
+        rank: its rank in the run folder that it is from.
+        predicted: figures of merit there, predicted by a model or simulated.
+        simulated: figures of merit by the source that polished it, of the same design.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    rank: int = Field(ge=0)
+    predicted: Merit
+    simulated: Merit
+
+
 class Design(BaseModel):
     """One design of a run.
 
@@ -78,6 +94,7 @@ class Design(BaseModel):
         solid_nm: width of the narrowest solid feature in nm.
         void_nm: width of the narrowest void feature in nm.
         files: files of the design.
+        unpolished: the design that it started from, where `metaspec polish` made it.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -90,6 +107,7 @@ class Design(BaseModel):
     solid_nm: FiniteFloat
     void_nm: FiniteFloat
     files: DesignFiles
+    unpolished: Unpolished | None = None
 
 
 class RunReport(BaseModel):
@@ -154,15 +172,17 @@ class RunReport(BaseModel):
 
 
 class VerifiedDesign(BaseModel):
-    """One design, predicted and simulated.
+    """One design, as the optimiser saw it and simulated.
 
     Attributes:
         rank: rank in `report.json`.
-        predicted: figures of merit of the predicted spectra.
+        predicted: figures of merit of the spectra that the optimiser saw, predicted or simulated.
         simulated: figures of merit of the simulated spectra, by the solver's grid cells per period.
-        mae: mean absolute error of the predicted spectra.
-        rms: root mean square error of the predicted spectra.
+        mae: mean absolute difference of those two spectra, on the finest grid.
+        rms: root mean square difference of those two spectra, on the finest grid.
         grid_difference_rms: rms difference of the spectra on the two finest grids, where there are two.
+        non_discreteness: mean of 4 d (1 - d) over the pixels' densities d, where a design has grey pixels.
+        thresholded: as `simulated`, of the design thresholded at 1/2, where it has grey pixels.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -173,6 +193,8 @@ class VerifiedDesign(BaseModel):
     mae: FiniteFloat
     rms: FiniteFloat
     grid_difference_rms: FiniteFloat | None = None
+    non_discreteness: FiniteFloat | None = None
+    thresholded: dict[str, Merit] | None = None
 
 
 class VerifyReport(BaseModel):
@@ -180,8 +202,8 @@ class VerifyReport(BaseModel):
 
     Attributes:
         schema_version: version of this schema.
-        model: model whose predictions were optimised.
-        model_version: version of that model.
+        model: model whose predictions were optimised, or name of the solver.
+        model_version: version of that model or solver.
         objective: name of the objective.
         solver: name and version of the solver, and its grids in cells per period.
         process: device that was simulated.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import sys
 from collections.abc import Callable
 from importlib.metadata import version
@@ -14,7 +13,7 @@ import typer
 from tqdm import tqdm
 
 from metaspec_contract.files import read_array, replacing, write_json
-from metaspec_contract.process import Process, complete_process
+from metaspec_contract.process import Process, read_process
 from metaspec_contract.run_folder import REPORT, VERIFY
 from metaspec_simulation.data.damage import finished
 from metaspec_simulation.data.designs import candidates, read_designs
@@ -35,7 +34,8 @@ from metaspec_simulation.dataset import (
 )
 from metaspec_simulation.jobs import Function, Job, Progress, run_here, run_on_cluster
 from metaspec_simulation.physics.solver import DECAY, LONGEST, Solver
-from metaspec_simulation.verify import Task, as_report, compare, table, tasks
+from metaspec_simulation.simulated import Task, simulations, tasks
+from metaspec_simulation.verify import as_report, compare, table
 
 _FROM = "--from-designs"
 
@@ -230,7 +230,7 @@ def check_datasets(
             raise ValueError(
                 f"{folder} holds other structures than {checksums} says: {checksum} instead of {expected[name]}"
             )
-        typer.echo(f"{folder} is intact: {samples} of {total} samples.")
+        typer.echo(f"{folder} is intact: {samples} of {total} samples. {summary(read_dataset(folder))}")
 
 
 def _read_checksums(file: Path) -> dict[str, str]:
@@ -256,6 +256,8 @@ def verify_designs(
 ) -> None:
     """Simulate the designs of an optimiser and compare their spectra with the predicted ones.
 
+    Designs with grey pixels are simulated as they are and thresholded at 1/2.
+
     Prints a table and writes `verify.json` and `verify.png` into FOLDER. Simulations are kept in FOLDER/simulated: given again,
     the command resumes where it was interrupted, and nothing is simulated twice.
     """
@@ -265,7 +267,7 @@ def verify_designs(
     todo = tasks(designs, cells, best)
     from metaspec_simulation.figures import draw_verification  # matplotlib: slow to import, and needed here only
 
-    every = [task for row in todo for task in row]
+    every = simulations(todo)
     missing = [task for task in every if task.done is None]
     if missing:
         with tqdm(total=len(every), initial=len(every) - len(missing), unit="simulation") as bar:
@@ -306,20 +308,10 @@ def import_files(
 
 
 def _process(path: Path | None) -> Process:
-    """The default process, with the fields of a file in place of the default ones; prints what these change.
-
-    Raises:
-        ValueError: the file is not a JSON object, or a field is unknown or has a wrong value. File and field are named.
-    """
+    """The default process, with the fields of a file in place of the default ones; prints what these change."""
     if path is None:
         return Process()
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(fields, dict):
-            raise ValueError(f"expected a JSON object with fields of the process, got {type(fields).__name__}")
-        process = complete_process(Process().model_dump(mode="json") | fields)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+    process = read_process(path)
     _print_process(process, path)
     return process
 

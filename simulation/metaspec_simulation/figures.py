@@ -6,6 +6,8 @@ detector R is at the top left.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
@@ -25,33 +27,35 @@ _MATERIAL = LinearSegmentedColormap.from_list("material", ["#fbfaf6", "#39536b"]
 
 
 def draw_verification(result: Verification) -> Figure:
-    """The best designs when simulated, with predicted and simulated spectra; the error over wavelength; figures of merit.
+    """The best designs when simulated, with both spectra; their difference over wavelength; figures of merit.
 
     Args:
         result: comparison by `metaspec_simulation.verify.compare`.
     """
-    predicted, simulated = result.merit(result.predicted), result.merit(result.simulated)
+    predicted, simulated = result.merit(result.predicted), result.merit(result.simulated.spectra)
+    thresholded = result.merit(result.thresholded.spectra)[-1, :, 0]
     best = np.argsort(-simulated[-1, :, 0], kind="stable")[:SHOWN]
     figure = Figure(figsize=(3.9 * (len(best) + 1), 7.4), layout="constrained")
     axes = figure.subplots(2, len(best) + 1, height_ratios=(1, 1.1))
-    highest = 1.25 * max(float(result.simulated[-1, best].max()), float(result.predicted[best].max()))
+    drawn = (result.predicted, result.simulated.spectra[-1], result.thresholded.spectra[-1])
+    highest = 1.25 * max(float(spectra[best].max()) for spectra in drawn)
     for column, k in enumerate(best):
         above, below = axes[:, column]
         _draw_structure(above, result.designs.structures[k], result.designs.process.period_um)
-        above.set_title(
-            f"design {result.ranks[k]:03d}\nmin efficiency {predicted[k, 0]:.3f} predicted, "
-            f"{simulated[-1, k, 0]:.3f} simulated",
-            fontsize=10,
-        )
+        title = f"design {result.ranks[k]:03d}"
+        title += f", non-discreteness {result.non_discreteness[k]:.3f}" if result.grey[k] else ""
+        title += f"\nmin efficiency {predicted[k, 0]:.3f} {result.designs.origin},\n{simulated[-1, k, 0]:.3f} simulated"
+        title += f", {thresholded[k]:.3f} thresholded" if result.grey[k] else ""
+        above.set_title(title, fontsize=10)
         _draw_spectra(below, result, int(k))
         below.set(ylim=(0, highest), ylabel="" if column else "efficiency")
-    _draw_legend(axes[1, 0], result.cells[-1])  # above the lines, where the limit leaves room
+    _draw_legend(axes[1, 0], result)  # above the lines, where the limit leaves room
     _draw_error(axes[0, -1], result)
-    _draw_parity(axes[1, -1], predicted, simulated)
+    _draw_parity(axes[1, -1], predicted, simulated, result.designs.origin)
     return figure
 
 
-def _draw_structure(axes: Axes, structure: NDArray[np.uint8], period_um: float) -> None:
+def _draw_structure(axes: Axes, structure: NDArray[Any], period_um: float) -> None:
     axes.imshow(structure, cmap=_MATERIAL, vmin=0, vmax=1, extent=(0, period_um, period_um, 0), interpolation="nearest")
     half = period_um / 2
     for draw_line in (axes.axhline, axes.axvline):
@@ -68,37 +72,41 @@ def _draw_structure(axes: Axes, structure: NDArray[np.uint8], period_um: float) 
 def _draw_spectra(axes: Axes, result: Verification, k: int) -> None:
     _shade_bands(axes)
     for channel, colour in enumerate(_LINES.values()):
-        axes.plot(result.wavelengths_nm, result.simulated[-1, k, channel], color=colour, alpha=0.45, lw=3)
+        axes.plot(result.wavelengths_nm, result.simulated.spectra[-1, k, channel], color=colour, alpha=0.45, lw=3)
         axes.plot(result.wavelengths_nm, result.predicted[k, channel], color=colour, lw=1.2, ls="--")
+        if result.grey[k]:
+            axes.plot(result.wavelengths_nm, result.thresholded.spectra[-1, k, channel], color=colour, lw=1, ls=":")
     mae = np.abs(result.error[k]).mean()
-    axes.set_title(f"mean absolute error {mae:.4f}", fontsize=10)
+    axes.set_title(f"mean absolute difference {mae:.4f}", fontsize=10)
     axes.set(xlabel="wavelength (nm)", xlim=(result.wavelengths_nm[0], result.wavelengths_nm[-1]))
 
 
-def _draw_legend(axes: Axes, cells: int) -> None:
+def _draw_legend(axes: Axes, result: Verification) -> None:
     styles = [
-        Line2D([], [], color="0.3", alpha=0.45, lw=3, label=f"simulated, {cells} cells"),
-        Line2D([], [], color="0.3", lw=1.2, ls="--", label="predicted"),
+        Line2D([], [], color="0.3", alpha=0.45, lw=3, label=f"simulated, {result.cells[-1]} cells"),
+        Line2D([], [], color="0.3", lw=1.2, ls="--", label=result.designs.origin),
     ]
+    if result.grey.any():
+        styles.append(Line2D([], [], color="0.3", lw=1, ls=":", label="simulated, thresholded at 1/2"))
     axes.legend(handles=styles, fontsize=9, loc="upper right", framealpha=0.9)
 
 
 def _draw_error(axes: Axes, result: Verification) -> None:
-    """The absolute error, mean over the designs, over wavelength."""
+    """The absolute difference of both spectra, mean over the designs, over wavelength."""
     _shade_bands(axes)
     for channel, (name, colour) in enumerate(_LINES.items()):
         error = np.abs(result.error[:, channel]).mean(axis=0)
         axes.plot(result.wavelengths_nm, error, color=colour, lw=1.2, label=name)
     designs = "1 design" if len(result.ranks) == 1 else f"mean of {len(result.ranks)} designs"
-    axes.set_title(f"absolute error of the prediction,\n{designs}", fontsize=10)
+    axes.set_title(f"absolute difference, {result.designs.origin}\nfrom simulated, {designs}", fontsize=10)
     highest = 1.25 * float(np.abs(result.error).mean(axis=0).max()) or 1
     axes.set(xlabel="wavelength (nm)", ylabel="efficiency", ylim=(0, highest))
     axes.set_xlim(result.wavelengths_nm[0], result.wavelengths_nm[-1])
     axes.legend(ncols=4, fontsize=9, loc="upper right")
 
 
-def _draw_parity(axes: Axes, predicted: NDArray[np.floating], simulated: NDArray[np.floating]) -> None:
-    """Predicted over simulated figures of merit; with several grids, bars span their results."""
+def _draw_parity(axes: Axes, predicted: NDArray[np.floating], simulated: NDArray[np.floating], origin: str) -> None:
+    """Figures of merit that the optimiser saw over simulated ones; with several grids, bars span their results."""
     finest = simulated[-1]
     limits = np.array([min(predicted.min(), simulated.min()), max(predicted.max(), simulated.max())])
     limits += np.array([-0.08, 0.08]) * max(np.ptp(limits), 0.02)
@@ -117,7 +125,7 @@ def _draw_parity(axes: Axes, predicted: NDArray[np.floating], simulated: NDArray
             label=name,
         )
     axes.set_title("colour efficiency, G = G1 + G2", fontsize=10)
-    axes.set(xlabel="simulated", ylabel="predicted", xlim=limits, ylim=limits, aspect="equal")
+    axes.set(xlabel="simulated", ylabel=origin, xlim=limits, ylim=limits, aspect="equal")
     axes.legend(fontsize=9, loc="upper left")
 
 

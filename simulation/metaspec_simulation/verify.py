@@ -1,18 +1,15 @@
-"""Verification: the designs of an optimiser, simulated, and compared with the surrogate's predictions.
+"""Verification: the designs of an optimiser, simulated, and compared with the spectra that the optimiser saw.
 
 An optimiser finds the structures for which a surrogate errs in the optimiser's favour, so predicted figures of merit are too
-good more often than not. Each design is simulated on one or several grids. Simulations are kept in the run folder, in
-`simulated/`, under names that hash everything they depend on: nothing is simulated twice, nothing stale is used.
+good more often than not. Each design is simulated on one or several grids. A design with grey pixels cannot be made: it is
+simulated as it is and thresholded at 1/2, which says what its grey rest is worth.
 """
 
 from __future__ import annotations
 
-import hashlib
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,89 +17,46 @@ from scipy.stats import spearmanr
 
 from metaspec_contract.detectors import COLOURS, DETECTORS
 from metaspec_contract.figures_of_merit import colour_efficiency, crosstalk
-from metaspec_contract.files import replacing
 from metaspec_contract.process import Process
 from metaspec_contract.run_folder import ByColour, Merit, VerifiedDesign, VerifyReport
-from metaspec_contract.structures import Structure, pack
-from metaspec_simulation.data.designs import Designs, process_of_spectra
-from metaspec_simulation.physics.solver import DECAY, Simulation, Solver
+from metaspec_simulation.data.designs import Designs
+from metaspec_simulation.simulated import FOLDER, Task, simulations
 
 Floats = NDArray[np.floating]
 
-_FIELDS = tuple(field.name for field in fields(Simulation))
-_FOLDER = "simulated"
-
 
 @dataclass(frozen=True)
-class Task:
-    """One design on one grid.
+class Simulated:
+    """Simulated spectra of K designs on G grids.
 
     Attributes:
-        process: process to simulate.
-        cells: the solver's grid cells per period.
-        structure: the design, uint8 (128, 128).
-        file: file where the simulation is kept.
+        spectra: efficiencies of R, G1, G2, B, float32 (G, K, 4, W).
+        energy_error: rms over wavelengths of reflection + transmission - 1, (G, K).
     """
 
-    process: Process
-    cells: int
-    structure: Structure
-    file: Path
-
-    @property
-    def done(self) -> Simulation | None:
-        """The simulation, or None where there is no whole file of it."""
-        try:
-            with np.load(self.file, allow_pickle=False) as kept:
-                return Simulation(**{name: kept[name] for name in _FIELDS})
-        except (OSError, ValueError, KeyError, EOFError, BadZipFile):
-            return None
-
-    def simulate(self, solver: Solver) -> None:
-        """Simulate, and keep the result."""
-        simulation = solver.simulate(self.structure)
-        with replacing(self.file) as partial:
-            np.savez(partial, **{name: getattr(simulation, name) for name in _FIELDS})
-
-
-def tasks(designs: Designs, cells: list[int], best: int | None = None) -> list[list[Task]]:
-    """The simulations of the best designs (all by default): for each design one task per grid, coarsest first.
-
-    Raises:
-        ValueError: the wavelengths of the predicted spectra are not evenly spaced.
-    """
-    process = process_of_spectra(designs)
-    folder = designs.folder.absolute() / _FOLDER  # workers may run elsewhere
-    folder.mkdir(exist_ok=True)
-
-    def file(structure: Structure, grid: int) -> Path:
-        recipe = (version("metaspec-lab"), process.model_dump_json(), str(grid), str(DECAY))
-        digest = hashlib.sha256("\n".join(recipe).encode() + pack(structure).tobytes())
-        return folder / f"{digest.hexdigest()[:16]}-{grid}.npz"
-
-    grids = sorted(set(cells))
-    return [[Task(process, grid, one, file(one, grid)) for grid in grids] for one in designs.structures[:best]]
+    spectra: NDArray[np.float32]
+    energy_error: Floats
 
 
 @dataclass(frozen=True)
 class Verification:
-    """Predicted and simulated spectra of K designs, side by side.
+    """Spectra of K designs as the optimiser saw them and simulated, side by side.
 
     Attributes:
         designs: the optimiser's designs, of which the first K are compared.
         tasks: simulations they are compared with, for each design on each grid.
         cells: cells per period of the grids, (G,), coarsest first; the finest one is the reference.
-        predicted: predicted spectra, float32 (K, 4, W).
-        simulated: simulated spectra, float32 (G, K, 4, W).
-        energy_error: rms over wavelengths of reflection + transmission - 1, (G, K).
+        predicted: spectra that the optimiser saw, predicted or simulated, float32 (K, 4, W).
+        simulated: the designs, simulated as they are.
+        thresholded: the designs, simulated after thresholding at 1/2; the same where they are binary.
     """
 
     designs: Designs
     tasks: list[list[Task]]
     cells: tuple[int, ...]
     predicted: NDArray[np.float32]
-    simulated: NDArray[np.float32]
-    energy_error: Floats
+    simulated: Simulated
+    thresholded: Simulated
 
     @property
     def process(self) -> Process:
@@ -121,8 +75,8 @@ class Verification:
 
     @property
     def error(self) -> NDArray[np.float32]:
-        """Predicted minus simulated efficiency, (K, 4, W)."""
-        difference: NDArray[np.float32] = self.predicted - self.simulated[-1]
+        """Efficiency that the optimiser saw minus simulated efficiency, (K, 4, W)."""
+        difference: NDArray[np.float32] = self.predicted - self.simulated.spectra[-1]
         return difference
 
     @property
@@ -130,8 +84,23 @@ class Verification:
         """Rms difference of each design's spectra on the two finest grids, (K,); None with one grid."""
         if len(self.cells) < 2:
             return None
-        difference: NDArray[np.float32] = np.sqrt(((self.simulated[-1] - self.simulated[-2]) ** 2).mean(axis=(1, 2)))
+        coarser, finest = self.simulated.spectra[-2:]
+        difference: NDArray[np.float32] = np.sqrt(((finest - coarser) ** 2).mean(axis=(1, 2)))
         return difference
+
+    @property
+    def grey(self) -> NDArray[np.bool_]:
+        """Which designs have grey pixels, (K,)."""
+        return np.array([row[0].grey for row in self.tasks])
+
+    @property
+    def non_discreteness(self) -> Floats:
+        """Mean of 4 d (1 - d) over the pixels' densities d, (K,): 0 for a binary design, 1 where all pixels are 1/2.
+
+        It is the measure of O. Sigmund, Struct. Multidiscip. Optim. 33, 401 (2007).
+        """
+        densities = [row[0].structure.astype(np.float64) for row in self.tasks]
+        return np.array([np.mean(4 * density * (1 - density)) for density in densities])
 
     def merit(self, spectra: NDArray[np.float32]) -> Floats:
         """Smallest colour efficiency, then red, green (G1 + G2) and blue: (..., K, 4, W) to (..., K, 4)."""
@@ -145,52 +114,77 @@ def compare(designs: Designs, todo: list[list[Task]]) -> Verification:
     Raises:
         ValueError: a simulation is missing.
     """
-    done = [[task.done for task in row] for row in todo]
-    missing = sum(simulation is None for row in done for simulation in row)
+    done = {task.file: task.done for task in simulations(todo)}
+    missing = sum(simulation is None for simulation in done.values())
     if missing:
         raise ValueError(f"{missing} simulations of {designs.folder} are missing")
-    by_grid = [[one for one in column if one is not None] for column in zip(*done, strict=True)]
+
+    def collect(rows: list[list[Task]]) -> Simulated:
+        by_grid = [
+            [one for task in column if (one := done[task.file]) is not None] for column in zip(*rows, strict=True)
+        ]
+        return Simulated(
+            spectra=np.array([[one.spectra for one in column] for column in by_grid]),
+            energy_error=np.array([[np.sqrt(np.mean(one.energy_error**2)) for one in column] for column in by_grid]),
+        )
+
     return Verification(
         designs=designs,
         tasks=todo,
         cells=tuple(task.cells for task in todo[0]),
         predicted=designs.predicted[: len(todo)],
-        simulated=np.array([[one.spectra for one in column] for column in by_grid]),
-        energy_error=np.array([[np.sqrt(np.mean(one.energy_error**2)) for one in column] for column in by_grid]),
+        simulated=collect(todo),
+        thresholded=collect([[task.thresholded for task in row] for row in todo]),
     )
 
 
 def table(result: Verification) -> str:
     """A comparison as text: one line per design, and a summary."""
-    predicted, simulated = result.merit(result.predicted), result.merit(result.simulated)
-    coarser = [f"min ({cells})" for cells in result.cells[:-1]] + (["grids rms"] if len(result.cells) > 1 else [])
+    predicted, simulated = result.merit(result.predicted), result.merit(result.simulated.spectra)
+    on_solver = result.designs.report.simulated
     groups = ["min efficiency"]
     groups += [f"{colour} = {' + '.join(of)}" if len(of := DETECTORS[colour]) > 1 else colour for colour in COLOURS]
+    columns = {
+        "MAE": np.abs(result.error).mean(axis=(1, 2)),
+        "rms": np.sqrt((result.error**2).mean(axis=(1, 2))),
+        "energy": result.simulated.energy_error[-1],
+    }
+    columns |= {f"min ({cells})": simulated[g, :, 0] for g, cells in enumerate(result.cells[:-1])}
+    if (apart := result.grid_difference) is not None:
+        columns["grids rms"] = apart
+    notes = []
+    if on_solver:
+        notes.append(f"optim.: {result.designs.origin}; MAE and rms are differences from that.")
+    if result.designs.report.merged_greens:
+        notes.append("The model knows only the mean of G1 and G2: MAE and rms include their difference.")
+    if result.grey.any():
+        thresholded = result.merit(result.thresholded.spectra)[..., 0]
+        columns["grey"] = result.non_discreteness
+        columns["min, 1/2"] = thresholded[-1]
+        columns |= {f"1/2 ({cells})": thresholded[g] for g, cells in enumerate(result.cells[:-1])}
+        notes.append(
+            "grey: mean of 4 d (1 - d) over the pixels' densities d; min, 1/2: min efficiency thresholded at 1/2."
+        )
     top = f"{'':4}" + "".join(f"  {name:^15}" for name in groups)
-    head = f"{'rank':4}" + "  predict.  simul." * len(groups)
-    head += "".join(f"{name:>10}" for name in ("MAE", "rms", "energy", *coarser))
+    head = f"{'rank':4}" + ("   optim.  simul." if on_solver else "  predict.  simul.") * len(groups)
+    head += "".join(f"{name:>10}" for name in columns)
     lines = [f"Simulated at {result.cells[-1]} cells per period.", "", top, head]
-    mae, rms = np.abs(result.error).mean(axis=(1, 2)), np.sqrt((result.error**2).mean(axis=(1, 2)))
-    apart = result.grid_difference
     for k, rank in enumerate(result.ranks):
         pairs = "".join(
             f"  {ours:8.4f} {theirs:6.4f}" for ours, theirs in zip(predicted[k], simulated[-1, k], strict=True)
         )
-        numbers = [mae[k], rms[k], result.energy_error[-1, k], *simulated[:-1, k, 0]]
-        numbers += [] if apart is None else [apart[k]]
-        lines.append(f"{rank:4}{pairs}" + "".join(f"{number:10.4f}" for number in numbers))
-    if result.designs.report.merged_greens:
-        lines += ["", "The model knows only the mean of G1 and G2: MAE and rms include their difference."]
-    return "\n".join([*lines, "", *_summary_lines(summary(result))])
+        lines.append(f"{rank:4}{pairs}" + "".join(f"{values[k]:10.4f}" for values in columns.values()))
+    lines += ["", *notes] if notes else []
+    return "\n".join([*lines, "", *_summary_lines(result)])
 
 
 def summary(result: Verification) -> dict[str, Any]:
     """Means over the designs, and which of them is the best one when simulated."""
-    predicted, simulated = result.merit(result.predicted)[:, 0], result.merit(result.simulated[-1])[:, 0]
+    predicted, simulated = result.merit(result.predicted)[:, 0], result.merit(result.simulated.spectra[-1])[:, 0]
     best = int(simulated.argmax())
     gap = predicted - simulated
     ranked = len(gap) > 2 and np.ptp(predicted) > 0 and np.ptp(simulated) > 0
-    return {
+    numbers = {
         "best": {
             "rank": result.ranks[best],
             "predicted": float(predicted[best]),
@@ -201,38 +195,68 @@ def summary(result: Verification) -> dict[str, Any]:
         "min_efficiency_error": {"mean": float(gap.mean()), "mean_absolute": float(np.abs(gap).mean())},
         "rank_correlation": float(spearmanr(predicted, simulated).statistic) if ranked else None,
     }
+    return numbers | ({"grey": _summary_of_grey(result)} if result.grey.any() else {})
 
 
-def _summary_lines(numbers: dict[str, Any]) -> list[str]:
+def _summary_of_grey(result: Verification) -> dict[str, Any]:
+    """What the grey rest of the designs is worth."""
+    grey = result.grey
+    density, thresholded = (result.merit(one.spectra)[-1, :, 0] for one in (result.simulated, result.thresholded))
+    best, change = int(thresholded.argmax()), (thresholded - density)[grey]
+    return {
+        "designs": int(grey.sum()),
+        "non_discreteness": float(result.non_discreteness[grey].mean()),
+        "min_efficiency_change": {"mean": float(change.mean()), "lowest": float(change.min())},
+        "best_thresholded": {"rank": result.ranks[best], "simulated": float(thresholded[best])},
+    }
+
+
+def _summary_lines(result: Verification) -> list[str]:
+    numbers, origin = summary(result), result.designs.origin
     best, gap, correlation = numbers["best"], numbers["min_efficiency_error"], numbers["rank_correlation"]
     lines = [
-        f"Best when simulated: rank {best['rank']}, min efficiency {best['simulated']:.4f}, "
-        f"predicted {best['predicted']:.4f}.",
-        f"Spectra: mean absolute error {numbers['mae']:.4f}, rms {numbers['rms']:.4f}.",
-        f"Min efficiency: predicted minus simulated is {gap['mean']:+.4f} on average, "
+        f"Best when simulated: rank {best['rank']}, min efficiency {best['simulated']:.4f} "
+        f"({origin}: {best['predicted']:.4f}).",
+        f"Spectra, {origin} against simulated: mean absolute difference {numbers['mae']:.4f}, rms {numbers['rms']:.4f}.",
+        f"Min efficiency: {origin} minus simulated is {gap['mean']:+.4f} on average, "
         f"{gap['mean_absolute']:.4f} in absolute value.",
     ]
     if correlation is not None:
-        lines.append(f"Rank correlation of predicted and simulated min efficiency: {correlation:.2f}.")
+        lines.append(f"Rank correlation of min efficiency, {origin} and simulated: {correlation:.2f}.")
+    if grey := numbers.get("grey"):
+        count, change, black_white = grey["designs"], grey["min_efficiency_change"], grey["best_thresholded"]
+        lines.append(
+            f"Grey: {count} of {len(result.ranks)} designs, non-discreteness {grey['non_discreteness']:.4f} on average. "
+            f"Thresholding at 1/2 changes their min efficiency by {change['mean']:+.4f} on average, {change['lowest']:+.4f} at "
+            f"worst; best then: rank {black_white['rank']}, {black_white['simulated']:.4f}."
+        )
     return lines
 
 
 def as_report(result: Verification) -> VerifyReport:
     """A comparison as `verify.json` holds it."""
-    apart = result.grid_difference
+    apart, grey, non_discreteness = result.grid_difference, result.grey, result.non_discreteness
+
+    def by_grid(simulated: Simulated, k: int, row: list[Task]) -> dict[str, Merit]:
+        return {
+            str(task.cells): _merit(
+                simulated.spectra[g, k],
+                result.wavelengths_nm,
+                energy_error=float(simulated.energy_error[g, k]),
+                file=f"{FOLDER}/{task.file.name}",
+            )
+            for g, task in enumerate(row)
+        }
+
     designs = [
         VerifiedDesign(
             rank=rank,
             predicted=_merit(result.predicted[k], result.wavelengths_nm),
-            simulated={
-                str(cells): _merit(
-                    result.simulated[g, k],
-                    result.wavelengths_nm,
-                    energy_error=float(result.energy_error[g, k]),
-                    file=f"{_FOLDER}/{result.tasks[k][g].file.name}",
-                )
-                for g, cells in enumerate(result.cells)
-            },
+            simulated=by_grid(result.simulated, k, result.tasks[k]),
+            non_discreteness=float(non_discreteness[k]) if grey[k] else None,
+            thresholded=by_grid(result.thresholded, k, [task.thresholded for task in result.tasks[k]])
+            if grey[k]
+            else None,
             mae=float(np.abs(result.error[k]).mean()),
             rms=float(np.sqrt((result.error[k] ** 2).mean())),
             grid_difference_rms=None if apart is None else float(apart[k]),

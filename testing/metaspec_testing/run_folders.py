@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +30,7 @@ PROCESS = Process(wavelength_step_nm=5)
 
 def write_run_folder(
     folder: Path,
-    structures: NDArray[np.uint8],
+    structures: NDArray[Any],
     predicted: NDArray[np.floating],
     trajectory: NDArray[np.uint8] | None = None,
     process: Process = PROCESS,
@@ -39,7 +40,7 @@ def write_run_folder(
 
     Args:
         folder: folder to create.
-        structures: designs, (N, 128, 128).
+        structures: designs, (N, 128, 128), or densities, which `metaspec optimise` does not write.
         predicted: their spectra, (N, channels, W).
         trajectory: structures visited on the way, (M, 128, 128); no such file by default.
         process: process that the report names; its wavelengths are those of the spectra.

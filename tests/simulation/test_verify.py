@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 from numpy.typing import NDArray
 from pydantic import JsonValue
 
@@ -25,7 +27,9 @@ from metaspec_contract.structures import Structure
 from metaspec_simulation import Solver
 from metaspec_simulation.data.designs import read_designs
 from metaspec_simulation.data.families import random_structure
-from metaspec_simulation.verify import as_report, compare, table, tasks
+from metaspec_simulation.figures import draw_verification
+from metaspec_simulation.simulated import Task, simulations, tasks
+from metaspec_simulation.verify import as_report, compare, summary, table
 from metaspec_testing.run_folders import PROCESS as SPARSE
 from metaspec_testing.run_folders import write_run_folder
 
@@ -116,6 +120,10 @@ def test_the_report(finished: Path, simulated: Floats) -> None:
     assert [row[0] for row in rows] == ["0", "1", "2", "3"]
     assert [row[2] for row in rows] == [f"{smallest:.4f}" for smallest in colours.min(axis=1)]
     assert (finished / "verify.png").read_bytes().startswith(b"\x89PNG")
+    assert len(list((finished / "simulated").iterdir())) == 4
+    assert "grey" not in text
+    assert "grey" not in body["summary"]
+    assert not {"thresholded", "non_discreteness"} & body["designs"][0].keys()
 
 
 def test_only_what_is_missing_is_simulated(finished: Path, structures: Structure, tmp_path: Path) -> None:
@@ -137,8 +145,6 @@ def test_only_what_is_missing_is_simulated(finished: Path, structures: Structure
 
 
 def test_several_grids(structures: Structure, simulated: Floats, tmp_path: Path) -> None:
-    from metaspec_simulation.figures import draw_verification
-
     folder = write_run_folder(tmp_path / "run", structures, simulated, merged_greens=True)
     designs = read_designs(folder)
     todo = tasks(designs, [CELLS + 4, CELLS], best=1)
@@ -147,9 +153,10 @@ def test_several_grids(structures: Structure, simulated: Floats, tmp_path: Path)
         task.simulate(Solver(task.process, task.cells))
     assert len(list((folder / "simulated").iterdir())) == 2, "no temporary file is left"
     result = compare(designs, todo)
-    apart = np.sqrt(np.mean((result.simulated[0, 0] - result.simulated[1, 0]) ** 2))
+    coarse, fine = result.simulated.spectra[:, 0]
+    apart = np.sqrt(np.mean((coarse - fine) ** 2))
     assert 0.001 < apart < 0.1
-    np.testing.assert_allclose(result.error[0], result.simulated[0, 0] - result.simulated[1, 0], atol=1e-6)
+    np.testing.assert_allclose(result.error[0], coarse - fine, atol=1e-6)
     (design,) = as_report(result).designs
     assert design.grid_difference_rms == pytest.approx(apart, rel=1e-5)
     assert design.rms == pytest.approx(apart, rel=1e-3)  # the coarser grid's spectra were the prediction
@@ -159,6 +166,119 @@ def test_several_grids(structures: Structure, simulated: Floats, tmp_path: Path)
     parity = draw_verification(result).axes[-1]
     assert len(parity.containers) == 4, "min, R, G, B"
     assert all(getattr(container, "has_xerr", False) for container in parity.containers)
+
+
+def texts(figure: Figure) -> str:
+    return "\n".join(one.get_text() for one in figure.findobj(Text) if isinstance(one, Text))
+
+
+def test_grey_designs(structures: Structure, simulated: Floats, tmp_path: Path) -> None:
+    """They are simulated as they are and thresholded, on every grid; nothing more is simulated for binary ones."""
+    density = 0.25 + 0.5 * structures[1]
+    folder = write_run_folder(tmp_path / "run", np.stack([structures[0], density]), simulated[:2])
+    designs = read_designs(folder)
+    todo = tasks(designs, [CELLS, CELLS + 4])
+    everything = simulations(todo)
+    assert sum((task.structure == structures[0]).all() for task in everything) == 2
+    assert sum((task.structure == structures[1]).all() for task in everything) == 2
+    assert sum((task.structure == density).all() for task in everything) == 2
+    assert len(everything) == 6
+    solvers = {cells: Solver(SPARSE, cells, longest=20) for cells in (CELLS, CELLS + 4)}
+    for task in everything:
+        task.simulate(solvers[task.cells])
+    result = compare(designs, todo)
+    of_design, of_threshold = result.simulated.spectra, result.thresholded.spectra
+    np.testing.assert_array_equal(of_threshold[:, 0], of_design[:, 0])
+    np.testing.assert_allclose(of_design[1, 1], solvers[CELLS + 4].simulate(density).spectra, atol=1e-6)
+    for g, solver in enumerate(solvers.values()):
+        np.testing.assert_allclose(of_threshold[g, 1], solver.simulate(structures[1]).spectra, atol=1e-6)
+    np.testing.assert_allclose(result.non_discreteness, [0, 0.75])
+
+    binary, grey = as_report(result).designs
+    assert (binary.non_discreteness, binary.thresholded) == (None, None)
+    assert grey.non_discreteness == pytest.approx(0.75)
+    assert grey.thresholded is not None
+    assert list(grey.thresholded) == list(grey.simulated) == ["24", "28"]
+    before, after = grey.simulated["28"], grey.thresholded["28"]
+    smallest = colour_efficiency(of_threshold[1, 1], SPARSE.wavelengths_nm).min()
+    assert after.min_efficiency == pytest.approx(smallest, abs=1e-6)
+    assert after.file is not None
+    with np.load(folder / after.file) as kept:
+        np.testing.assert_array_equal(kept["spectra"], of_threshold[1, 1])
+    change = after.min_efficiency - before.min_efficiency
+    found = summary(result)["grey"]
+    assert (found["designs"], found["non_discreteness"]) == (1, pytest.approx(0.75))
+    assert found["min_efficiency_change"] == {"mean": pytest.approx(change), "lowest": pytest.approx(change)}
+
+    lines = table(result).splitlines()
+    assert lines[3].endswith(" grids rms      grey  min, 1/2  1/2 (24)")
+    coarser = grey.thresholded["24"].min_efficiency
+    assert lines[5].split()[-3:] == ["0.7500", f"{after.min_efficiency:.4f}", f"{coarser:.4f}"]
+    assert lines[4].split()[-3] == "0.0000"
+    assert lines[-1].startswith(
+        "Grey: 1 of 2 designs, non-discreteness 0.7500 on average. "
+        f"Thresholding at 1/2 changes their min efficiency by {change:+.4f} on average"
+    )
+    drawn = texts(draw_verification(result))
+    assert f"{before.min_efficiency:.3f} simulated, {after.min_efficiency:.3f} thresholded" in drawn
+    assert "non-discreteness 0.750" in drawn
+    assert drawn.count("thresholded") == 2, "the grey design, and the legend"
+
+
+def test_what_is_grey_by_rounding_is_binary(structures: Structure, simulated: Floats, tmp_path: Path) -> None:
+    """A steep projection does not reach 0 and 1. The same structure has one name, thresholded or not."""
+    steep = (structures * (1 - 2e-7) + 1e-7).astype(np.float32)
+    folder = write_run_folder(tmp_path / "run", steep, simulated)
+    designs = read_designs(folder)
+    assert designs.structures.dtype == np.uint8
+    np.testing.assert_array_equal(designs.structures, structures)
+    first, *_ = files = [row[0].file for row in tasks(designs, [CELLS])]
+    np.save(folder / "designs.npy", np.stack([0.5 + 0.4 * (2.0 * structures[0] - 1), *structures[1:]]))
+    grey, *others = (row[0] for row in tasks(read_designs(folder), [CELLS]))
+    assert grey.file != first
+    assert grey.thresholded.file == first
+    assert [task.file for task in others] == files[1:]
+
+
+def test_the_name_of_a_simulation_states_when_the_solver_stops(
+    structures: Structure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = Task(SPARSE, CELLS, structures[0], tmp_path)
+    names = {task.file}
+    for name in ("DECAY", "LONGEST"):
+        with monkeypatch.context() as patched:
+            patched.setattr(f"metaspec_simulation.simulated.{name}", 2e-5)
+            names.add(task.file)
+    assert len(names) == 3
+
+
+@pytest.mark.parametrize(
+    ("model", "model_version", "origin"),
+    [
+        ("solver", "64 cells, metaspec-lab 0.2.0", "optimised at 64 cells"),
+        ("solver", "64 cells, decay 0.001, metaspec-lab 0.2.0", "optimised at 64 cells, decay 0.001"),
+        ("rcwa", "1.2", "optimised on rcwa 1.2"),
+    ],
+)
+def test_designs_that_were_optimised_on_the_solver(
+    finished: Path, tmp_path: Path, model: str, model_version: str, origin: str
+) -> None:
+    """Nothing was predicted, and nothing says so."""
+    folder = Path(shutil.copytree(finished, tmp_path / "run"))
+    body = json.loads((folder / "report.json").read_text())
+    changes = {"simulated": True, "model": model, "model_version": model_version, "url": None}
+    (folder / "report.json").write_text(json.dumps(body | changes))
+    designs = read_designs(folder)
+    result = compare(designs, tasks(designs, [CELLS]))
+    text = table(result)
+    best = summary(result)["best"]
+    assert f"min efficiency {best['simulated']:.4f} ({origin}: {best['predicted']:.4f})." in text
+    assert f"Min efficiency: {origin} minus simulated is +" in text
+    assert text.splitlines()[3].startswith("rank   optim.  simul.   optim.")
+    drawn = texts(draw_verification(result))
+    assert f"min efficiency {best['predicted']:.3f} {origin}" in drawn
+    assert "predict" not in (text + drawn).lower()
+    assert "predicted" in as_report(result).model_dump()["designs"][0], "names of fields stay"
 
 
 def test_another_process(structures: Structure, tmp_path: Path, command: Command, refusal: Refusal) -> None:
@@ -226,7 +346,13 @@ def test_reports_that_do_not_fit(
     ("file", "value", "message"),
     [
         ("designs.npy", np.zeros((4, 64, 64), np.uint8), r"designs.npy: structures must be .*got \(4, 64, 64\)"),
-        ("designs.npy", np.full((4, 128, 128), 0.5), "must be binary, .* got 0.5 at structure 0, row 0"),
+        (
+            "designs.npy",
+            np.full((4, 128, 128), 1.5),
+            "designs.npy: structures must lie between 0 .* got 1.5 at structure 0",
+        ),
+        ("designs.npy", np.full((4, 128, 128), np.nan), "designs.npy: structures must lie between 0 .* got nan"),
+        ("trajectory.npy", np.full((4, 128, 128), 0.5), "trajectory.npy: structures must be binary, .* got 0.5"),
         ("designs.npy", np.full((4, 128, 128), 255, np.uint8), "got 255 .*divide 8-bit images by 255"),
         ("designs.npy", np.zeros((0, 128, 128), np.uint8), "designs.npy has 0 rows but report.json lists 4"),
         ("designs.npy", np.array([{"a": 1}], object), "is not a .npy file of plain numbers"),

@@ -5,8 +5,10 @@ The files may come from another machine: all of them are checked before they are
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,8 +17,9 @@ from metaspec_contract.detectors import CHANNELS
 from metaspec_contract.files import read_array
 from metaspec_contract.process import Process
 from metaspec_contract.run_folder import DESIGNS, REPORT, SPECTRA, TRAJECTORY, RunReport, read_report
-from metaspec_contract.structures import Structure, check_binary
+from metaspec_contract.structures import ROUNDING, Structure, as_density, check_binary, check_structures
 from metaspec_simulation.data.families import distinct
+from metaspec_simulation.data.levels import LEVELS, as_levels, as_structure
 
 
 @dataclass(frozen=True)
@@ -26,14 +29,14 @@ class Designs:
     Attributes:
         folder: run folder.
         report: its `report.json`.
-        structures: the designs, best first, uint8 (N, 128, 128).
-        predicted: their predicted spectra, R, G1, G2, B, float32 (N, 4, W).
+        structures: the designs, best first, (N, 128, 128): binary, uint8, if none is grey, otherwise densities, float32.
+        predicted: spectra that the optimiser saw, predicted or, on a solver, simulated; R, G1, G2, B, float32 (N, 4, W).
         trajectory: structures visited on the way, uint8 (M, 128, 128); empty where there is no such file.
     """
 
     folder: Path
     report: RunReport
-    structures: Structure
+    structures: NDArray[Any]
     predicted: NDArray[np.float32]
     trajectory: Structure
 
@@ -47,6 +50,17 @@ class Designs:
         """The report's number for each design."""
         return [design.rank for design in self.report.designs]
 
+    @property
+    def origin(self) -> str:
+        """Where `predicted` comes from, in words: "predicted", or of a run on the solver, "optimised at 64 cells"."""
+        report = self.report
+        if not report.simulated:
+            return "predicted"
+        if re.match(r"\d+ cells", report.model_version):
+            settings = (part for part in report.model_version.split(", ") if not part.startswith("metaspec-lab"))
+            return f"optimised at {', '.join(settings)}"
+        return f"optimised on {report.model} {report.model_version}"
+
 
 def read_designs(folder: Path, process: Process | None = None) -> Designs:
     """Read and check the files of an optimisation.
@@ -59,7 +73,7 @@ def read_designs(folder: Path, process: Process | None = None) -> Designs:
         ValueError: a file is missing or damaged, or two of them contradict each other.
     """
     report = _read_report(folder, process)
-    structures = check_binary(read_array(folder / DESIGNS), name=f"{folder / DESIGNS}: structures")
+    structures = _read_structures(folder / DESIGNS)
     if len(structures) != len(report.designs):
         raise ValueError(f"{folder}: {DESIGNS} has {len(structures)} rows but {REPORT} lists {len(report.designs)}")
     spectra = read_array(folder / SPECTRA)
@@ -82,6 +96,17 @@ def read_designs(folder: Path, process: Process | None = None) -> Designs:
     )
 
 
+def _read_structures(file: Path) -> NDArray[Any]:
+    """Structures of a file: binary, uint8, if none is grey, otherwise densities, float32.
+
+    Densities within `ROUNDING` of 0 or 1 are 0 or 1: a steep projection does not reach them.
+    """
+    density = as_density(check_structures(read_array(file), name=f"{file}: structures")[:, 0])
+    nearest = np.rint(density)
+    grey = np.abs(density - nearest) > ROUNDING
+    return np.where(grey, density, nearest) if grey.any() else nearest.astype(np.uint8)
+
+
 def process_of_spectra(designs: Designs) -> Process:
     """The process at the wavelengths of the predicted spectra.
 
@@ -100,8 +125,10 @@ def process_of_spectra(designs: Designs) -> Process:
     return Process.model_validate(designs.process.model_dump() | band)
 
 
-def candidates(results: list[Designs], limit: int | None = None) -> Structure:
+def candidates(results: list[Designs], limit: int | None = None) -> NDArray[Any]:
     """Structures worth simulating: all designs, then what was visited on the way to them, without symmetric copies.
+
+    Grey designs are rounded to the levels of a data set, multiples of 1/255.
 
     Args:
         results: several optimisations.
@@ -109,16 +136,16 @@ def candidates(results: list[Designs], limit: int | None = None) -> Structure:
             The choice does not depend on what has been simulated: the same call makes the same choice.
 
     Returns:
-        Distinct structures, uint8 (N, 128, 128).
+        Distinct structures, (N, 128, 128): binary, uint8, if none is grey, otherwise densities, float32.
     """
-    ends = np.concatenate([one.structures for one in results])
-    everything = np.concatenate([ends, *(one.trajectory for one in results)])
-    rows = distinct(everything)
+    ends = np.concatenate([as_levels(one.structures) for one in results])
+    levels = np.concatenate([ends, *(np.uint8(LEVELS) * one.trajectory for one in results)])
+    rows = distinct(as_structure(one) for one in levels)
     if limit is not None and len(rows) > limit:
         first, visited = rows[rows < len(ends)][:limit], rows[rows >= len(ends)]
         picked = np.linspace(0, len(visited) - 1, limit - len(first)).round().astype(int)
         rows = np.concatenate([first, visited[picked]])
-    return everything[rows]
+    return as_structure(levels[rows])
 
 
 def _read_report(folder: Path, process: Process | None) -> RunReport:

@@ -183,7 +183,7 @@ def orbit_key(structure: NDArray[Any]) -> str:
     return hashlib.sha256(min(np.ascontiguousarray(image).tobytes() for image in images)).hexdigest()
 
 
-def distinct(structures: NDArray[Any], known: Iterable[NDArray[Any]] = ()) -> NDArray[np.intp]:
+def distinct(structures: Iterable[NDArray[Any]], known: Iterable[NDArray[Any]] = ()) -> NDArray[np.intp]:
     """Rows of `structures` that are no translation, rotation or mirror image of an earlier row or a known structure."""
     seen = {orbit_key(structure) for structure in known}
     rows = []

@@ -26,7 +26,7 @@ from pydantic import BaseModel, StrictBool, ValidationError, model_validator
 
 from metaspec_contract.detectors import CHANNELS
 from metaspec_contract.process import CompleteProcess, Process
-from metaspec_contract.structures import PIXELS
+from metaspec_contract.structures import PIXELS, unpack
 from metaspec_contract.validation import first_error
 from metaspec_simulation.data import labels
 from metaspec_simulation.data.families import SOURCES, SPLITS
@@ -185,6 +185,13 @@ def read_dataset(path: Path, mode: str = "r") -> Group:
         if name not in group and name not in not_required:
             raise ValueError(f"{path}: array {name} is missing")
     return group
+
+
+def read_levels(group: Group, rows: slice | NDArray[np.integer]) -> NDArray[np.uint8]:
+    """Structures of some samples as levels, uint8 (n, 128, 128)."""
+    kept = group["structure"][rows] if isinstance(rows, slice) else group["structure"][:][rows]
+    levels: NDArray[np.uint8] = np.uint8(LEVELS) * unpack(kept) if kept.ndim == 2 else kept
+    return levels
 
 
 def _require_json(file: Path) -> None:
