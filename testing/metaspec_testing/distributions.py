@@ -8,9 +8,14 @@ import sys
 import tarfile
 import tomllib
 import zipfile
+from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
+from importlib.metadata import Distribution, distributions
+from pathlib import Path, PurePath
 from typing import Any
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[2]
 
@@ -54,6 +59,30 @@ def build(source: Path, target: Path) -> Archives:
     return Archives(next(target.glob("*.whl")), next(target.glob("*.tar.gz")))
 
 
+def _needed(wheels: Iterable[str]) -> list[Distribution]:
+    """What wheels need, and what that needs, as far as this environment has it; none of it is ours."""
+    found: dict[str, Distribution] = {}
+    seen: set[tuple[str, str]] = set()
+
+    def visit(distribution: Distribution, extras: Iterable[str]) -> None:
+        for requirement in map(Requirement, distribution.requires or ()):
+            marker, name = requirement.marker, canonicalize_name(requirement.name)
+            if name.startswith("metaspec") or not (
+                marker is None or any(marker.evaluate({"extra": extra}) for extra in ("", *extras))
+            ):
+                continue
+            wanted = {(name, extra) for extra in ("", *requirement.extras)}
+            if not wanted <= seen and (there := next(iter(distributions(name=name)), None)) is not None:
+                seen.update(wanted)
+                found[name] = there
+                visit(there, requirement.extras)
+
+    for wheel in wheels:
+        path, _, extras = wheel.partition("[")
+        visit(next(iter(distributions(path=[path]))), extras.rstrip("]").split(","))
+    return list(found.values())
+
+
 class Environment:
     """A fresh virtual environment, without the packages and settings of this one."""
 
@@ -61,21 +90,37 @@ class Environment:
         subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True, timeout=60)
         self.programs = folder / "bin"
 
-    def install(self, *requirements: str | Path, lock: str) -> None:
-        """Install requirements, and from the package index what they need, in the versions of a lock.
+    def install(self, *wheels: str | Path, lock: str) -> None:
+        """Install wheels of ours. What they say that they need is linked from this environment, in the versions of a lock.
+
+        Args:
+            wheels: paths of wheels, with extras in brackets behind them if any are wanted.
+            lock: name of the lock.
 
         Raises:
-            RuntimeError: The installation failed; the message is pip's output.
+            RuntimeError: something that they need is missing, or of another version; the message is pip's output.
         """
-        command = [sys.executable, "-m", "pip", "--python", str(self.programs / "python"), "install", "--quiet"]
-        constraint = ["--no-compile", "--constraint", str(ROOT / "requirements" / lock)]
-        result = subprocess.run(
-            [*command, *constraint, *map(str, requirements)], capture_output=True, text=True, timeout=280
-        )
+        for distribution in _needed(map(str, wheels)):
+            self._link(distribution)
+        command = [sys.executable, "-m", "pip", "--python", str(self.programs / "python"), "install", "--no-index"]
+        quietly = ["--quiet", "--no-compile", "--constraint", str(ROOT / "requirements" / lock)]
+        result = subprocess.run([*command, *quietly, *map(str, wheels)], capture_output=True, text=True, timeout=120)
         if result.returncode != 0:
-            raise RuntimeError(
-                f"pip install {' '.join(map(str, requirements))} failed:\n{result.stdout}{result.stderr}"
-            )
+            raise RuntimeError(f"pip install {' '.join(map(str, wheels))} failed:\n{result.stdout}{result.stderr}")
+
+    def _link(self, distribution: Distribution) -> None:
+        """Make the files of a distribution appear here, whole packages at once: they are large, and compiled there."""
+        (target,) = self.programs.parent.glob("lib/python*/site-packages")
+        for file in distribution.files or ():
+            entry = PurePath(file.parts[0])
+            if ".." in file.parts or entry.name == "__pycache__":
+                continue
+            source = Path(str(distribution.locate_file("")))
+            while not (entry == file or (source / entry / "__init__.py").exists()):  # namespaces have several owners
+                entry = PurePath(*file.parts[: len(entry.parts) + 1])
+            if not (target / entry).exists():
+                (target / entry).parent.mkdir(parents=True, exist_ok=True)
+                (target / entry).symlink_to(source / entry)
 
     def run(self, program: str, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
         """Run a program of this environment, outside the clone.

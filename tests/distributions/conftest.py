@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import functools
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,16 +22,6 @@ def archives(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Archiv
     return built
 
 
-@pytest.fixture(scope="session")
-def package_index(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Skips where no package index answers, and only there."""
-    download = [sys.executable, "-m", "pip", "download", "--no-cache-dir", "--no-deps", "--retries=1", "--timeout=15"]
-    command = [*download, "--dest", str(tmp_path_factory.mktemp("index")), "idna"]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    if result.returncode != 0:
-        pytest.skip(f"no package index answers: {result.stderr.strip().splitlines()[-1]}")
-
-
 @pytest.fixture
-def environment(package_index: None, tmp_path: Path) -> Environment:
+def environment(tmp_path: Path) -> Environment:
     return Environment(tmp_path / "environment")

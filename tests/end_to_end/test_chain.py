@@ -26,7 +26,13 @@ from metaspec_training.fit.checkpoint import load_network
 from metaspec_training.networks.field import DiffractionFieldNet
 
 ROOT = Path(__file__).parents[2]
-PROCESS = Process(period_um=1.6, wavelength_min_nm=450, wavelength_max_nm=750, wavelength_step_nm=2)
+PROCESS = Process(
+    period_um=1.6,
+    thickness_um=0.2,  # light leaves a thin layer soon: quick to simulate
+    wavelength_min_nm=450,
+    wavelength_max_nm=750,
+    wavelength_step_nm=2,
+)
 CELLS = 24  # the coarsest grid: nobody looks at the physics here
 
 pytestmark = pytest.mark.slow
@@ -54,7 +60,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def checkpoint(data: Path) -> Path:
     runs = data.with_name("runs")
-    network = ("width=32", "blocks=1", "stem=16", "coarse_head=false")
+    network = ("width=32", "blocks=1", "stem=16", "coarse_head=false", "beam=false", "wavelength_nodes=20")
     settings = [f"--model.config.init_args.{setting}" for setting in network]
     run(
         ROOT / "training" / "train.py",

@@ -50,7 +50,7 @@ def test_the_reference_has_the_detectors_in_the_same_places(structure: Structure
     from metaspec_testing.fmmax_reference import efficiencies  # JAX: slow to import
 
     mirrored = np.concatenate([structure[:, :64], structure[:, 63::-1]], axis=1)
-    red, green_1, green_2, blue = efficiencies(mirrored, PROCESS, 530.0, terms=60)
+    red, green_1, green_2, blue = efficiencies(mirrored, PROCESS, 530.0, terms=221)  # compiled for the test above
     assert abs(red - green_2) > 1e-3
     np.testing.assert_allclose([red, green_2], [green_1, blue], atol=1e-8)
 
@@ -127,14 +127,15 @@ def test_dense_and_regular_structures_lose_no_light(name: str) -> None:
 
 
 @pytest.mark.slow
-def test_symmetries(coarsest: Solver, structure: Structure) -> None:
+def test_symmetries(structure: Structure) -> None:
     """The five generators, and all of them at once; that the other 26 are products of these is in their definition."""
-    spectra, elements = coarsest.simulate(structure).spectra, list(symmetries())
+    brief = Solver(PROCESS, cells=24, longest=20)  # holds at any time
+    spectra, elements = brief.simulate(structure).spectra, list(symmetries())
     for number in (1, 2, 4, 8, 16, 31):
         symmetry = elements[number]
         image = symmetry.apply(structure)
         assert not np.array_equal(image, structure)
-        np.testing.assert_allclose(coarsest.simulate(image).spectra, spectra[list(symmetry.channels)], atol=2e-4)
+        np.testing.assert_allclose(brief.simulate(image).spectra, spectra[list(symmetry.channels)], atol=2e-4)
     assert len({symmetry.apply(structure).tobytes() for symmetry in elements}) == 32
 
 
