@@ -12,7 +12,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,6 +40,7 @@ from metaspec_contract.run_folder import (
     DesignFiles,
     Merit,
     RunReport,
+    Unpolished,
 )
 from metaspec_contract.source import Source
 from metaspec_contract.spectra import Spectra
@@ -59,6 +60,7 @@ def write_designs(
     settings: Mapping[str, Any] | None = None,
     seed: int | None = None,
     gds_layer: tuple[int, int] = (1, 0),
+    unpolished: Sequence[Unpolished] = (),
     advance: Callable[[], object] = lambda: None,
 ) -> dict[str, Any]:
     """Write the designs of an optimisation to a run folder, best first.
@@ -71,6 +73,7 @@ def write_designs(
         settings: JSON settings of the optimisation, for the report.
         seed: seed of the random starts, for the report.
         gds_layer: layer and datatype of the solid in the layouts.
+        unpolished: designs that the rows of the batch started from, if it polished designs.
         advance: callback after each design.
 
     Returns:
@@ -101,6 +104,7 @@ def write_designs(
                 picture=f"design_{rank:03d}.png",
                 spectra=f"spectra_{rank:03d}.png",
             ),
+            unpolished=unpolished[int(result.row[rank])] if unpolished else None,
         )
         _write_design(folder, design, structure, spectra, process, gds_layer)
         designs.append(design)
@@ -158,19 +162,9 @@ def mended(result: Result, problem: Problem, width_nm: float) -> Result:
     pixel_nm = problem.source.metadata().process.pixel_nm
     structures = np.stack([without_small_features(structure, width_nm, pixel_nm) for structure in result.structure])
     spectra = problem.source.predict(structures)
-    value = np.asarray(problem.objective(spectra)[0], np.float64)
-    order = np.argsort(-value, kind="stable")
-    return replace(
-        result,
-        structure=structures[order],
-        value=value[order],
-        spectra=spectra[order],
-        latent=result.latent[order],
-        row=result.row[order],
-        found=result.found[order],
-        structures_evaluated=result.structures_evaluated + len(structures),
-        server_calls=result.server_calls + 1,
-    )
+    again = result.judged_again(structures, problem.objective(spectra)[0], spectra)
+    evaluated, calls = result.structures_evaluated + len(structures), result.server_calls + 1
+    return replace(again, structures_evaluated=evaluated, server_calls=calls)
 
 
 def is_finished(folder: str | Path, settings: Mapping[str, Any]) -> bool:

@@ -134,6 +134,6 @@ def draw_history(history: History, *, objective: str) -> Figure:
             fontsize=8,
             color="0.4",
         )
-    ax.set(xlabel="step", ylabel=f"objective {objective}", xlim=(1, max(2, len(steps))))
+    ax.set(xlabel="step", ylabel=f"objective {objective}", xlim=(min(1, history.checked[0] + 1), max(2, len(steps))))
     ax.legend(fontsize=9, loc="lower right")
     return figure

@@ -173,14 +173,15 @@ def by_name(name: str) -> Objective:
     """An objective of the command line, by name.
 
     Args:
-        name: "bayer", the soft minimum of the three colour efficiencies; "min", the hard one; "red", "green", "blue", the
-            efficiency of one colour; "colour-matrix", the negative `ColourMatrixError` under D65.
+        name: "bayer", the soft minimum of the three colour efficiencies; "balanced", a sharper one; "min", the hard one;
+            "red", "green", "blue", the efficiency of one colour; "colour-matrix", the negative `ColourMatrixError` under D65.
 
     Raises:
         ValueError: no such name.
     """
     known: dict[str, Objective] = {
         "bayer": MinEfficiency(softness=0.02),
+        "balanced": MinEfficiency(softness=0.008),
         "min": MinEfficiency(),
         "red": ColourEfficiency("R"),
         "green": ColourEfficiency("G"),

@@ -145,16 +145,26 @@ class Parameterisation:
         return symmetrise(conic_filter(latent, self.radius_nm, self.pixel_nm), self.symmetry)
 
 
-def beta_schedule(steps: int, first: float = 4.0, last: float = 64.0) -> NDArray[np.float64]:
+def beta_schedule(steps: int, first: float = 4.0, last: float = 64.0, stages: int | None = None) -> NDArray[np.float64]:
     """Steepness of the projection in every step, (steps,): geometric from `first` to `last`.
 
+    Args:
+        steps: number of steps.
+        first: steepness in the first step.
+        last: steepness in the last step.
+        stages: number of stages of equal length in which the steepness stays the same; by default, it grows in every step.
+
     Raises:
-        ValueError: the number of steps is negative, or a steepness is not above 0 and finite.
+        ValueError: the number of steps is negative, that of stages not positive, or a steepness is not above 0 and finite.
     """
     for name, value in (("first", first), ("last", last)):
         if not 0 < value < math.inf:
             raise ValueError(f"{name} must be above 0 and finite, got {value}")
-    return np.geomspace(first, last, steps)
+    if stages is None:
+        return np.geomspace(first, last, steps)
+    if stages < 1:
+        raise ValueError(f"stages must be at least 1, got {stages}")
+    return np.geomspace(first, last, stages)[np.arange(steps) * stages // max(steps, 1)]
 
 
 def robust_etas(delta: float) -> tuple[float, float, float]:

@@ -225,7 +225,7 @@ def test_predict_refuses_bad_files(
         (["predict", "x.npy", "--out", "spectra.nc"], "--out must end in .npy or .csv, got spectra.nc"),
         (["predict", "x.npy", "--out", "nowhere/x.npy"], "--out: folder nowhere does not exist"),
         (["predict", "x.npy", "--url", "ftp://x"], "http"),
-        (["optimise", "--out", "x", "--objective", "purple"], "objective must be one of bayer, min"),
+        (["optimise", "--out", "x", "--objective", "purple"], "objective must be one of bayer, balanced, min"),
         (
             ["optimise", "--out", "x", "--gds-layer", "one"],
             "--gds-layer must be two integers, LAYER/DATATYPE, got 'one'",

@@ -258,7 +258,7 @@ def test_by_name(values: Array) -> None:
     assert repr(by_name("bayer")) == "MinEfficiency(softness=0.02)"
     np.testing.assert_allclose(by_name("colour-matrix")(spectra)[0], -ColourMatrixError("D65")(spectra)[0])
     with pytest.raises(
-        ValueError, match="objective must be one of bayer, min, red, green, blue, colour-matrix, got 'x'"
+        ValueError, match="objective must be one of bayer, balanced, min, red, green, blue, colour-matrix, got 'x'"
     ):
         by_name("x")
 

@@ -46,17 +46,29 @@ def efficiencies(spectra: Spectra, efficiency: NDArray[np.float32]) -> Table:
 def designs(report: Mapping[str, Any]) -> Table:
     """Table of the designs of a report, best first."""
     found = report["designs"]
-    headings = ["design", "start", *COLOUR_NAMES.values(), "smallest", "solid (nm)", "void (nm)"]
     caption = f"the {_SHOWN} best of {len(found)} designs" if len(found) > _SHOWN else None
     verb = "simulated" if report["simulated"] else "predicted"
-    table = _table(f"Colour efficiencies, {verb}, and narrowest features", headings, caption)
+    title = f"Colour efficiencies, {verb}, and narrowest features"
+    headings = ["design", "start", *COLOUR_NAMES.values(), "smallest", "solid (nm)", "void (nm)"]
+    if any("unpolished" in design for design in found):
+        title = f"Smallest colour efficiency in the run, {verb} at start and end; widths in nm"
+        headings = ["design", "from", "run", "start", *COLOUR_NAMES.values(), "end", "solid", "void"]
+    table = _table(title, headings, caption)
     for design in found[:_SHOWN]:
         merit = design["predicted"]
         colours = [f"{value:.3f}" for value in merit["colour_efficiency"].values()]
         widths = [f"{design['solid_nm']:.0f}", f"{design['void_nm']:.0f}"]
         smallest = f"[bold]{merit['min_efficiency']:.3f}[/]"
-        table.add_row(f"{design['rank']:03d}", str(design["start"]), *colours, smallest, *widths)
+        table.add_row(f"{design['rank']:03d}", *_origin(design), *colours, smallest, *widths)
     return table
+
+
+def _origin(design: Mapping[str, Any]) -> list[str]:
+    """Number of the start; of a polished design, the design that it started from."""
+    if "unpolished" not in design:
+        return [str(design["start"])]
+    start = design["unpolished"]
+    return [f"{start['rank']:03d}", *(f"{start[kind]['min_efficiency']:.3f}" for kind in ("predicted", "simulated"))]
 
 
 def _table(title: str, headings: list[str], caption: str | None) -> Table:

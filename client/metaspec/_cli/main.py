@@ -15,7 +15,8 @@ from rich.console import Console
 from tqdm import tqdm
 
 from metaspec import objectives, optimise
-from metaspec._cli import bulk, display
+from metaspec._cli import bulk, display, runs
+from metaspec._cli.polish import polish
 from metaspec._cli.sources import (
     SURROGATE,
     ApiKey,
@@ -130,7 +131,7 @@ def _plot_best(spectra: Spectra, best: int, path: Path) -> None:
 def design(
     context: typer.Context,
     out: Annotated[Path, typer.Option(help="Run folder. An interrupted run in it is resumed.")],
-    objective: Annotated[str, typer.Option(help="bayer, min, red, green, blue or colour-matrix.")] = "bayer",
+    objective: Annotated[str, typer.Option(help="bayer, balanced, min, red, green, blue or colour-matrix.")] = "bayer",
     steps: Annotated[int, typer.Option(help="Steps of the optimiser.", min=1)] = 200,
     starts: Annotated[int, typer.Option(help="Random starts, in one batch; or size of the population.", min=1)] = 16,
     optimiser: Annotated[str, typer.Option(help=f"{', '.join(optimise.NAMES)}.")] = "adam",
@@ -150,7 +151,7 @@ def design(
         float, typer.Option(help="Minimum width of solid and void, kept in the optimisation; 0 for any.", min=0)
     ] = 0.0,
     seed: Annotated[int, typer.Option(help="Seed of the random starts.", min=0)] = 0,
-    gds_layer: Annotated[str, typer.Option(help="Layer and datatype of the solid in the layouts.")] = "1/0",
+    gds_layer: runs.GdsLayer = "1/0",
     source: SourceOption = SURROGATE,
     url: Url = DEFAULT_URL,
     model: Model = DEFAULT_MODEL,
@@ -166,7 +167,7 @@ def design(
     from metaspec.designs import begin, is_finished, write_designs  # needs the extra "optimise"
 
     goal = objectives.by_name(objective)
-    layer = _layer(gds_layer)
+    layer = runs.read_layer(gds_layer)
     chosen = choose_source(context, source)
     settings = {
         "objective": objective,
@@ -211,7 +212,7 @@ def design(
         if info.merged_greens:
             typer.echo(f"{MERGED_GREENS}.")
         shown = display.RunDisplay(console, problem, steps)
-        try:
+        with runs.resumable(shown, steps):
             with shown:
                 result = optimise.run(problem, method, steps, checkpoint=checkpoint, callback=shown, progress=False)
             with console.status(f"Measuring, drawing and writing {len(result.structure)} designs ..."):
@@ -224,12 +225,6 @@ def design(
                     seed=seed,
                     gds_layer=layer,
                 )
-        except (KeyboardInterrupt, SourceError) as error:
-            failed = isinstance(error, SourceError)
-            why = f"metaspec: {error}\nStopped" if failed else "Interrupted"
-            where = f" after step {shown.step} of {steps}" if shown.step else ""
-            typer.echo(f"{why}{where}. Repeat the command to resume.", err=True)
-            raise typer.Exit(2 if failed else 130) from None
         checkpoint.unlink()
     shutil.rmtree(cache, ignore_errors=True)
     console.print(display.designs(report))
@@ -238,21 +233,13 @@ def design(
         + (
             f"They are simulated by {info.label}: metaspec-simulate verify {out} --cells N checks them on another grid."
             if info.simulated
-            else f"These are predictions: metaspec-simulate verify {out} checks them with the solver."
+            else f"These are predictions: metaspec-simulate verify {out} checks them with the solver, metaspec polish {out} "
+            "improves them there."
         )
     )
 
 
-def _layer(text: str) -> tuple[int, int]:
-    layer, _, datatype = text.partition("/")
-    try:
-        numbers = int(layer), int(datatype)
-    except ValueError:
-        raise ValueError(f"--gds-layer must be two integers, LAYER/DATATYPE, got {text!r}") from None
-    from metaspec.gds import check_layer
-
-    check_layer(numbers)
-    return numbers
+app.command()(polish)
 
 
 def _terminated(number: int, frame: FrameType | None) -> None:

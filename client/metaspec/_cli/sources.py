@@ -82,12 +82,13 @@ class ChosenSource:
         return self.make(**further, **self.arguments)
 
 
-def choose_source(context: typer.Context, name: str) -> ChosenSource:
+def choose_source(context: typer.Context, name: str, process: Process | None = None) -> ChosenSource:
     """The source of a command, from its options.
 
     Args:
         context: context of the command, which has the options of `OPTIONS`.
         name: name of the source.
+        process: process of a source that has this argument, if the option is not given.
 
     Raises:
         ValueError: there is no such source, it does not have an option that was given, or the file of a process is invalid.
@@ -101,6 +102,8 @@ def choose_source(context: typer.Context, name: str) -> ChosenSource:
     except ImportError as error:
         raise ImportError(f"--{error}") from error
     known, arguments = _parameters(make), {}
+    if process is not None and "process" in known:
+        arguments["process"] = process
     for option in OPTIONS:
         value, origin = context.params[option], context.get_parameter_source(option)
         if option in known:

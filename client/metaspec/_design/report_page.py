@@ -24,7 +24,7 @@ dl {{ display: grid; grid-template-columns: max-content auto; gap: .1em 1em }} d
 </style></head><body>
 <h1>{count} designs, objective {objective}</h1>
 <p class="note">{note}: <code>metaspec-simulate verify</code> on this folder.</p>
-<table><tr><th>design</th><th>min efficiency</th><th>R</th><th>G1 + G2</th><th>B</th><th>crosstalk R, G, B</th>
+<table><tr><th>design</th>{before}<th>min efficiency</th><th>R</th><th>G1 + G2</th><th>B</th><th>crosstalk R, G, B</th>
 <th>narrowest solid, void (nm)</th><th>start</th><th>files</th></tr>
 {rows}</table>
 <h2>History</h2>
@@ -34,6 +34,8 @@ dl {{ display: grid; grid-template-columns: max-content auto; gap: .1em 1em }} d
 <section><h2>Settings</h2><dl>{settings}</dl></section>
 </body></html>
 """
+
+_BEFORE = "<th>polished from</th><th>min efficiency there</th><th>the same, simulated</th>"
 
 
 def page(report: Mapping[str, Any], folder: Path) -> str:
@@ -50,6 +52,7 @@ def page(report: Mapping[str, Any], folder: Path) -> str:
         count=len(designs),
         objective=html.escape(report["objective"]),
         note=html.escape(_note(report)),
+        before=_BEFORE if any("unpolished" in design for design in designs) else "",
         rows="\n".join(map(_row, designs)),
         evaluated=f"{report['structures_evaluated']:,}",
         calls=f"{report['server_calls']:,}",
@@ -78,6 +81,7 @@ def _row(design: Mapping[str, Any]) -> str:
     merit, files = design["predicted"], design["files"]
     cells = [
         f'<a href="#design-{design["rank"]}">{design["rank"]:03d}</a>',
+        *_before(design),
         f"<b>{merit['min_efficiency']:.3f}</b>",
         *(f"{value:.3f}" for value in merit["colour_efficiency"].values()),
         ", ".join(f"{value:.3f}" for value in merit["crosstalk"].values()),
@@ -86,6 +90,15 @@ def _row(design: Mapping[str, Any]) -> str:
         "".join(f'<a href="{files[kind]}">{files[kind].rpartition(".")[2]}</a>' for kind in ("structure", "layout")),
     ]
     return f"<tr>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
+
+
+def _before(design: Mapping[str, Any]) -> list[str]:
+    """Cells on the design that a polished one started from."""
+    if "unpolished" not in design:
+        return []
+    start = design["unpolished"]
+    merits = (f"{start[kind]['min_efficiency']:.3f}" for kind in ("predicted", "simulated"))
+    return [f"{start['rank']:03d}", *merits]
 
 
 def _section(design: Mapping[str, Any], folder: Path) -> str:

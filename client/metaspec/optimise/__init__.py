@@ -22,6 +22,7 @@ from metaspec.optimise.adam import Adam
 from metaspec.optimise.base import Optimiser
 from metaspec.optimise.control import ControlPoints
 from metaspec.optimise.loop import run
+from metaspec.optimise.polishing import polish
 from metaspec.optimise.problem import Problem, Score
 from metaspec.optimise.record import History, Progress, Result
 from metaspec.optimise.refinement import Refined, Refinement, refine
@@ -41,6 +42,7 @@ __all__ = [
     "Result",
     "Score",
     "by_name",
+    "polish",
     "refine",
     "run",
 ]

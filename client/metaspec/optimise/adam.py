@@ -18,7 +18,7 @@ class Adam(Optimiser):
     """
 
     def __init__(
-        self, start: ArrayLike, learning_rate: float = 0.02, decay: tuple[float, float] = (0.9, 0.999)
+        self, start: ArrayLike, learning_rate: float = 0.04, decay: tuple[float, float] = (0.9, 0.999)
     ) -> None:
         self._latent = check_latents(start)
         self._mean, self._square = np.zeros_like(self._latent), np.zeros_like(self._latent)

@@ -8,17 +8,19 @@ from os import PathLike
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import ArrayLike
 from tqdm import tqdm
 
 from metaspec.optimise import checkpoint as checkpoints
-from metaspec.optimise.base import Array, Optimiser
+from metaspec.optimise.base import Array, Optimiser, digest
 from metaspec.optimise.problem import Problem
 from metaspec.optimise.record import History, Progress, Record, Result
 from metaspec.optimise.refinement import Refined, Refinement
 from metaspec.topology import beta_schedule
 from metaspec_contract.spectra import Spectra
-from metaspec_contract.structures import unpack
+from metaspec_contract.structures import check_binary, unpack
 
+_BEFORE = -1  # number of the check before the first step
 _STAGES = 8  # of the steepness: the objective is constant within a stage, as line searches require
 # Shares of the steps after which a minimum feature size counts, and after which binary structures are refined.
 _FREE, _BOUND = 0.55, 0.85
@@ -31,6 +33,7 @@ def run(
     *,
     betas: Sequence[float] | None = None,
     check_every: int = 5,
+    structure: ArrayLike | None = None,
     checkpoint: str | PathLike[str] | None = None,
     save_every_s: float = 30.0,
     callback: Callable[[Progress], None] | None = None,
@@ -57,6 +60,8 @@ def run(
             with gradients, and infinite (binary structures) for a gradient-free one. With a minimum feature size and
             gradients, infinite means a step of the refinement.
         check_every: number of steps between evaluations of the thresholded structures.
+        structure: binary structures (M, y, x) that the rows start from. They are evaluated before the first step: the result
+            is never worse than they are.
         checkpoint: path of the checkpoint, which is resumed if it exists.
         save_every_s: shortest time between two checkpoints in seconds.
         callback: callback after each step.
@@ -84,6 +89,12 @@ def run(
     }
     ends = {steps - 1, *(step - 1 for step in range(1, steps) if betas[step - 1] < betas[step] == np.inf)}
     checked = [step for step in range(steps) if step % check_every == 0 or step in ends]
+    if structure is not None:
+        known = check_binary(structure, shape[1:])
+        if len(known) != shape[0]:
+            raise ValueError(f"structure must have {shape[0]} rows, one for each row of the batch, got {len(known)}")
+        settings["structure"] = digest(known)
+        checked = [_BEFORE, *checked]
     info = problem.source.metadata()
     record = Record.empty(steps, len(checked), shape, info)
     file = None if checkpoint is None else Path(checkpoint)
@@ -112,6 +123,16 @@ def run(
             done, spent, state = complete
             checkpoints.save(file, settings, record.arrays() | state | {"done": np.array(done), "spent": spent})
 
+    if structure is not None and not done:
+        again = problem.score(optimiser.ask(), structure=known)
+        record.check(
+            0,
+            checked.index(_BEFORE),
+            latent=optimiser.ask(),
+            structure=known,
+            value=again.value,
+            spectra=again.spectra,
+        )
     saved = time.monotonic()
     with tqdm(total=steps, initial=done, unit="step", disable=None if progress else True) as bar:
         try:
@@ -152,17 +173,11 @@ def run(
 def _default_betas(steps: int, with_rule: bool, refines: bool) -> list[float]:
     """Steepness of the projection in each step of an optimiser with gradients, in eight stages."""
     if not with_rule:
-        return _in_stages(beta_schedule(_STAGES), steps)
-    bound = int(np.ceil(_BOUND * steps)) if refines else steps
-    free = int(_FREE * steps)
-    half = _STAGES // 2
-    betas = [*_in_stages(beta_schedule(half, last=16.0), free), *_in_stages(beta_schedule(half, 24.0), bound - free)]
-    return betas + [np.inf] * (steps - bound)
-
-
-def _in_stages(betas: Array, steps: int) -> list[float]:
-    """Each beta for the same number of steps."""
-    return [float(betas[step * len(betas) // steps]) for step in range(steps)]
+        return list(map(float, beta_schedule(steps, stages=_STAGES)))
+    free, bound = int(_FREE * steps), int(np.ceil(_BOUND * steps)) if refines else steps
+    searched = beta_schedule(free, last=16.0, stages=_STAGES // 2)
+    kept = beta_schedule(bound - free, first=24.0, stages=_STAGES // 2)
+    return [*searched.tolist(), *kept.tolist(), *[np.inf] * (steps - bound)]
 
 
 def _refinement(problem: Problem, record: Record) -> Refinement:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Self
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from metaspec.optimise.base import Array
 from metaspec_contract.source import SourceInfo
@@ -80,6 +81,19 @@ class Result:
     structures_evaluated: int
     server_calls: int
     wall_s: float
+
+    def judged_again(self, structure: Array, value: ArrayLike, spectra: Spectra) -> Result:
+        """The result with other structures, or values and spectra by another source, best first.
+
+        Args:
+            structure: binary structures in place of the rows', (M, y, x).
+            value: their values of the objective, (M,).
+            spectra: their spectra.
+        """
+        values = np.asarray(value, np.float64)
+        order = np.argsort(-values, kind="stable")
+        rows = {name: getattr(self, name)[order] for name in ("latent", "row", "found")}
+        return replace(self, structure=structure[order], value=values[order], spectra=spectra[order], **rows)
 
 
 @dataclass

@@ -1,0 +1,144 @@
+"""`metaspec polish`: the designs of a run folder improved on the solver."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from metaspec import objectives, optimise
+from metaspec._cli import display
+from metaspec._cli.runs import GdsLayer, read_layer, resumable
+from metaspec._cli.sources import ApiKey, Cells, Model, ProcessFile, SourceOption, Url, Workers, choose_source
+from metaspec._design.features import check_width, import_imageruler
+from metaspec._surrogate.base import DEFAULT_URL
+from metaspec.topology import Parameterisation
+from metaspec_contract.files import read_array
+from metaspec_contract.model import DEFAULT_MODEL
+from metaspec_contract.run_folder import DESIGNS, RunReport, Unpolished, read_report
+from metaspec_contract.structures import Structure, check_binary
+
+_SEARCH = {
+    "decay": 1e-3
+}  # bound on the light left in the grid while designs change: its gradient is as good, three times faster
+_SHARPER = {"bayer": "balanced"}  # objectives that polishing replaces by one that balances the colours better
+
+
+def polish(
+    context: typer.Context,
+    folder: Annotated[Path, typer.Argument(help="Run folder of `metaspec optimise`.", exists=True, file_okay=False)],
+    out: Annotated[
+        Path | None, typer.Option(help="Run folder for the polished designs.  [default: FOLDER/polished]")
+    ] = None,
+    best: Annotated[int, typer.Option(help="Number of designs to polish, best first.", min=1)] = 4,
+    steps: Annotated[int, typer.Option(help="Steps, each of one gradient of every design.", min=1)] = 60,
+    objective: Annotated[
+        str | None, typer.Option(help="As for optimise.  [default: that of FOLDER; balanced for bayer]")
+    ] = None,
+    radius_nm: Annotated[float, typer.Option(help="Radius of the density filter.")] = 80.0,
+    min_feature_nm: Annotated[
+        float | None,
+        typer.Option(help="Minimum width of solid and void; 0 for any.  [default: that of FOLDER]", min=0),
+    ] = None,
+    gds_layer: GdsLayer = "1/0",
+    source: SourceOption = "solver",
+    url: Url = DEFAULT_URL,
+    model: Model = DEFAULT_MODEL,
+    api_key: ApiKey = None,
+    cells: Cells = None,
+    workers: Workers = None,
+    process: ProcessFile = None,
+) -> None:
+    """Improve the best designs of a run on the solver, keeping the minimum feature size.
+
+    Writes the same kind of folder, whose report compares prediction and simulation before and after. After Ctrl-C, the same
+    command resumes.
+    """
+    from metaspec.designs import begin, is_finished, predicted, write_designs  # needs the extra "optimise"
+
+    found = read_report(folder)
+    designs = _read_designs(folder, found)[:best]
+    name = _SHARPER.get(found.objective, found.objective) if objective is None else objective
+    goal = objectives.by_name(name)
+    layer = read_layer(gds_layer)
+    width = _width_of(found) if min_feature_nm is None else min_feature_nm
+    symmetry = "diagonal" if (designs == designs.transpose(0, 2, 1)).all() else None
+    chosen = choose_source(context, source, process=found.process)
+    out = folder / "polished" if out is None else out
+    settings = {
+        "polishes": hashlib.sha256(designs.tobytes()).hexdigest()[:16],
+        "objective": name,
+        "steps": steps,
+        "best": len(designs),
+        "radius_nm": radius_nm,
+        "min_feature_nm": width,
+        "gds_layer": gds_layer,
+        **chosen.settings,
+    }
+    if is_finished(out, settings):
+        typer.echo(f"{out} is finished, nothing to do: see {out / 'report.html'}")
+        return
+    import_imageruler()  # first needed after the first gradient
+    console = Console(highlight=False)
+    cache, checkpoint = out / "cache", out / "checkpoint.npz"
+    with chosen.open(cache=cache) as exact, chosen.open(cache=cache, **_SEARCH) as origin:
+        info = origin.metadata()
+        if difference := found.process.difference(info.process):
+            raise ValueError(f"{folder} holds designs for another process than that of {info.label}: {difference}")
+        if width:
+            check_width(width, info.pixels, info.process.pixel_nm)
+        parameterisation = Parameterisation(radius_nm, symmetry, info.process.pixel_nm, width or None)
+        problem = optimise.Problem(origin, goal, parameterisation)
+        begin(out, settings)
+        verb = "Resuming" if checkpoint.exists() else "Polishing"
+        typer.echo(f"{verb} {len(designs)} designs of {folder}, objective {name}; {info.label}")
+        shown = display.RunDisplay(console, problem, steps)
+        with resumable(shown, steps):
+            with shown:
+                result = optimise.polish(problem, designs, steps, checkpoint=checkpoint, callback=shown, progress=False)
+            origin.close()  # its worker processes
+            with console.status("Simulating, measuring, drawing and writing the designs ..."):
+                before, after = exact.predict(designs), exact.predict(result.structure)
+                unpolished = [
+                    Unpolished(rank=rank, predicted=found.designs[rank].predicted, simulated=predicted(before[rank]))
+                    for rank in range(len(designs))
+                ]
+                report = write_designs(
+                    out,
+                    result.judged_again(result.structure, goal(after)[0], after),
+                    exact,
+                    objective=name,
+                    settings=settings,
+                    gds_layer=layer,
+                    unpolished=unpolished,
+                )
+        checkpoint.unlink()
+    shutil.rmtree(cache, ignore_errors=True)
+    console.print(display.designs(report))
+    typer.echo(
+        f"{result.structures_evaluated:,} structures in {result.wall_s:.0f} s. {out / 'report.html'} shows the designs.\n"
+        f"metaspec-simulate verify {out} --cells N checks them on another grid."
+    )
+
+
+def _width_of(report: RunReport) -> float:
+    """The minimum feature size of a run in nm, 0 for none."""
+    width = report.settings.get("min_feature_nm", 0)
+    return float(width) if isinstance(width, int | float) else 0.0
+
+
+def _read_designs(folder: Path, report: RunReport) -> Structure:
+    """The designs of a run folder, best first.
+
+    Raises:
+        ValueError: the file is missing, damaged or contradicts the report.
+    """
+    path = folder / DESIGNS
+    structures = check_binary(read_array(path), name=f"{path}: structures")
+    if len(structures) != len(report.designs):
+        raise ValueError(f"{path} has {len(structures)} rows but the report lists {len(report.designs)} designs")
+    return structures
