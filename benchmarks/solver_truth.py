@@ -3,9 +3,10 @@
 Simulates structures that are hard for it (dense, regular, narrow lines) at several bounds on the light that is left in the
 grid, and prints the energy error (rms over wavelength of reflection + transmission - 1), the length of the run, its time, and
 the rms difference of the spectra from those of the tightest bound. Then times the gradient against the simulation, side by
-side.
+side, unless it is told not to.
 
-python benchmarks/solver_truth.py [--cells 80] [--decay 1e-3 1e-4 1e-5 1e-6] [--threads 2] [--out FILE.json]
+python benchmarks/solver_truth.py [--cells 80] [--decay 1e-3 1e-4 1e-5 1e-6] [--threads 2] [--no-gradient]
+    [--out FILE.json]
 """
 
 from __future__ import annotations
@@ -37,11 +38,34 @@ def structures() -> dict[str, Structure]:
     return found
 
 
+def time_gradient(cells: int, threads: int) -> dict[str, float]:
+    """Time of the gradient in simulations, side by side, and the peak memory of the process in GiB."""
+    solver, structure = Solver(Process(), cells, threads=threads), structures()["random field"]
+    cotangent = np.ones((4, 301))
+    solver.gradient(structure, cotangent)
+    times: dict[str, list[float]] = {"simulation": [], "gradient": []}
+    for _ in range(3):
+        start = time.perf_counter()
+        solver.simulate(structure)
+        between = time.perf_counter()
+        solver.gradient(structure, cotangent)
+        times["simulation"].append(between - start)
+        times["gradient"].append(time.perf_counter() - between)
+    ratio = float(np.median(times["gradient"]) / np.median(times["simulation"]))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(
+        f"\nRandom field, {threads} threads: simulation {np.median(times['simulation']):.2f} s, "
+        f"gradient {ratio:.2f} times that, peak memory {peak:.2f} GiB"
+    )
+    return {"gradient_ratio": ratio, "peak_gib": peak}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cells", type=int, default=80, help="grid cells per period")
     parser.add_argument("--decay", type=float, nargs="+", default=[1e-3, 1e-4, 1e-5, 1e-6], help="bounds to compare")
     parser.add_argument("--threads", type=int, default=2, help="threads of the solver")
+    parser.add_argument("--no-gradient", dest="gradient", action="store_false", help="do not time the gradient")
     parser.add_argument("--out", type=Path, help="JSON file for the results")
     arguments = parser.parse_args()
     bounds = sorted(arguments.decay)
@@ -70,25 +94,11 @@ def main() -> None:
         cells = [f"{c['energy_error']:19.4f}{c['duration']:8.0f}{c['seconds']:6.1f}{c['rms']:9.5f}" for c in columns]
         print(f"{name:24}{structure.mean():6.2f}{''.join(cells)}", flush=True)
 
-    solver, structure = Solver(Process(), arguments.cells, threads=arguments.threads), structures()["random field"]
-    cotangent = np.ones((4, 301))
-    solver.gradient(structure, cotangent)
-    times: dict[str, list[float]] = {"simulation": [], "gradient": []}
-    for _ in range(3):
-        start = time.perf_counter()
-        solver.simulate(structure)
-        between = time.perf_counter()
-        solver.gradient(structure, cotangent)
-        times["simulation"].append(between - start)
-        times["gradient"].append(time.perf_counter() - between)
-    ratio = float(np.median(times["gradient"]) / np.median(times["simulation"]))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(
-        f"\nRandom field, {arguments.threads} threads: simulation {np.median(times['simulation']):.2f} s, "
-        f"gradient {ratio:.2f} times that, peak memory {peak:.2f} GiB"
-    )
+    document: dict[str, object] = {"cells": arguments.cells, "rows": rows}
+    if arguments.gradient:
+        document |= time_gradient(arguments.cells, arguments.threads)
     if arguments.out:
-        write_json(arguments.out, {"cells": arguments.cells, "rows": rows, "gradient_ratio": ratio, "peak_gib": peak})
+        write_json(arguments.out, document)
 
 
 if __name__ == "__main__":
