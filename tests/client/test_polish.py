@@ -114,6 +114,7 @@ def test_designs_are_improved_on_the_solver(folder: Path) -> None:
         (["--min-feature-nm", "600"], "width_nm must be above 0 and at most a quarter of the cell, 500, got 600"),
         (["--objective", "best"], "objective must be one of bayer, balanced, min, "),
         (["--url", "http://127.0.0.1:1"], "--url is not an option of --source solver"),
+        (["--radius-nm", "1e7"], "radius_nm must be above 0 and at most half of the cell's 2000 nm, got 10000000"),
         (["--best", "0"], "--best"),
         (["--steps", "0"], "--steps"),
         (["--gds-layer", "one"], "--gds-layer must be two integers"),
@@ -156,6 +157,17 @@ def test_a_damaged_folder_is_refused(
     damage: Any, message: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     damage(folder)
+    test_what_cannot_be_polished(["--best", "1"], message, folder, monkeypatch, capfd)
+
+
+@pytest.mark.parametrize("width", ["80", [80], True, -5])
+def test_a_width_that_is_no_number_is_not_ignored(
+    width: Any, folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    report = json.loads((folder / "report.json").read_text())
+    report["settings"]["min_feature_nm"] = width
+    (folder / "report.json").write_text(json.dumps(report))
+    message = f"report.json: settings.min_feature_nm must be a number of at least 0, got {width!r}"
     test_what_cannot_be_polished(["--best", "1"], message, folder, monkeypatch, capfd)
 
 

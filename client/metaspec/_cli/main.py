@@ -10,6 +10,7 @@ from pathlib import Path
 from types import FrameType, ModuleType
 from typing import Annotated, NoReturn
 
+import numpy as np
 import typer
 from rich.console import Console
 from tqdm import tqdm
@@ -203,6 +204,7 @@ def design(
         parameterisation = Parameterisation(
             radius_nm, None if symmetry == "none" else symmetry, info.process.pixel_nm, min_feature_nm or None
         )
+        parameterisation.density(np.zeros(info.pixels), 1.0)  # refuse an impossible radius before the run
         problem = optimise.Problem(origin, goal, parameterisation, robust_delta=robust_delta)
         begin(out, settings)
         checkpoint = out / "checkpoint.npz"
@@ -225,7 +227,7 @@ def design(
                     seed=seed,
                     gds_layer=layer,
                 )
-        checkpoint.unlink()
+        checkpoint.unlink(missing_ok=True)
     shutil.rmtree(cache, ignore_errors=True)
     console.print(display.designs(report))
     typer.echo(

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import typer
 from rich.console import Console
 
@@ -19,7 +20,7 @@ from metaspec._surrogate.base import DEFAULT_URL
 from metaspec.topology import Parameterisation
 from metaspec_contract.files import read_array
 from metaspec_contract.model import DEFAULT_MODEL
-from metaspec_contract.run_folder import DESIGNS, RunReport, Unpolished, read_report
+from metaspec_contract.run_folder import DESIGNS, REPORT, RunReport, Unpolished, read_report
 from metaspec_contract.structures import Structure, check_binary
 
 _SEARCH = {
@@ -65,7 +66,7 @@ def polish(
     name = _SHARPER.get(found.objective, found.objective) if objective is None else objective
     goal = objectives.by_name(name)
     layer = read_layer(gds_layer)
-    width = _width_of(found) if min_feature_nm is None else min_feature_nm
+    width = _width_of(folder, found) if min_feature_nm is None else min_feature_nm
     symmetry = "diagonal" if (designs == designs.transpose(0, 2, 1)).all() else None
     chosen = choose_source(context, source, process=found.process)
     out = folder / "polished" if out is None else out
@@ -92,6 +93,7 @@ def polish(
         if width:
             check_width(width, info.pixels, info.process.pixel_nm)
         parameterisation = Parameterisation(radius_nm, symmetry, info.process.pixel_nm, width or None)
+        parameterisation.density(np.zeros(info.pixels), 1.0)  # refuse an impossible radius before the run
         problem = optimise.Problem(origin, goal, parameterisation)
         begin(out, settings)
         verb = "Resuming" if checkpoint.exists() else "Polishing"
@@ -116,7 +118,7 @@ def polish(
                     gds_layer=layer,
                     unpolished=unpolished,
                 )
-        checkpoint.unlink()
+        checkpoint.unlink(missing_ok=True)
     shutil.rmtree(cache, ignore_errors=True)
     console.print(display.designs(report))
     typer.echo(
@@ -125,10 +127,16 @@ def polish(
     )
 
 
-def _width_of(report: RunReport) -> float:
-    """The minimum feature size of a run in nm, 0 for none."""
+def _width_of(folder: Path, report: RunReport) -> float:
+    """The minimum feature size of a run in nm, 0 for none.
+
+    Raises:
+        ValueError: the report names one that is not a number of at least 0.
+    """
     width = report.settings.get("min_feature_nm", 0)
-    return float(width) if isinstance(width, int | float) else 0.0
+    if isinstance(width, bool) or not isinstance(width, int | float) or width < 0:
+        raise ValueError(f"{folder / REPORT}: settings.min_feature_nm must be a number of at least 0, got {width!r}")
+    return float(width)
 
 
 def _read_designs(folder: Path, report: RunReport) -> Structure:
