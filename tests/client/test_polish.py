@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +20,7 @@ from metaspec.topology import Parameterisation, feature_size, random_latents, wi
 from metaspec_contract.process import Process
 from metaspec_contract.run_folder import read_report
 from metaspec_simulation.source import SolverSource
+from metaspec_testing.commands import interrupt_in_simulation, metaspec
 from metaspec_testing.run_folders import write_run_folder
 from metaspec_testing.servers import RunningServer
 
@@ -29,17 +28,6 @@ THIN = Process(thickness_um=0.1)
 """A process that is quickly simulated."""
 
 WIDTH = 100.0
-COMMAND = """
-import signal
-from metaspec.__main__ import main
-signal.signal(signal.SIGINT, signal.default_int_handler)
-main()
-"""
-
-
-def metaspec(*arguments: object) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", COMMAND, *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def some_designs(count: int) -> NDArray[np.uint8]:
@@ -60,14 +48,7 @@ def test_designs_are_improved_on_the_solver(folder: Path) -> None:
     arguments = ["polish", folder, "--cells", 24, "--best", 2, "--steps", 4, "--workers", 2]
     interrupted = metaspec(*arguments)
     out = folder / "polished"
-    try:
-        deadline = time.monotonic() + 240
-        while not list(out.glob("cache/[!.]*.npy")) and interrupted.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.02)
-        interrupted.send_signal(signal.SIGINT)
-        printed, errors = interrupted.communicate(timeout=120)
-    finally:
-        interrupted.kill()
+    printed, errors = interrupt_in_simulation(interrupted, out)
     assert interrupted.returncode == 130, errors
     assert printed.startswith(f"Polishing 2 designs of {folder}, objective balanced; solver (24 cells, decay 0.001, ")
     assert errors.startswith("Interrupted")

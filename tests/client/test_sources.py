@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,20 +19,8 @@ from metaspec.topology import Parameterisation, random_latents
 from metaspec_contract.run_folder import read_report
 from metaspec_contract.source import Source
 from metaspec_simulation.source import SolverSource
+from metaspec_testing.commands import interrupt_in_simulation, metaspec
 from metaspec_testing.servers import RunningServer
-
-# The command, which a signal interrupts also where tests run in the background.
-COMMAND = """
-import signal
-from metaspec.__main__ import main
-signal.signal(signal.SIGINT, signal.default_int_handler)
-main()
-"""
-
-
-def metaspec(*arguments: object, code: str = COMMAND) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", code, *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 @pytest.fixture(params=["surrogate", "solver"])
@@ -76,14 +62,7 @@ def test_a_run_on_the_solver_is_interrupted_and_resumed(tmp_path: Path) -> None:
     arguments = ["optimise", "--source", "solver", "--cells", 24, "--process", tmp_path / "thin.json", "--out", folder]
     arguments += ["--steps", 1, "--starts", 3]
     interrupted = metaspec(*arguments, "--workers", 2)
-    try:
-        deadline = time.monotonic() + 240
-        while not list(folder.glob("cache/[!.]*.npy")) and interrupted.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.02)
-        interrupted.send_signal(signal.SIGINT)
-        printed, errors = interrupted.communicate(timeout=120)
-    finally:
-        interrupted.kill()
+    printed, errors = interrupt_in_simulation(interrupted, folder)
     assert interrupted.returncode == 130, errors
     assert printed.startswith("Optimising objective bayer, 3 starts, adam; solver (24 cells, metaspec-lab ")
     assert errors == "Interrupted. Repeat the command to resume.\n"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import signal
 import sys
 import tempfile
@@ -10,7 +9,6 @@ from pathlib import Path
 from types import FrameType, ModuleType
 from typing import Annotated, NoReturn
 
-import numpy as np
 import typer
 from rich.console import Console
 from tqdm import tqdm
@@ -29,10 +27,9 @@ from metaspec._cli.sources import (
     Workers,
     choose_source,
 )
-from metaspec._design.features import check_width, import_imageruler
+from metaspec._design.features import import_imageruler
 from metaspec._surrogate.base import DEFAULT_URL
 from metaspec._version import __version__
-from metaspec.topology import Parameterisation
 from metaspec_contract.detectors import SPREAD
 from metaspec_contract.files import replacing
 from metaspec_contract.model import DEFAULT_MODEL
@@ -165,7 +162,7 @@ def design(
 
     After Ctrl-C or the loss of the server, the same command resumes and ends with the same designs.
     """
-    from metaspec.designs import begin, is_finished, write_designs  # needs the extra "optimise"
+    from metaspec.designs import begin, write_designs  # needs the extra "optimise"
 
     goal = objectives.by_name(objective)
     layer = runs.read_layer(gds_layer)
@@ -184,14 +181,12 @@ def design(
         "gds_layer": gds_layer,
         **chosen.settings,
     }
-    if is_finished(out, settings):
-        typer.echo(f"{out} is finished, nothing to do: see {out / 'report.html'}")
+    if runs.is_done(out, settings):
         return
     import_imageruler()  # first needed at the end of the run
     method = optimise.by_name(optimiser, starts, seed)
     console = Console(highlight=False)
-    cache = out / "cache"  # of a source that has one: with it, a repeated command loses only what was being computed
-    with chosen.open(cache=cache) as origin:
+    with chosen.open(cache=out / runs.CACHE) as origin:
         info = origin.metadata()
         if spread_penalty:
             if SPREAD not in info.channels:
@@ -199,15 +194,12 @@ def design(
                     f"--spread-penalty: {info.name} has no channel {SPREAD}, only {', '.join(info.channels)}"
                 )
             goal = goal - spread_penalty * objectives.Spread()
-        if min_feature_nm:  # refuse an impossible width before the run
-            check_width(min_feature_nm, info.pixels, info.process.pixel_nm)
-        parameterisation = Parameterisation(
-            radius_nm, None if symmetry == "none" else symmetry, info.process.pixel_nm, min_feature_nm or None
+        parameterisation = runs.parameterisation_for(
+            info, radius_nm, None if symmetry == "none" else symmetry, min_feature_nm
         )
-        parameterisation.density(np.zeros(info.pixels), 1.0)  # refuse an impossible radius before the run
         problem = optimise.Problem(origin, goal, parameterisation, robust_delta=robust_delta)
         begin(out, settings)
-        checkpoint = out / "checkpoint.npz"
+        checkpoint = out / runs.CHECKPOINT
         verb = "Resuming" if checkpoint.exists() else "Optimising"
         address = f" at {url}" if source == SURROGATE else ""
         typer.echo(f"{verb} objective {objective}, {starts} starts, {optimiser}; {info.label}{address}")
@@ -227,18 +219,13 @@ def design(
                     seed=seed,
                     gds_layer=layer,
                 )
-        checkpoint.unlink(missing_ok=True)
-    shutil.rmtree(cache, ignore_errors=True)
-    console.print(display.designs(report))
-    typer.echo(
-        f"{result.structures_evaluated:,} structures in {result.wall_s:.0f} s. {out / 'report.html'} shows the designs.\n"
-        + (
-            f"They are simulated by {info.label}: metaspec-simulate verify {out} --cells N checks them on another grid."
-            if info.simulated
-            else f"These are predictions: metaspec-simulate verify {out} checks them with the solver, metaspec polish {out} "
-            "improves them there."
-        )
+    advice = (
+        f"They are simulated by {info.label}: metaspec-simulate verify {out} --cells N checks them on another grid."
+        if info.simulated
+        else f"These are predictions: metaspec-simulate verify {out} checks them with the solver, metaspec polish {out} "
+        "improves them there."
     )
+    runs.end(out, console, result, report, advice)
 
 
 app.command()(polish)

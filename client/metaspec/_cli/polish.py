@@ -3,29 +3,24 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 import typer
 from rich.console import Console
 
 from metaspec import objectives, optimise
 from metaspec._cli import display
-from metaspec._cli.runs import GdsLayer, read_layer, resumable
+from metaspec._cli.runs import CACHE, CHECKPOINT, GdsLayer, end, is_done, parameterisation_for, read_layer, resumable
 from metaspec._cli.sources import ApiKey, Cells, Model, ProcessFile, SourceOption, Url, Workers, choose_source
-from metaspec._design.features import check_width, import_imageruler
+from metaspec._design.features import import_imageruler
 from metaspec._surrogate.base import DEFAULT_URL
-from metaspec.topology import Parameterisation
 from metaspec_contract.files import read_array
 from metaspec_contract.model import DEFAULT_MODEL
 from metaspec_contract.run_folder import DESIGNS, REPORT, RunReport, Unpolished, read_report
 from metaspec_contract.structures import Structure, check_binary
 
-_SEARCH = {
-    "decay": 1e-3
-}  # bound on the light left in the grid while designs change: its gradient is as good, three times faster
+_SEARCH = {"decay": 1e-3}  # share of the light left in the grid while designs change: faster, and as good a gradient
 _SHARPER = {"bayer": "balanced"}  # objectives that polishing replaces by one that balances the colours better
 
 
@@ -59,7 +54,7 @@ def polish(
     Writes the same kind of folder, whose report compares prediction and simulation before and after. After Ctrl-C, the same
     command resumes.
     """
-    from metaspec.designs import begin, is_finished, predicted, write_designs  # needs the extra "optimise"
+    from metaspec.designs import begin, predicted, write_designs  # needs the extra "optimise"
 
     found = read_report(folder)
     designs = _read_designs(folder, found)[:best]
@@ -80,20 +75,16 @@ def polish(
         "gds_layer": gds_layer,
         **chosen.settings,
     }
-    if is_finished(out, settings):
-        typer.echo(f"{out} is finished, nothing to do: see {out / 'report.html'}")
+    if is_done(out, settings):
         return
     import_imageruler()  # first needed after the first gradient
     console = Console(highlight=False)
-    cache, checkpoint = out / "cache", out / "checkpoint.npz"
+    cache, checkpoint = out / CACHE, out / CHECKPOINT
     with chosen.open(cache=cache) as exact, chosen.open(cache=cache, **_SEARCH) as origin:
         info = origin.metadata()
         if difference := found.process.difference(info.process):
             raise ValueError(f"{folder} holds designs for another process than that of {info.label}: {difference}")
-        if width:
-            check_width(width, info.pixels, info.process.pixel_nm)
-        parameterisation = Parameterisation(radius_nm, symmetry, info.process.pixel_nm, width or None)
-        parameterisation.density(np.zeros(info.pixels), 1.0)  # refuse an impossible radius before the run
+        parameterisation = parameterisation_for(info, radius_nm, symmetry, width)
         problem = optimise.Problem(origin, goal, parameterisation)
         begin(out, settings)
         verb = "Resuming" if checkpoint.exists() else "Polishing"
@@ -118,13 +109,7 @@ def polish(
                     gds_layer=layer,
                     unpolished=unpolished,
                 )
-        checkpoint.unlink(missing_ok=True)
-    shutil.rmtree(cache, ignore_errors=True)
-    console.print(display.designs(report))
-    typer.echo(
-        f"{result.structures_evaluated:,} structures in {result.wall_s:.0f} s. {out / 'report.html'} shows the designs.\n"
-        f"metaspec-simulate verify {out} --cells N checks them on another grid."
-    )
+    end(out, console, result, report, f"metaspec-simulate verify {out} --cells N checks them on another grid.")
 
 
 def _width_of(folder: Path, report: RunReport) -> float:

@@ -1,0 +1,44 @@
+"""The command `metaspec` in a process of its own, which tests interrupt."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+# The command, which a signal interrupts also where tests run in the background.
+COMMAND = """
+import signal
+from metaspec.__main__ import main
+signal.signal(signal.SIGINT, signal.default_int_handler)
+main()
+"""
+
+
+def metaspec(*arguments: object, code: str = COMMAND) -> subprocess.Popen[str]:
+    """Start the command.
+
+    Args:
+        *arguments: its arguments.
+        code: Python code that runs it.
+    """
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def interrupt_in_simulation(process: subprocess.Popen[str], folder: Path) -> tuple[str, str]:
+    """Interrupt a run on the solver as soon as its folder keeps something simulated.
+
+    Returns:
+        What it printed, and its errors.
+    """
+    try:
+        deadline = time.monotonic() + 240
+        while not list(folder.glob("cache/[!.]*.npy")) and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        return process.communicate(timeout=120)
+    finally:
+        process.kill()
