@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -22,7 +24,9 @@ def density() -> torch.Tensor:
     return torch.randint(0, 2, (2, 1, 128, 128)).float()
 
 
-@pytest.mark.parametrize("config", [DiffractionNetConfig(), DiffractionNetConfig.baseline()])
+@pytest.mark.parametrize(
+    "config", [DiffractionNetConfig(), DiffractionNetConfig.baseline(), DiffractionNetConfig(beam=True)]
+)
 def test_diffraction_net_predicts_efficiencies(config: DiffractionNetConfig, density: torch.Tensor) -> None:
     spectra = DiffractionNet(config).eval()(density)
     assert spectra.shape == (2, 2, 2, 301)
@@ -44,6 +48,18 @@ def test_each_improvement_changes_what_it_says() -> None:
     assert [m.p for m in baseline.decoder.modules() if isinstance(m, torch.nn.Dropout)] == [0.03] * 8
     parameters = sum(p.numel() for p in full.parameters())
     assert parameters == pytest.approx(8.5e6, rel=0.01)
+
+
+def test_the_scalar_wave_of_the_encoder_is_that_of_the_process(density: torch.Tensor) -> None:
+    thick = Process(thickness_um=0.9)
+    config = DiffractionNetConfig(channels=32, width=32, blocks=1, heads=2, beam=True).for_process(thick)
+    assert DiffractionNetConfig.from_dict(config.to_dict()) == config
+    network = config.build().eval()
+    thin = replace(config, process=Process()).build().eval()
+    thin.load_state_dict(network.state_dict())
+    assert (network(density) - thin(density)).abs().max() > 1e-5
+    with pytest.raises(ValueError, match="different processes: thickness_um"):
+        config.for_process(Process())
 
 
 def baseline_shift(network: DiffractionNet, pooled: torch.Tensor) -> torch.Tensor:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from metaspec_contract.process import Process
+from metaspec_training.networks.beam import BeamPropagation
 from metaspec_training.networks.layers import CircularConv, FourierMixing, NetworkConfig, ResidualBlock
 
 
@@ -33,6 +34,10 @@ class DiffractionNetConfig(NetworkConfig):
         blocks: decoder blocks.
         heads: attention heads.
         wavelengths: number of wavelength queries; None for that of the data, or of the default device without data.
+        beam: whether the encoder reads a crude solution, that of a scalar wave (`BeamPropagation`): an eighth improvement,
+            which neither preset has.
+        process: the device, whose geometry and materials enter the scalar wave; None for that of the data, or for the
+            default device without data.
     """
 
     memory_norm: bool = True
@@ -45,16 +50,18 @@ class DiffractionNetConfig(NetworkConfig):
     blocks: int = 4
     heads: int = 8
     wavelengths: int | None = None
+    beam: bool = False
+    process: Process | None = None
 
     def build(self) -> DiffractionNet:
         """The network, freshly initialised."""
         return DiffractionNet(self)
 
     def for_process(self, process: Process) -> DiffractionNetConfig:
-        """The settings with a query for each wavelength of the process.
+        """The settings with a query for each wavelength of the process, and the process filled in.
 
         Raises:
-            ValueError: another number of queries is set.
+            ValueError: another number of queries or another process is set.
         """
         count = len(process.wavelengths_nm)
         if self.wavelengths not in (None, count):
@@ -62,16 +69,20 @@ class DiffractionNetConfig(NetworkConfig):
                 f"model.config.wavelengths is {self.wavelengths}, but the data have {count} wavelengths: "
                 f"{process.wavelength_min_nm:g} to {process.wavelength_max_nm:g} nm in steps of {process.wavelength_step_nm:g}"
             )
-        return replace(self, wavelengths=count)
+        if self.process is not None and (difference := self.process.difference(process)):
+            raise ValueError(f"model.config.process and the data are of different processes: {difference}")
+        return replace(self, wavelengths=count, process=process)
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as plain values, for a checkpoint."""
-        return asdict(self)
+        values = {item.name: getattr(self, item.name) for item in fields(self)}
+        return values | {"process": self.process and self.process.model_dump(mode="json")}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> DiffractionNetConfig:
-        """The inverse of `to_dict`."""
-        return cls(**values)
+        """The inverse of `to_dict`; checkpoints of earlier versions state no process."""
+        process = values.get("process")
+        return cls(**values | {"process": process and Process.model_validate(process)})
 
     @classmethod
     def baseline(cls) -> DiffractionNetConfig:
@@ -86,8 +97,9 @@ class DiffractionNet(nn.Module):
         super().__init__()
         self.config = config = config or DiffractionNetConfig()
         width = config.width
-        wavelengths = config.wavelengths or len(Process().wavelengths_nm)
-        self.encoder = Encoder(config.channels)
+        process = config.process or Process()
+        wavelengths = config.wavelengths or len(process.wavelengths_nm)
+        self.encoder = Encoder(config.channels, process if config.beam else None)
         stage3, stage4 = self.encoder.channels[-2:]
         self.tokens = nn.Conv2d(stage3 if config.fine_tokens else stage4, width, 1)
         self.global_token = nn.Sequential(nn.Linear(stage4, width), nn.SiLU())
@@ -106,7 +118,7 @@ class DiffractionNet(nn.Module):
         self.bias = nn.Parameter(torch.full((4, wavelengths), -1.2))  # sigmoid(-1.2) = 0.23, a typical efficiency
 
     def forward(self, density: Tensor) -> Tensor:
-        stage3, stage4 = self.encoder(2 * density - 1)
+        stage3, stage4 = self.encoder(density)
         pooled = stage4.mean(dim=(2, 3))
         spatial = self.tokens(stage3 if self.config.fine_tokens else stage4).flatten(2).transpose(1, 2)
         memory = torch.cat([spatial, self.global_token(pooled).unsqueeze(1)], dim=1) + self.positions
@@ -119,10 +131,19 @@ class DiffractionNet(nn.Module):
         return torch.sigmoid(logits).unflatten(1, (2, 2))
 
 
-class Encoder(nn.Module):
-    """Stem and four residual stages: (B, 1, 128, 128) to the maps of stages 3 (3 C x 8 x 8) and 4 (4 C x 4 x 4)."""
+GRID = 16
+"""Points per axis of the map that the Fourier mixing and the scalar wave act on."""
 
-    def __init__(self, stem: int) -> None:
+
+class Encoder(nn.Module):
+    """Stem and four residual stages: (B, 1, 128, 128) to the maps of stages 3 (3 C x 8 x 8) and 4 (4 C x 4 x 4).
+
+    Args:
+        stem: channels C of the stem.
+        process: device of the scalar wave that is added to the 16 x 16 map; None for none.
+    """
+
+    def __init__(self, stem: int, process: Process | None = None) -> None:
         super().__init__()
         self.stem = nn.Sequential(CircularConv(1, stem, 5, stride=2), nn.GroupNorm(16, stem), nn.SiLU())
         self.channels = [stem, 3 * stem // 2, 2 * stem, 3 * stem, 4 * stem]
@@ -130,10 +151,17 @@ class Encoder(nn.Module):
             nn.Sequential(ResidualBlock(a, b, stride=2, dropout=0.02), ResidualBlock(b, b, dropout=0.02))
             for a, b in itertools.pairwise(self.channels)
         )
-        self.mixing = FourierMixing(2 * stem, 16)
+        self.mixing = FourierMixing(2 * stem, GRID)
+        self.beam: nn.Sequential | None = None
+        if process is not None:
+            wave = BeamPropagation(process, GRID)
+            self.beam = nn.Sequential(wave, nn.Conv2d(2 * wave.wavelengths, 2 * stem, 1))
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        x = self.stages[1](self.stages[0](self.stem(x)))
+    def forward(self, density: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.stages[1](self.stages[0](self.stem(2 * density - 1)))
+        if self.beam is not None:
+            with torch.autocast(density.device.type, enabled=False):  # phases need more than 8 bits
+                x = x + self.beam(density)
         stage3 = self.stages[2](self.mixing(x))
         return stage3, self.stages[3](stage3)
 
