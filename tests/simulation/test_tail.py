@@ -53,6 +53,15 @@ def test_nothing_is_continued_that_hardly_decays() -> None:
     assert not tail(oscillations([11.0], [1e-5]), STEP, WAVELENGTHS).any()
 
 
+def test_what_has_died_out_is_not_continued() -> None:
+    """A burst in the part that is fitted looks like an oscillation that decays at once, and would be infinite before it."""
+    rng = np.random.default_rng(0)
+    for start in range(SAMPLES // 2, SAMPLES // 2 + 40):
+        series = oscillations([2 * np.pi * 1000 / 550.3], [0.004])
+        series[start : start + 3] += 10 ** rng.uniform(-2, 2) * rng.standard_normal((3, 2, 3))
+        assert np.isfinite(tail(series, STEP, WAVELENGTHS)).all()
+
+
 @pytest.mark.slow
 def test_a_resonance_that_outlasts_the_run() -> None:
     """Half a nanometre wide: after 200 um / c, most of its light is still there. Without the tail, .03 of the power is lost."""

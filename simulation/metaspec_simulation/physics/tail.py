@@ -26,6 +26,9 @@ _WORST_FIT = 0.1
 _LEAST_DECAY = 0.05
 """Decay, over the part of the run that is fitted, from which on the rate of an oscillation is known well enough."""
 
+_MOST_DECAY = 50.0
+"""Decay, over that part, from which on nothing is left of an oscillation that could go on: it is left out of the fit."""
+
 
 def tail(series: Complex, step: float, wavelengths_nm: NDArray[np.floating]) -> Complex:
     """Fourier transform, with exp(+i omega t), of a series from its end to infinity.
@@ -43,6 +46,7 @@ def tail(series: Complex, step: float, wavelengths_nm: NDArray[np.floating]) -> 
     centre, half_band = (omega.max() + omega.min()) / 2, (omega.max() - omega.min()) / 2
     shifted, times = _baseband(series.reshape(len(series), -1), step, centre, half_band)
     rates = _rates(shifted, times[1] - times[0]) if len(times) > 4 * _DELAYS else np.zeros(0)
+    rates = rates[rates.real * (times[-1] - times[0]) > -_MOST_DECAY] if len(rates) else rates
     if not len(rates):
         return np.zeros(shape, np.complex64)
     oscillations = np.exp(np.outer(times - times[-1], rates))
