@@ -171,11 +171,11 @@ def main() -> None:
     for name, settings in chosen.items():
         folder = arguments.out.absolute() / "".join(c if c.isalnum() else "-" for c in name)
         results[name] = train(name, settings, arguments.epochs * 2391, folder, validation)
-    for file in sorted((ROOT / "training" / "checkpoints").glob("*.ckpt")):
-        network = load_network(file)
+    for bundled in ("fast", "field"):
+        network = load_network(ROOT / "training" / "checkpoints" / f"{bundled}.ckpt")
         final = errors(predict(network, validation.structures), validation.spectra, validation.process)
-        results[f"bundled: {file.stem}"] = Result([], [], final, network)
-        print(f"Weights SHA-256 of the bundled {file.stem}: {weights_hash(network)}")
+        results[f"bundled: {bundled}"] = Result([], [], final, network)
+        print(f"Weights SHA-256 of the bundled {bundled}: {weights_hash(network)}")
 
     costs = milliseconds([result.network for result in results.values()])
     figure = Figure(figsize=(19, 4.5), layout="constrained")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Trainer
@@ -22,6 +23,7 @@ from metaspec_training.fit.module import SpectraModule, with_earlier_data
 from metaspec_training.networks.field import DiffractionFieldNet, DiffractionFieldNetConfig
 from metaspec_training.networks.propagation import Propagation
 from metaspec_training.networks.query import DiffractionNet, DiffractionNetConfig
+from metaspec_training.report.evaluation import predict
 
 CHECKPOINTS = Path(__file__).parents[2] / "training" / "checkpoints"
 TINY_FIELD = DiffractionFieldNetConfig(stem=8, width=32, blocks=1, wavelength_nodes=20)
@@ -228,6 +230,20 @@ def test_the_bundled_checkpoints_state_what_they_were_trained_on(name: str) -> N
         "designs-600nm": (204, 80),
         "designs-600nm-coarse": (1158, 48),
     }
+
+
+@pytest.mark.parametrize("file", sorted(CHECKPOINTS.glob("*.ckpt")), ids=lambda file: file.stem)
+def test_each_checkpoint_of_the_repository_predicts(file: Path) -> None:
+    """Those in half precision, too: finite spectra of two structures, better than the mean spectrum, and a provenance."""
+    trained = read_checkpoint(file)
+    assert trained.provenance is not None
+    assert trained.provenance.process == Process()
+    data = load(CHECKPOINTS.parents[1] / "datasets" / "bayer-600nm").of("test").take(np.arange(2))
+    spectra = predict(trained.network, data.structures)
+    assert spectra.shape == (2, 4, len(Process().wavelengths_nm))
+    assert spectra.dtype == np.float32
+    assert np.isfinite(spectra).all()
+    assert np.abs(spectra - data.spectra).mean() < 0.02, "the mean spectrum has .038"
 
 
 def test_files_that_are_no_checkpoint_are_refused(checkpoint: Path, tmp_path: Path) -> None:
