@@ -9,12 +9,13 @@ PYTEST = OMP_NUM_THREADS=1 $(DEV_ENV)/bin/pytest -n $(WORKERS) --dist loadgroup 
 SERVE_ENV := .venv-serve
 DEV_ENV := .venv
 LOCK_ENV := .venv-lock
+GPU_ENV := .venv-gpu
 PIP_INSTALL := bin/pip install --quiet --no-compile --disable-pip-version-check
 
 # Where it is set, every command compiles all of PyTorch again before it starts.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help serve test test-fast lint format lock data train clean
+.PHONY: help serve test test-fast lint format lock data train gpu-check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -59,8 +60,11 @@ train: $(DEV_ENV)/.done ## train a network as the bundled one: on all data sets,
 	$(DEV_ENV)/bin/python training/train.py --config training/configs/field.yaml --config training/configs/finetune.yaml $(ARGS) \
 		--model.weights $$(ls -td runs/field/lightning_logs/version_* | head -1)/checkpoints/best.ckpt
 
+gpu-check: $(GPU_ENV)/.done ## measure the bundled models on this machine's GPU (ARGS="--out FILE.md": where to)
+	$(GPU_ENV)/bin/python benchmarks/gpu_check.py $(ARGS)
+
 clean: ## remove all environments and all caches
-	rm -rf $(SERVE_ENV) $(DEV_ENV) $(LOCK_ENV) .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(SERVE_ENV) $(DEV_ENV) $(LOCK_ENV) $(GPU_ENV) .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(SERVE_ENV)/.done: requirements/serve.txt contract/pyproject.toml server/pyproject.toml
@@ -75,6 +79,14 @@ $(DEV_ENV)/.done: requirements/test.txt requirements/triton.txt $(wildcard */pyp
 	$(DEV_ENV)/$(PIP_INSTALL) -r requirements/test.txt
 	$(DEV_ENV)/$(PIP_INSTALL) --no-deps --no-build-isolation -e ./contract -e ./client -e ./server -e ./lab -e ./testing
 	$(DEV_ENV)/$(PIP_INSTALL) --no-deps --target $(DEV_ENV)/triton -r requirements/triton.txt
+	touch $@
+
+# Nothing is installed where there is no GPU. httpx is for the load on the server.
+$(GPU_ENV)/.done: requirements/serve-gpu.txt requirements/test.txt contract/pyproject.toml server/pyproject.toml testing/pyproject.toml
+	@$(PYTHON) benchmarks/gpu_check.py --find-gpu
+	$(PYTHON) -m venv --clear $(GPU_ENV)
+	$(GPU_ENV)/$(PIP_INSTALL) -r requirements/serve-gpu.txt --constraint requirements/test.txt httpx
+	$(GPU_ENV)/$(PIP_INSTALL) --no-deps -e ./contract -e ./server -e ./testing
 	touch $@
 
 $(LOCK_ENV)/.done:
