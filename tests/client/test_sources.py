@@ -95,7 +95,8 @@ def test_predict_on_the_solver(tmp_path: Path) -> None:
     printed, errors = done.communicate(timeout=120)
     assert (done.returncode, errors) == (0, "")
     assert "Colour efficiencies, solver (24 cells, metaspec-lab" in printed
-    np.testing.assert_allclose(np.load(out)[0].sum(axis=0), 0.965, atol=0.05)  # bare glass transmits 96.5 %
+    bare_glass = np.load(out)[0].sum(axis=0)[50:]  # from 450 nm: shorter waves have three of these cells
+    np.testing.assert_allclose(bare_glass, 0.965, atol=0.03)
 
 
 WITHOUT_LABORATORY = """
