@@ -31,7 +31,7 @@ def polish(
         Path | None, typer.Option(help="Run folder for the polished designs.  [default: FOLDER/polished]")
     ] = None,
     best: Annotated[int, typer.Option(help="Number of designs to polish, best first.", min=1)] = 4,
-    steps: Annotated[int, typer.Option(help="Steps, each of one gradient of every design.", min=1)] = 60,
+    steps: Annotated[int, typer.Option(help="Steps, each of one gradient of every design.", min=1)] = 90,
     objective: Annotated[
         str | None, typer.Option(help="As for optimise.  [default: that of FOLDER; balanced for bayer]")
     ] = None,

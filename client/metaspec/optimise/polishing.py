@@ -20,7 +20,7 @@ _CHECK_EVERY = 4
 _REFINED = 0.05  # share of the steps at the end that refine binary structures
 
 
-def polish(problem: Problem, structure: ArrayLike, steps: int = 60, **settings: Any) -> Result:
+def polish(problem: Problem, structure: ArrayLike, steps: int = 90, **settings: Any) -> Result:
     """Improve binary structures in few steps; the result is never worse than they are.
 
     The structures themselves are the starting latents of Adam. In the first two fifths of the steps edges are soft and narrow

@@ -21,7 +21,7 @@ from metaspec_simulation.physics.grid import Array, fill_fractions, make_grid, p
 from metaspec_simulation.physics.run import Fractions, History, Recording, Run
 from metaspec_simulation.physics.tail import tail
 
-DECAY = 1e-5
+DECAY = 5e-6
 """Share of the largest energy in the grid at which a run ends."""
 
 _AFTER_PULSE = 10.0  # um / c: what little energy is left of a film's echoes still counts in every wavelength
