@@ -46,6 +46,9 @@ class Expansion(nn.Module):
     channels: Tensor
     half_periods: Tensor
     interpolation: Tensor
+    pixels: Tensor
+    transposed: Tensor
+    signs: Tensor
 
     def __init__(
         self,
@@ -61,14 +64,17 @@ class Expansion(nn.Module):
             [Symmetry(shift_rows=row, shift_columns=column).channels for column in (False, True)]
             for row in (False, True)
         ]
+        numbers = torch.arange(PIXELS**2).view(PIXELS, PIXELS)
+        signs = [(-1 if s.flip_rows else 1, -1 if s.flip_columns else 1) for s in D4]
+        self.register_buffer("pixels", torch.stack([apply_symmetry(s, numbers) for s in D4]), persistent=False)
+        self.register_buffer("transposed", torch.tensor([s.transpose for s in D4]), persistent=False)
+        self.register_buffer("signs", torch.tensor(signs), persistent=False)
         self.register_buffer("channels", torch.tensor([s.channels for s in D4]), persistent=False)
         self.register_buffer("half_periods", torch.tensor(half_periods), persistent=False)
         self.register_buffer("interpolation", torch.tensor(np.array(spline), dtype=torch.float32), persistent=False)
 
     def forward(self, batch: Packed) -> Batch:
-        density = torch.stack(
-            [self._move(*one) for one in zip(batch.structure, batch.shift[:, 0], batch.symmetry, strict=True)]
-        )
+        density = self._moved(batch.structure, batch.shift[:, 0], batch.symmetry)
         if batch.harmonics.shape[1]:
             spectra = self.translation(batch.harmonics.float() @ self.interpolation, batch.shift.float())
         else:  # half-period shifts only permute
@@ -77,21 +83,17 @@ class Expansion(nn.Module):
             spectra = spectra.gather(2, self.half_periods[rows, columns].unsqueeze(-1).expand_as(spectra))
         channels = self.channels[batch.symmetry][:, None, :, None].expand_as(spectra)
         spectra = spectra.gather(2, channels).unflatten(2, (2, 2))
-        relative = torch.stack(
-            [self._turn(*one) for one in zip(batch.shift - batch.shift[:, :1], batch.symmetry, strict=True)]
-        )
+        relative = self._turned(batch.shift - batch.shift[:, :1], batch.symmetry)
         return Batch(density.unsqueeze(1).float() / LEVELS, relative.float(), spectra, batch.low_fidelity)
 
-    @staticmethod
-    def _move(density: Tensor, shift: Tensor, symmetry: Tensor) -> Tensor:
-        density = density.roll((int(shift[0]), int(shift[1])), (0, 1))
-        return apply_symmetry(D4[int(symmetry)], density)
+    def _moved(self, structure: Tensor, shift: Tensor, symmetry: Tensor) -> Tensor:
+        """Structures (B, 128, 128) translated by (B, 2), then transformed by an element of `D4` each, (B,)."""
+        pixel = self.pixels[symmetry]  # which pixel of the translated structure comes where
+        row = (pixel // PIXELS - shift[:, 0, None, None]) % PIXELS
+        column = (pixel % PIXELS - shift[:, 1, None, None]) % PIXELS
+        return structure.flatten(1).gather(1, (PIXELS * row + column).flatten(1)).view_as(structure)
 
-    @staticmethod
-    def _turn(shift: Tensor, symmetry: Tensor) -> Tensor:
-        """Translations (K, 2) of a structure as translations of its symmetric image."""
-        element = D4[int(symmetry)]
-        if element.transpose:
-            shift = shift.flip(-1)
-        sign = torch.tensor([-1 if element.flip_rows else 1, -1 if element.flip_columns else 1], device=shift.device)
-        return shift * sign
+    def _turned(self, shift: Tensor, symmetry: Tensor) -> Tensor:
+        """Translations (B, K, 2) of structures as translations of their symmetric images."""
+        turned = torch.where(self.transposed[symmetry, None, None], shift.flip(-1), shift)
+        return turned * self.signs[symmetry, None, :]
