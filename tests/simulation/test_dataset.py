@@ -312,7 +312,7 @@ def test_provenance(finished: Path) -> None:
     assert (found.process, found.preset, found.merged_greens) == (Process(), "field", False)
     assert [source.name for source in found.data] == ["random", "old"]
     assert found.data[0].structures == len(random.of("train")) < COUNT
-    assert found.data[0].solver == {"name": "metaspec-fdtd", "cells": CELLS, "decay": 1e-5, "longest": LONGEST}
+    assert found.data[0].solver == {"name": "metaspec-fdtd", "cells": CELLS, "decay": RECIPE.decay, "longest": LONGEST}
     assert found.data[0].made_with.startswith("metaspec-lab ")
     assert found.data[1].made_with == "metaspec 0.1.0"
     assert data.provenance({"merged": changed(merged_greens=True)}).merged_greens
