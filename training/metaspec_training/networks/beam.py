@@ -86,6 +86,25 @@ class BeamPropagation(nn.Module):
         return real * self.step_cos - imag * self.step_sin, real * self.step_sin + imag * self.step_cos
 
 
+class BeamFeatures(nn.Sequential):
+    """The wave under the layer as features of a network: density (B, 1, 128, 128) to (B, channels, points, points).
+
+    Args:
+        process: the device.
+        points: number of points along each axis.
+        channels: number of features.
+    """
+
+    def __init__(self, process: Process, points: int, channels: int) -> None:
+        wave = BeamPropagation(process, points)
+        super().__init__(wave, nn.Conv2d(2 * wave.wavelengths, channels, 1))
+
+    def forward(self, density: Tensor) -> Tensor:
+        with torch.autocast(density.device.type, enabled=False):  # phases need more than 8 bits
+            features: Tensor = super().forward(density)
+        return features
+
+
 def complex_matrix(matrix: np.ndarray) -> np.ndarray:
     """A complex matrix (M, N) as a real one that multiplies (..., 2 N), real parts before imaginary ones, from the right."""
     transposed = matrix.T

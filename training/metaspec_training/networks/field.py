@@ -8,15 +8,14 @@ computed instead.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from metaspec_contract.process import Process
-from metaspec_training.networks.beam import BeamPropagation
+from metaspec_training.networks.beam import BeamFeatures
 from metaspec_training.networks.layers import CircularConv, FourierMixing, NetworkConfig, ResidualBlock
 from metaspec_training.networks.propagation import GRID, Propagation, spline_basis
 
@@ -45,7 +44,6 @@ class DiffractionFieldNetConfig(NetworkConfig):
     wavelength_nodes: int = 76
     coarse_head: bool = False
     beam: bool = False
-    process: Process | None = None
 
     def build(self) -> DiffractionFieldNet:
         """The network, freshly initialised."""
@@ -57,20 +55,8 @@ class DiffractionFieldNetConfig(NetworkConfig):
         Raises:
             ValueError: another process is set.
         """
-        if self.process is not None and (difference := self.process.difference(process)):
-            raise ValueError(f"model.config.process and the data are of different processes: {difference}")
+        self.require_process(process)
         return replace(self, process=process)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The settings as plain values, for a checkpoint."""
-        values = {item.name: getattr(self, item.name) for item in fields(self)}
-        return values | {"process": self.process and self.process.model_dump(mode="json")}
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> DiffractionFieldNetConfig:
-        """The inverse of `to_dict`."""
-        process = values["process"]
-        return cls(**values | {"process": process and Process.model_validate(process)})
 
 
 class DiffractionFieldNet(nn.Module):
@@ -88,10 +74,7 @@ class DiffractionFieldNet(nn.Module):
             ResidualBlock(stem, 2 * stem, stride=2),
             ResidualBlock(2 * stem, width, stride=2),
         )
-        self.beam: nn.Sequential | None = None
-        if config.beam:
-            wave = BeamPropagation(self.process, GRID)
-            self.beam = nn.Sequential(wave, nn.Conv2d(2 * wave.wavelengths, width, 1))
+        self.beam = BeamFeatures(self.process, GRID, width) if config.beam else None
         layers: list[nn.Module] = []
         for block in range(config.blocks):
             if block % 2 == 0:
@@ -124,8 +107,7 @@ class DiffractionFieldNet(nn.Module):
         """
         encoded = self.stem(2 * density - 1)
         if self.beam is not None:
-            with torch.autocast(density.device.type, enabled=False):  # phases need more than 8 bits
-                encoded = encoded + self.beam(density)
+            encoded = encoded + self.beam(density)
         features = self.head[:-1](self.body(encoded))
         maps: Tensor = self.head[-1](features)
         if low_fidelity is not None and self.coarse_head is not None:

@@ -7,6 +7,7 @@ on every ONNX engine, and so do the operators of its gradient.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass, fields
 from typing import Any, Self
 
 import torch
@@ -15,8 +16,15 @@ from torch import Tensor, nn
 from metaspec_contract.process import Process
 
 
+@dataclass(frozen=True)
 class NetworkConfig(ABC):
-    """Settings that a network is built from; each network has its own class of them."""
+    """Settings that a network is built from; each network has its own class of them.
+
+    Attributes:
+        process: the device; None for that of the data, or for the default device without data.
+    """
+
+    process: Process | None = None
 
     @abstractmethod
     def build(self) -> nn.Module:
@@ -30,14 +38,25 @@ class NetworkConfig(ABC):
             ValueError: the settings are for another device.
         """
 
-    @abstractmethod
     def to_dict(self) -> dict[str, Any]:
         """The settings as plain values, for a checkpoint."""
+        values = {item.name: getattr(self, item.name) for item in fields(self)}
+        return values | {"process": self.process and self.process.model_dump(mode="json")}
 
     @classmethod
-    @abstractmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
         """The inverse of `to_dict`."""
+        process = values["process"]
+        return cls(**values | {"process": process and Process.model_validate(process)})
+
+    def require_process(self, process: Process) -> None:
+        """Refuse another process than the one that is set.
+
+        Raises:
+            ValueError: they differ.
+        """
+        if self.process is not None and (difference := self.process.difference(process)):
+            raise ValueError(f"model.config.process and the data are of different processes: {difference}")
 
 
 def wrap(x: Tensor, margin: int) -> Tensor:

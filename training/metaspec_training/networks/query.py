@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from metaspec_contract.process import Process
-from metaspec_training.networks.beam import BeamPropagation
+from metaspec_training.networks.beam import BeamFeatures
 from metaspec_training.networks.layers import CircularConv, FourierMixing, NetworkConfig, ResidualBlock
 
 
@@ -51,7 +51,6 @@ class DiffractionNetConfig(NetworkConfig):
     heads: int = 8
     wavelengths: int | None = None
     beam: bool = False
-    process: Process | None = None
 
     def build(self) -> DiffractionNet:
         """The network, freshly initialised."""
@@ -69,20 +68,13 @@ class DiffractionNetConfig(NetworkConfig):
                 f"model.config.wavelengths is {self.wavelengths}, but the data have {count} wavelengths: "
                 f"{process.wavelength_min_nm:g} to {process.wavelength_max_nm:g} nm in steps of {process.wavelength_step_nm:g}"
             )
-        if self.process is not None and (difference := self.process.difference(process)):
-            raise ValueError(f"model.config.process and the data are of different processes: {difference}")
+        self.require_process(process)
         return replace(self, wavelengths=count, process=process)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The settings as plain values, for a checkpoint."""
-        values = {item.name: getattr(self, item.name) for item in fields(self)}
-        return values | {"process": self.process and self.process.model_dump(mode="json")}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> DiffractionNetConfig:
         """The inverse of `to_dict`; checkpoints of earlier versions state no process."""
-        process = values.get("process")
-        return cls(**values | {"process": process and Process.model_validate(process)})
+        return super().from_dict({"process": None} | values)
 
     @classmethod
     def baseline(cls) -> DiffractionNetConfig:
@@ -152,16 +144,12 @@ class Encoder(nn.Module):
             for a, b in itertools.pairwise(self.channels)
         )
         self.mixing = FourierMixing(2 * stem, GRID)
-        self.beam: nn.Sequential | None = None
-        if process is not None:
-            wave = BeamPropagation(process, GRID)
-            self.beam = nn.Sequential(wave, nn.Conv2d(2 * wave.wavelengths, 2 * stem, 1))
+        self.beam = None if process is None else BeamFeatures(process, GRID, 2 * stem)
 
     def forward(self, density: Tensor) -> tuple[Tensor, Tensor]:
         x = self.stages[1](self.stages[0](self.stem(2 * density - 1)))
         if self.beam is not None:
-            with torch.autocast(density.device.type, enabled=False):  # phases need more than 8 bits
-                x = x + self.beam(density)
+            x = x + self.beam(density)
         stage3 = self.stages[2](self.mixing(x))
         return stage3, self.stages[3](stage3)
 
