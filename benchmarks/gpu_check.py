@@ -180,6 +180,8 @@ def check(arguments: argparse.Namespace, report: Report) -> None:
     """Measure everything."""
     import gpu_measurements as measure
 
+    from metaspec_contract.model import gradient_model
+
     models = measure.models_of(arguments.models)
     if not models:
         raise FileNotFoundError(f"{arguments.models}: no model in it")
@@ -190,7 +192,11 @@ def check(arguments: argparse.Namespace, report: Report) -> None:
     for name, model in models.items():
         into: Measured = {"weights": model.weights, "passes": model.passes}
         report.found["models"][name] = into
-        own = [size for size in (sizes if name in (main, f"{main}_vjp") else few) if size * model.passes <= sizes[-1]]
+        own = [
+            size
+            for size in (sizes if name in (main, gradient_model(main)) else few)
+            if size * model.passes <= sizes[-1]
+        ]
         report.part(f"{name}: placement", into, "placement", measure.placement, model, provider)
         report.part(f"{name}: work", into, "work", measure.work, model)
         report.part(f"{name}: parity", into, "parity", measure.parity, model, provider, arguments.structures)

@@ -19,7 +19,9 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from metaspec_contract.model import COTANGENT, GRADIENT, SPECTRA, STRUCTURE, gradient_model
-from metaspec_server.engines.onnx import describe
+from metaspec_contract.structures import pack
+from metaspec_server.core.engine import Description
+from metaspec_server.engines.onnx import PROVIDERS, Bound, describe
 from metaspec_server.repository import find_models
 from metaspec_testing.closed_loop import http_request
 from metaspec_testing.servers import running_server
@@ -27,7 +29,6 @@ from metaspec_testing.servers import running_server
 Tensors: TypeAlias = dict[str, NDArray[np.float32]]
 Measured: TypeAlias = dict[str, Any]
 
-PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
 VIEWS = {"Reshape", "Squeeze", "Unsqueeze", "Shape", "Flatten", "Identity"}
 """Operators that move no data."""
 
@@ -45,6 +46,7 @@ class Model:
     Attributes:
         name: name of the model.
         path: path of the ONNX file.
+        about: its description.
         weights: first 12 digits of the weights' SHA-256, from its metadata.
         passes: passes of the network for each structure.
         precision: precision of its weights: fp32, fp16 or int8.
@@ -52,6 +54,7 @@ class Model:
 
     name: str
     path: Path
+    about: Description
     weights: str
     passes: int
     precision: str
@@ -62,11 +65,11 @@ def models_of(repository: Path) -> dict[str, Model]:
     found = {}
     for name, versions in find_models(repository).items():
         if versions:
-            metadata = describe(versions[0], "").metadata
-            extra = metadata.model_extra or {}
+            about = describe(versions[0], "")
+            extra = about.metadata.model_extra or {}
             weights = extra["weights_sha256"][:12] if "weights_sha256" in extra else "without a hash"
             found[name] = Model(
-                name, versions[0].path, weights, metadata.forward_passes, extra.get("precision", "fp32")
+                name, versions[0].path, about, weights, about.metadata.forward_passes, extra.get("precision", "fp32")
             )
     return found
 
@@ -209,37 +212,6 @@ def deviation(found: NDArray[np.float32], expected: NDArray[np.float32]) -> Meas
     return {"largest": float(error.max()), "mean": float(error.mean()), "of": float(np.abs(expected).max())}
 
 
-class Bound:
-    """Tensors of one batch size on the device, bound to a session once, as the server has them."""
-
-    def __init__(self, session: Any, size: int, provider: str, graph: bool) -> None:
-        def allocate(argument: Any) -> Any:
-            device = "cpu" if provider == "cpu" else "cuda"
-            return ort.OrtValue.ortvalue_from_shape_and_type((size, *argument.shape[1:]), np.float32, device, 0)
-
-        self._session = session
-        self._inputs = {argument.name: allocate(argument) for argument in session.get_inputs()}
-        self._outputs = {argument.name: allocate(argument) for argument in session.get_outputs()}
-        self._binding = session.io_binding()
-        for name, value in self._inputs.items():
-            self._binding.bind_ortvalue_input(name, value)
-        for name, value in self._outputs.items():
-            self._binding.bind_ortvalue_output(name, value)
-        self._options = ort.RunOptions()
-        if graph:
-            self._options.add_run_config_entry("gpu_graph_id", str(size))
-
-    def put(self, inputs: Tensors) -> None:
-        for name, value in self._inputs.items():
-            value.update_inplace(inputs[name])
-
-    def compute(self) -> None:
-        self._session.run_with_iobinding(self._binding, self._options)
-
-    def get(self) -> Tensors:
-        return {name: value.numpy() for name, value in self._outputs.items()}
-
-
 def speed(model: Model, provider: str, sizes: Sequence[int], seconds: float, graphs: bool = False) -> Measured:
     """Times of batches of each size: of the first, of later ones, with copies, and after a batch of another size.
 
@@ -255,7 +227,7 @@ def speed(model: Model, provider: str, sizes: Sequence[int], seconds: float, gra
     batches, rows = {}, {}
     for size in sizes:
         inputs = inputs_of(session, size)
-        batch = batches[size] = Bound(session, size, provider, graphs)
+        batch = batches[size] = Bound(session, model.about, size, "cpu" if provider == "cpu" else "cuda", 0, graphs)
         batch.put(inputs)
 
         def with_copies(batch: Bound = batch, inputs: Tensors = inputs) -> None:
@@ -318,7 +290,7 @@ class Requests:
         self._routes = {"predict": models[name]}
         if gradient_model(name) in models:
             self._routes["gradient"] = models[gradient_model(name)]
-        packed = np.packbits(structures(count).reshape(count, -1), axis=1)
+        packed = pack(structures(count))
         self._parts: dict[str, list[NDArray[Any]]] = {}
         self._expected: dict[str, Tensors] = {}
         for route, model in self._routes.items():

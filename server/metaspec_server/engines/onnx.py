@@ -14,13 +14,14 @@ from metaspec_server.core.engine import Description, try_out
 from metaspec_server.core.tensors import Rows, gather
 from metaspec_server.repository import ModelFile, RepositoryError
 
-__all__ = ["OnnxEngine", "best_provider", "describe", "refused"]
+__all__ = ["PROVIDERS", "Bound", "OnnxEngine", "best_provider", "describe", "refused"]
 
-_PROVIDERS = {
+PROVIDERS = {
     "cpu": "CPUExecutionProvider",
     "cuda": "CUDAExecutionProvider",
     "tensorrt": "TensorrtExecutionProvider",
 }
+"""ONNX Runtime's names of the execution providers."""
 
 _DTYPES: dict[str, np.dtype[Any]] = {
     "tensor(float)": np.dtype(np.float32),
@@ -68,12 +69,12 @@ class OnnxEngine:
         options.add_session_config_entry("session.dynamic_block_base", "4")
         options.enable_mem_pattern = False  # one pattern is kept for each batch size: they only grow
         self._session = _session(file, options, _providers(file, provider, device, cuda_graphs))
-        if self._session.get_providers()[0] != _PROVIDERS[provider]:
-            raise RepositoryError(file.path, f"ONNX Runtime could not start {_PROVIDERS[provider]} on this machine")
-        self.about = _describe(file, self._session, f"onnxruntime {ort.__version__} {_PROVIDERS[provider]}")
+        if self._session.get_providers()[0] != PROVIDERS[provider]:
+            raise RepositoryError(file.path, f"ONNX Runtime could not start {PROVIDERS[provider]} on this machine")
+        self.about = _describe(file, self._session, f"onnxruntime {ort.__version__} {PROVIDERS[provider]}")
         self.max_batch = max(1, max_batch // self.about.metadata.forward_passes)
         self._buffers = {spec.name: np.zeros((self.max_batch, *spec.shape), spec.dtype) for spec in self.about.inputs}
-        self._bound: dict[int, _Bound] = {}
+        self._bound: dict[int, Bound] = {}
         if provider != "cpu":
             self._bind("cuda", device, cuda_graphs)
         self._warm_up(file)
@@ -92,9 +93,7 @@ class OnnxEngine:
     def _bind(self, device_type: str, device: int, cuda_graphs: bool) -> None:
         """Allocate tensors on a device for each batch size: powers of two up to the largest."""
         sizes = sorted({min(1 << n, self.max_batch) for n in range(self.max_batch.bit_length() + 1)})
-        self._bound = {
-            size: _Bound(self._session, self.about, size, device_type, device, cuda_graphs) for size in sizes
-        }
+        self._bound = {size: Bound(self._session, self.about, size, device_type, device, cuda_graphs) for size in sizes}
 
     def _warm_up(self, file: ModelFile) -> None:
         """Try the model at every batch size, which also allocates memory and selects kernels before the first request."""
@@ -110,8 +109,17 @@ class OnnxEngine:
                 try_out(self.about.metadata, size, run)
 
 
-class _Bound:
-    """Tensors of one batch size on a device, permanently bound to a session, as CUDA graphs need them."""
+class Bound:
+    """Tensors of one batch size on a device, permanently bound to a session, as CUDA graphs need them.
+
+    Args:
+        session: session of the model.
+        about: description of the model.
+        size: number of rows.
+        device_type: ONNX Runtime's name of the kind of device, cpu or cuda.
+        device: number of the device.
+        cuda_graphs: whether the session records a CUDA graph for each size.
+    """
 
     def __init__(
         self,
@@ -137,17 +145,29 @@ class _Bound:
         if cuda_graphs:
             self._options.add_run_config_entry("gpu_graph_id", str(size))
 
-    def run(self, buffers: Rows) -> Rows:
-        """Outputs of a full batch."""
+    def put(self, buffers: Rows) -> None:
+        """Copy a full batch of inputs to the device."""
         for name, value in self._inputs.items():
             value.update_inplace(buffers[name])
+
+    def compute(self) -> None:
+        """Compute the outputs, on the device."""
         self._session.run_with_iobinding(self._binding, self._options)
+
+    def get(self) -> Rows:
+        """Copies of the outputs."""
         return {name: value.numpy() for name, value in self._outputs.items()}
+
+    def run(self, buffers: Rows) -> Rows:
+        """Outputs of a full batch."""
+        self.put(buffers)
+        self.compute()
+        return self.get()
 
 
 def best_provider() -> str:
     """Provider that `auto` selects: cuda where ONNX Runtime has it, else cpu; not tensorrt, which takes minutes to start."""
-    return "cuda" if _PROVIDERS["cuda"] in ort.get_available_providers() else "cpu"
+    return "cuda" if PROVIDERS["cuda"] in ort.get_available_providers() else "cpu"
 
 
 def describe(file: ModelFile, platform: str) -> Description:
@@ -195,9 +215,9 @@ def refused(file: ModelFile) -> Iterator[None]:
 def _providers(file: ModelFile, provider: str, device: int, cuda_graphs: bool) -> list[Any]:
     """Providers for ONNX Runtime, best first."""
     available = ort.get_available_providers()
-    if _PROVIDERS[provider] not in available:
+    if PROVIDERS[provider] not in available:
         raise RepositoryError(
-            file.path, f"ONNX Runtime {ort.__version__} here has no {_PROVIDERS[provider]}, only {', '.join(available)}"
+            file.path, f"ONNX Runtime {ort.__version__} here has no {PROVIDERS[provider]}, only {', '.join(available)}"
         )
     cuda = ("CUDAExecutionProvider", {"device_id": device, "enable_cuda_graph": "1" if cuda_graphs else "0"})
     cache = str(file.path.parent / "tensorrt")
