@@ -1,4 +1,4 @@
-"""The command `metaspec` in a process of its own, which tests interrupt."""
+"""The command `metaspec`: in this process, or in one of its own, which tests interrupt."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
+
+import pytest
 
 # The command, which a signal interrupts also where tests run in the background.
 COMMAND = """
@@ -15,6 +18,21 @@ from metaspec.__main__ import main
 signal.signal(signal.SIGINT, signal.default_int_handler)
 main()
 """
+
+
+def give(arguments: Sequence[object]) -> int:
+    """Give the command in this process, and return its exit status."""
+    from metaspec.__main__ import main
+
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", ["metaspec", *map(str, arguments)])
+            with pytest.raises(SystemExit) as ended:
+                main()
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+    return int(ended.value.code or 0)
 
 
 def metaspec(*arguments: object, code: str = COMMAND) -> subprocess.Popen[str]:

@@ -6,11 +6,10 @@ import json
 import mmap
 import os
 import pty
-import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -21,9 +20,9 @@ import pytest
 from onnx import numpy_helper
 
 from metaspec import Surrogate
-from metaspec.__main__ import main
 from metaspec._cli import bulk
 from metaspec_contract.run_folder import read_report
+from metaspec_testing.commands import give
 from metaspec_testing.servers import RunningServer, running_server
 from metaspec_testing.small_models import METADATA, Array, Expected, small_gradient_model, small_model, write_repository
 
@@ -48,19 +47,6 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where tests 
 RunDisplay.__call__ = interrupt
 main()
 """
-
-
-def give(arguments: Sequence[object]) -> int:
-    """Give the command in this process, and return its exit status."""
-    handler = signal.getsignal(signal.SIGTERM)
-    try:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(sys, "argv", ["metaspec", *map(str, arguments)])
-            with pytest.raises(SystemExit) as exit_:
-                main()
-    finally:
-        signal.signal(signal.SIGTERM, handler)
-    return int(exit_.value.code or 0)
 
 
 @pytest.fixture

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +18,7 @@ from metaspec.topology import Parameterisation, feature_size, random_latents, wi
 from metaspec_contract.process import Process
 from metaspec_contract.run_folder import read_report
 from metaspec_simulation.source import SolverSource
-from metaspec_testing.commands import interrupt_in_simulation, metaspec
+from metaspec_testing.commands import give, interrupt_in_simulation, metaspec
 from metaspec_testing.run_folders import write_run_folder
 from metaspec_testing.servers import RunningServer
 
@@ -41,6 +39,15 @@ def folder(tmp_path: Path) -> Path:
     predicted = np.full((3, 4, len(THIN.wavelengths_nm)), 0.25, np.float32)
     settings: dict[str, JsonValue] = {"min_feature_nm": WIDTH}
     return write_run_folder(tmp_path / "designs", some_designs(3), predicted, process=THIN, settings=settings)
+
+
+def check_refusal(folder: Path, arguments: list[str], message: str, capfd: pytest.CaptureFixture[str]) -> None:
+    """The command refuses in one line, before it writes anything."""
+    status = give(["polish", folder, "--cells", 24, *arguments])
+    printed, errors = capfd.readouterr()
+    assert (status, printed, errors.count("\n")) == (2, "", 1)
+    assert message in errors
+    assert not (folder / "polished").exists()
 
 
 @pytest.mark.slow
@@ -102,28 +109,12 @@ def test_designs_are_improved_on_the_solver(folder: Path) -> None:
     ],
 )
 def test_what_cannot_be_polished(
-    arguments: list[str],
-    message: str,
-    folder: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
+    arguments: list[str], message: str, folder: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    from metaspec.__main__ import main
-
     if not arguments:
         (folder.parent / "process.json").write_text('{"thickness_um": 0.2}')
         arguments = ["--process", str(folder.parent / "process.json")]
-    monkeypatch.setattr(sys, "argv", ["metaspec", "polish", str(folder), "--cells", "24", *arguments])
-    handler = signal.getsignal(signal.SIGTERM)
-    try:
-        with pytest.raises(SystemExit) as ended:
-            main()
-    finally:
-        signal.signal(signal.SIGTERM, handler)
-    printed, errors = capfd.readouterr()
-    assert (ended.value.code, printed, errors.count("\n")) == (2, "", 1)
-    assert message in errors
-    assert not (folder / "polished").exists()
+    check_refusal(folder, arguments, message, capfd)
 
 
 @pytest.mark.parametrize(
@@ -135,21 +126,19 @@ def test_what_cannot_be_polished(
     ],
 )
 def test_a_damaged_folder_is_refused(
-    damage: Any, message: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    damage: Any, message: str, folder: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     damage(folder)
-    test_what_cannot_be_polished(["--best", "1"], message, folder, monkeypatch, capfd)
+    check_refusal(folder, ["--best", "1"], message, capfd)
 
 
 @pytest.mark.parametrize("width", ["80", [80], True, -5])
-def test_a_width_that_is_no_number_is_not_ignored(
-    width: Any, folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_a_width_that_is_no_number_is_not_ignored(width: Any, folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     report = json.loads((folder / "report.json").read_text())
     report["settings"]["min_feature_nm"] = width
     (folder / "report.json").write_text(json.dumps(report))
     message = f"report.json: settings.min_feature_nm must be a number of at least 0, got {width!r}"
-    test_what_cannot_be_polished(["--best", "1"], message, folder, monkeypatch, capfd)
+    check_refusal(folder, ["--best", "1"], message, capfd)
 
 
 @pytest.mark.parametrize("width", [None, 80.0])

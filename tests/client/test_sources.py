@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,7 +17,7 @@ from metaspec.topology import Parameterisation, random_latents
 from metaspec_contract.run_folder import read_report
 from metaspec_contract.source import Source
 from metaspec_simulation.source import SolverSource
-from metaspec_testing.commands import interrupt_in_simulation, metaspec
+from metaspec_testing.commands import give, interrupt_in_simulation, metaspec
 from metaspec_testing.servers import RunningServer
 
 
@@ -138,19 +136,10 @@ def test_options_that_do_not_belong_to_the_source(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    from metaspec.__main__ import main
-
     (tmp_path / "process.json").write_text('{"thicknes": 0.1}')
     arguments = [argument.replace("FILE", str(tmp_path / "process.json")) for argument in arguments]
-    monkeypatch.setattr(sys, "argv", ["metaspec", "optimise", "--out", str(tmp_path / "designs"), *arguments])
     monkeypatch.setenv("METASPEC_API_KEY", "for the server")  # is none of the command line
-    handler = signal.getsignal(signal.SIGTERM)
-    try:
-        with pytest.raises(SystemExit) as ended:
-            main()
-    finally:
-        signal.signal(signal.SIGTERM, handler)
-    assert ended.value.code == 2
+    assert give(["optimise", "--out", tmp_path / "designs", *arguments]) == 2
     printed, errors = capfd.readouterr()
     assert (printed, errors.count("\n")) == ("", 1)
     assert errors.startswith("metaspec: ")

@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bar
 from rich.table import Table
 
+from metaspec._design.report_page import polished_from
 from metaspec.optimise import Problem, Progress
 from metaspec_contract.detectors import COLOUR_NAMES, COLOURS
 from metaspec_contract.spectra import MERGED_GREENS, Spectra
@@ -59,16 +60,10 @@ def designs(report: Mapping[str, Any]) -> Table:
         colours = [f"{value:.3f}" for value in merit["colour_efficiency"].values()]
         widths = [f"{design['solid_nm']:.0f}", f"{design['void_nm']:.0f}"]
         smallest = f"[bold]{merit['min_efficiency']:.3f}[/]"
-        table.add_row(f"{design['rank']:03d}", *_origin(design), *colours, smallest, *widths)
+        table.add_row(
+            f"{design['rank']:03d}", *(polished_from(design) or [str(design["start"])]), *colours, smallest, *widths
+        )
     return table
-
-
-def _origin(design: Mapping[str, Any]) -> list[str]:
-    """Number of the start; of a polished design, the design that it started from."""
-    if "unpolished" not in design:
-        return [str(design["start"])]
-    start = design["unpolished"]
-    return [f"{start['rank']:03d}", *(f"{start[kind]['min_efficiency']:.3f}" for kind in ("predicted", "simulated"))]
 
 
 def _table(title: str, headings: list[str], caption: str | None) -> Table:

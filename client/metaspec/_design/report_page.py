@@ -81,7 +81,7 @@ def _row(design: Mapping[str, Any]) -> str:
     merit, files = design["predicted"], design["files"]
     cells = [
         f'<a href="#design-{design["rank"]}">{design["rank"]:03d}</a>',
-        *_before(design),
+        *polished_from(design),
         f"<b>{merit['min_efficiency']:.3f}</b>",
         *(f"{value:.3f}" for value in merit["colour_efficiency"].values()),
         ", ".join(f"{value:.3f}" for value in merit["crosstalk"].values()),
@@ -92,8 +92,8 @@ def _row(design: Mapping[str, Any]) -> str:
     return f"<tr>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
 
 
-def _before(design: Mapping[str, Any]) -> list[str]:
-    """Cells on the design that a polished one started from."""
+def polished_from(design: Mapping[str, Any]) -> list[str]:
+    """Cells on the design that a polished one started from: its number, and min efficiency predicted and simulated."""
     if "unpolished" not in design:
         return []
     start = design["unpolished"]
