@@ -190,11 +190,8 @@ def polish(search: Search, solver: SolverSource) -> None:
     if steps < min(LEAST_STEPS, search.arguments.steps):
         return
     designs, began = search.best(size), time.monotonic()
-    search.kept, search.ends, search.top = (
-        {},
-        {},
-        -math.inf,
-    )  # values of the surrogate and of the solver are not compared
+    # Values of the surrogate and of the solver are not compared.
+    search.kept, search.ends, search.top = {}, {}, -math.inf
     search.unpolished = designs
     problem = search.counted(solver)
     result = optimise.polish(problem, unpacked(designs), steps, callback=lambda now: search.note(now.best))

@@ -14,7 +14,7 @@ from metaspec.optimise.record import Result
 from metaspec.topology import beta_schedule, without_small_features
 from metaspec_contract.structures import check_binary
 
-_LEARNING_RATE = 0.06  # three times that of a run from random starts: there are few steps
+_LEARNING_RATE = 0.06  # above that of a run from random starts: there are few steps
 _BETAS, _STAGES = (10.0, 48.0), 5  # the minimum feature size counts in the last three, from a beta of 20
 _CHECK_EVERY = 4
 _REFINED = 0.05  # share of the steps at the end that refine binary structures

@@ -254,6 +254,6 @@ def pml_profile(grid: Grid) -> tuple[NDArray[np.float32], NDArray[np.float32], N
         shift = 1.3 * (1 - upper - lower)
         decay[row] = np.exp(-(conductivity / stretch + shift) * grid.dt)
         total = stretch * (conductivity + stretch * shift)
-        gain[row] = np.where(conductivity > 0, conductivity / np.where(total > 0, total, 1) * (decay[row] - 1), 0)
+        gain[row] = np.where(conductivity > 0, conductivity / total * (decay[row] - 1), 0)
         shrink[row] = 1 / stretch
     return decay.astype(np.float32), gain.astype(np.float32), shrink.astype(np.float32)

@@ -46,7 +46,6 @@ def tail(series: Complex, step: float, wavelengths_nm: NDArray[np.floating]) -> 
     centre, half_band = (omega.max() + omega.min()) / 2, (omega.max() - omega.min()) / 2
     shifted, times = _baseband(series.reshape(len(series), -1), step, centre, half_band)
     rates = _rates(shifted, times[1] - times[0]) if len(times) > 4 * _DELAYS else np.zeros(0)
-    rates = rates[rates.real * (times[-1] - times[0]) > -_MOST_DECAY] if len(rates) else rates
     if not len(rates):
         return np.zeros(shape, np.complex64)
     oscillations = np.exp(np.outer(times - times[-1], rates))
@@ -83,4 +82,5 @@ def _rates(series: Complex, step: float) -> Complex:
     space = space[:, values > _SIGNIFICANT * values[0]][:, : rows // 2]
     advance = np.linalg.lstsq(space[:-1], space[1:], rcond=None)[0]
     rates = np.log(np.linalg.eigvals(advance)) / step
-    return np.asarray(rates[rates.real < 0], np.complex128)
+    decay = -rates.real * step * (len(series) - 1)
+    return np.asarray(rates[(decay > 0) & (decay < _MOST_DECAY)], np.complex128)
