@@ -29,30 +29,30 @@ class Sheet:
 
     def __init__(self, grid: Grid, wavelengths_nm: Array, weights: Complex) -> None:
         self._grid, self._wavelengths_nm = grid, wavelengths_nm
-        self._order = weights.shape[-1] // 2
         # A change of the share of solid at a node acts like a current: its susceptibility times the change of E in a step. This
         # factor is the same for all nodes, so that the source carries it.
         omega = 2 * np.pi * 1000 / wavelengths_nm
         resonance = (grid.discrete_frequency(omega) / grid.pole_frequency) ** 2
         susceptibility = grid.eps_solid - 1 + grid.pole_strength / (1 - resonance)
         factor = susceptibility * (1 - np.exp(1j * omega * grid.dt)) / grid.eps_substrate
-        self._weights = (weights * factor[:, None, None, None]).reshape(len(weights), -1).astype(np.complex64)
+        # One recording in `stride` steps stands for all of them: between the recordings the series is interpolated within the
+        # band, so that the sheet emits nothing outside it.
+        scaled = weights * factor[:, None, None, None] / grid.stride
+        kernel, half_cell = projection(grid, weights.shape[-1] // 2)
+        shifted = np.stack([scaled[:, 0] * half_cell[None, :], scaled[:, 1] * half_cell[:, None]], axis=1)
+        self._weights = shifted.swapaxes(2, 3).reshape(len(weights), -1).astype(np.complex64)  # (W, 2 * kx * ky)
+        self._kernel = kernel.T
+        # Real part of a product with the kernel, for pairs (real part, imaginary part) one after the other.
+        self._real_part = np.stack([kernel.real, -kernel.imag], axis=2).reshape(grid.cells, -1).T
 
     def amplitudes(self, steps: NDArray[np.integer]) -> NDArray[np.float32]:
-        """What to add to Ex and Ey, float32 (steps, 2, y * x), 0 in the ghost cells, at times counted in steps.
-
-        One recording in `stride` steps stands for all of them: between the recordings the series is interpolated within the
-        band, so that the sheet emits nothing outside it.
-        """
-        grid, orders = self._grid, 2 * self._order + 1
-        series = (oscillation(steps, grid, self._wavelengths_nm).T @ self._weights) / grid.stride
-        kernel, half_cell = projection(grid, self._order)
-        coefficients = series.reshape(len(steps), 2, orders, orders)
-        coefficients = np.stack(
-            [coefficients[:, 0] * half_cell[None, :], coefficients[:, 1] * half_cell[:, None]], axis=1
-        )
-        sheet = np.zeros((len(steps), 2, grid.cells + 2, grid.cells + 2), np.float32)
-        sheet[..., 1:-1, 1:-1] = (kernel @ coefficients @ kernel.T).real
+        """What to add to Ex and Ey, float32 (steps, 2, y * x), 0 in the ghost cells, at times counted in steps."""
+        grid, (orders, cells) = self._grid, self._kernel.shape
+        series = oscillation(steps, grid, self._wavelengths_nm).T @ self._weights
+        along_y = (series.reshape(-1, orders) @ self._kernel).reshape(-1, orders, cells)
+        pairs = np.ascontiguousarray(along_y.swapaxes(1, 2)).view(np.float32)
+        sheet = np.zeros((len(steps), 2, cells + 2, cells + 2), np.float32)
+        sheet[..., 1:-1, 1:-1] = (pairs.reshape(-1, 2 * orders) @ self._real_part).reshape(len(steps), 2, cells, cells)
         return sheet.reshape(len(steps), 2, -1)
 
 
@@ -71,19 +71,26 @@ def run_back(
         stop: ends the runs early; what is returned then is worthless.
     """
     runs = [Run(grid, fractions) for _ in sheets]
-    row = grid.cells + 2
-    totals = np.zeros((len(sheets), 3, row * row))
+    totals = np.zeros((len(sheets), 3, grid.cells, grid.cells))
     end = recording.intervals * grid.interval
     first = end + grid.interval - 2  # so that both fields are sampled at the same times
+    amplitudes: list[NDArray[np.float32]] = []
     assert recording.history is not None
     for interval, sample in enumerate(recording.history.backwards()):
         if stop.is_set():
             break
-        steps = first - interval * grid.interval - np.arange(grid.interval)
-        for run, sheet, total in zip(runs, sheets, totals, strict=True):
-            amplitudes = sheet.amplitudes(steps)
-            amplitudes[steps >= end] = 0
-            run.advance(grid.transmitted, amplitudes, record=False)
+        start = interval % _AT_ONCE * grid.interval
+        if start == 0:
+            steps = first - interval * grid.interval - np.arange(_AT_ONCE * grid.interval)
+            amplitudes = [sheet.amplitudes(steps) for sheet in sheets]
+            for amplitude in amplitudes:
+                amplitude[steps >= end] = 0
+        for run, amplitude, total in zip(runs, amplitudes, totals, strict=True):
+            run.advance(grid.transmitted, amplitude[start : start + grid.interval], record=False)
             run.correlate(sample, total)
-    x, y, z = -grid.interval * totals.reshape(-1, 3, row, row)[..., 1:-1, 1:-1].swapaxes(0, 1)
+    x, y, z = -grid.interval * totals.swapaxes(0, 1)
     return list(zip(x, y, z, strict=True))
+
+
+_AT_ONCE = 16
+"""Intervals whose sources are computed at once: fewer, larger matrix products."""

@@ -238,6 +238,7 @@ def shifted_basis(
     rows: NDArray[np.integer],
     columns: NDArray[np.integer],
     orders: tuple[NDArray[np.integer], NDArray[np.integer]] | None = None,
+    pixels: int = PIXELS,
 ) -> NDArray[np.float32]:
     """Matrices that turn harmonics into the spectra of shifted structures, float32 (N, 4, H).
 
@@ -248,9 +249,10 @@ def shifted_basis(
         rows: shifts along y in pixels, (N,).
         columns: shifts along x in pixels, (N,).
         orders: row and column orders of the harmonics, those of a data set; default: `harmonic_orders`, H = 225.
+        pixels: pixels along each side of a structure.
     """
     m, n = harmonic_orders() if orders is None else orders
-    phase = -2 * np.pi * (np.multiply.outer(rows, m) + np.multiply.outer(columns, n)) / PIXELS
+    phase = -2 * np.pi * (np.multiply.outer(rows, m) + np.multiply.outer(columns, n)) / pixels
     half_period = np.array([[(-1.0) ** (row * a + column * b) for a, b in zip(m, n, strict=True)]
                             for row in (0, 1) for column in (0, 1)])  # fmt: skip
     cosine, sine = np.cos(phase)[:, None] * half_period, np.sin(phase)[:, None] * half_period

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from scipy.optimize import nnls
 
 from metaspec_contract.process import Process
-from metaspec_contract.structures import PIXELS
 
 COURANT = 0.55
 """Time step in units of the cell; three dimensions are stable below 0.577."""
@@ -186,8 +185,9 @@ def fill_fractions(structure: NDArray[np.generic], cells: int) -> tuple[Array, A
     A node represents the cell centred on it: Ex lies half a cell towards +x from the cell's corner, Ey half a cell
     towards +y, Ez on the corner. Area averages are more accurate here than harmonic averages across the edges.
     """
-    fine = int(np.lcm(PIXELS, 2 * cells))
-    density = np.asarray(structure, np.float64).repeat(fine // PIXELS, axis=0).repeat(fine // PIXELS, axis=1)
+    pixels = len(structure)
+    fine = int(np.lcm(pixels, 2 * cells))
+    density = np.asarray(structure, np.float64).repeat(fine // pixels, axis=0).repeat(fine // pixels, axis=1)
     width = fine // cells
 
     def mean(rows_centred: bool, columns_centred: bool) -> Array:
@@ -202,15 +202,15 @@ _CENTRED = ((True, False), (False, True), (True, True))
 """Whether the cell around Ex, Ey and Ez is centred on the corner of a cell of the grid along y and along x."""
 
 
-def pull_back(gradient: tuple[Array, Array, Array], cells: int) -> Array:
-    """Transpose of `fill_fractions`: from the gradient with respect to the fractions to that by pixel, (128, 128)."""
-    fine = int(np.lcm(PIXELS, 2 * cells))
-    width, pixel = fine // cells, fine // PIXELS
-    by_pixel = np.zeros((PIXELS, PIXELS))
+def pull_back(gradient: tuple[Array, Array, Array], cells: int, pixels: int) -> Array:
+    """Transpose of `fill_fractions`: from the gradient with respect to the fractions to that by pixel, (pixels, pixels)."""
+    fine = int(np.lcm(pixels, 2 * cells))
+    width, pixel = fine // cells, fine // pixels
+    by_pixel = np.zeros((pixels, pixels))
     for component, (rows_centred, columns_centred) in zip(gradient, _CENTRED, strict=True):
         spread = np.asarray(component, np.float64).repeat(width, axis=0).repeat(width, axis=1) / width**2
         moved = np.roll(spread, (-(width // 2) * rows_centred, -(width // 2) * columns_centred), axis=(0, 1))
-        by_pixel += moved.reshape(PIXELS, pixel, PIXELS, pixel).sum(axis=(1, 3))
+        by_pixel += moved.reshape(pixels, pixel, pixels, pixel).sum(axis=(1, 3))
     return by_pixel
 
 

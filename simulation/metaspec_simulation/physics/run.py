@@ -16,8 +16,8 @@ from metaspec_simulation.physics.sampling import correlate, keep
 Fractions = tuple[Array, Array, Array]
 """Share of solid at the nodes of Ex, Ey and Ez, each (cells, cells)."""
 
-Sample = list[tuple[NDArray[np.int16], np.float32]]
-"""The field in the patterned layer at one time: for Ex, Ey and Ez, numbers and their unit."""
+Sample = list[tuple[NDArray[np.uint8], Field]]
+"""The field in the patterned layer at one time: for Ex, Ey and Ez, numbers and their units, as `sampling.keep` fills them."""
 
 
 class Run:
@@ -106,18 +106,21 @@ class Run:
 
     def sample(self) -> Sample:
         """The field in the patterned layer."""
-        kept = []
+        cells = self._row - 2
+        kept: Sample = []
         for field in self._inside:
-            numbers = np.empty(field.shape, np.int16)
-            kept.append((numbers, keep(field, numbers)))
+            numbers = np.empty((len(field), cells, cells), np.uint8)
+            units = np.empty((len(field), cells), np.float32)
+            keep(field, numbers, units)
+            kept.append((numbers, units))
         return kept
 
     def correlate(self, other: Sample, totals: NDArray[np.float64]) -> None:
-        """Add the product with another field in the patterned layer, summed over z, to totals for Ex, Ey and Ez, (3, y * x)."""
-        for field, (numbers, unit), at_face, total in zip(self._inside, other, _FACES, totals, strict=True):
+        """Add the product with another field in the layer, summed over z, to totals for Ex, Ey and Ez, (3, cells, cells)."""
+        for field, (numbers, units), at_face, total in zip(self._inside, other, _FACES, totals, strict=True):
             share = np.ones(len(field), np.float32)
             share[[0, -1]] = at_face
-            correlate(field, numbers, unit, share, total)
+            correlate(field, numbers, units, share, total)
 
     @property
     def _inside(self) -> tuple[Field, Field, Field]:
@@ -173,8 +176,8 @@ class History:
     def after(self, run: Run) -> None:
         """Keep the field of a run that has advanced."""
         sample = run.sample()
-        size = sum(numbers.nbytes for numbers, _ in sample)
-        self._length = self._length or max(1, _MOST_BYTES // (2 * size))
+        size = sum(numbers.nbytes + units.nbytes for numbers, units in sample)
+        self._length = self._length or max(1, _MOST_BYTES // (3 * size))
         self._segments[-1].append(sample)
         self._bytes += size
         for old in self._segments[:-1]:
@@ -197,7 +200,7 @@ class History:
                 yield samples.pop()
 
 
-_MOST_BYTES = 332_000_000
+_MOST_BYTES = 300_000_000
 """Bound on what a run keeps: nothing is repeated in most runs at 64 cells, and two runs at 80 cells fit into 1 GiB."""
 
 

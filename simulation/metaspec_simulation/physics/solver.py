@@ -11,6 +11,7 @@ from typing import TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from threadpoolctl import threadpool_limits
 
 from metaspec_contract.detectors import CHANNELS
 from metaspec_contract.process import Process
@@ -109,8 +110,8 @@ class Solver:
         """Simulate one structure under both polarisations.
 
         Args:
-            structure: structure or density, (128, 128), 0 = void and 1 = solid. A density mixes the permittivities of void
-                and solid linearly at every frequency, as density-based topology optimisation does.
+            structure: structure or density, (y, x), 0 = void and 1 = solid. A density mixes the permittivities of void and
+                solid linearly at every frequency, as density-based topology optimisation does.
 
         Raises:
             InvalidStructure: another shape, or values outside [0, 1].
@@ -134,7 +135,7 @@ class Solver:
                 them, called with the spectra, float32 (4, W), between the forward and the adjoint runs.
 
         Returns:
-            The simulation, and the gradient, float32 (128, 128) or (C, 128, 128).
+            The simulation, and the gradient, float32 (y, x) or (C, y, x).
 
         Raises:
             InvalidStructure: as for `simulate`.
@@ -198,8 +199,8 @@ class Solver:
         return weights
 
     def _density(self, structure: ArrayLike) -> NDArray[np.float64]:
-        """A single checked density, (128, 128)."""
-        structures = check_structures(structure, name="structure")
+        """A single checked density, (y, x)."""
+        structures = check_structures(structure, self.process.structure_shape, "structure")
         if len(structures) != 1:
             raise InvalidStructure(f"structure must be a single one, got {len(structures)}")
         density: NDArray[np.float64] = as_density(structures[0, 0], np.float64)
@@ -209,7 +210,7 @@ class Solver:
         """Runs of both polarisations.
 
         Args:
-            density: density, (128, 128).
+            density: density, (y, x).
             keep: whether to keep the field in the patterned layer.
             both: whether to run both even if symmetry yields one from the other.
         """
@@ -225,7 +226,8 @@ class Solver:
         stop = Event()
         if self.threads == 1:
             return [job(stop) for job in jobs]
-        with ThreadPoolExecutor(self.threads) as pool:
+        # Threads of matrix products would only wait for each other.
+        with threadpool_limits(1, "blas"), ThreadPoolExecutor(self.threads) as pool:
             try:
                 return [future.result() for future in [pool.submit(job, stop) for job in jobs]]
             finally:
@@ -287,10 +289,10 @@ class Solver:
         )
 
     def _backward(self, density: Array, forward: list[Recording], cotangents: Array) -> NDArray[np.float32]:
-        """Gradients of sum(cotangent * spectra) with respect to the density of every pixel, float32 (C, 128, 128).
+        """Gradients of sum(cotangent * spectra) with respect to the density of every pixel, float32 (C, y, x).
 
         Args:
-            density: density, (128, 128).
+            density: density, (y, x).
             forward: runs of both polarisations, with their history.
             cotangents: weights of the spectra, (C, 4, W).
         """
@@ -301,7 +303,7 @@ class Solver:
             [partial(run_back, self.grid, fractions, one, self._sheets(one, weights)) for one in forward]
         )
         by_pixel = [
-            pull_back((ex + ey, fx + fy, gx + gy), self.grid.cells)
+            pull_back((ex + ey, fx + fy, gx + gy), self.grid.cells, self.process.pixels)
             for (ex, fx, gx), (ey, fy, gy) in zip(x, y, strict=True)
         ]
         return np.stack(by_pixel).astype(np.float32)
