@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, ValidationInfo, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 __all__ = ["Settings", "bundled_repository", "usable_cores"]
 
@@ -41,13 +42,17 @@ class Settings(BaseSettings):
         cli_prog_name="metaspec-serve",
     )
 
-    repository: Path = Field(default_factory=bundled_repository, description="folder of the models, in Triton's layout")
-    host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 for all")
-    port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 picks a free one")
-
     engine: Literal["onnxruntime", "triton"] = Field(
         "onnxruntime", description="compute in this process, or on a Triton server with the same repository"
     )
+    repository: Path = Field(default_factory=bundled_repository, description="folder of the models, in Triton's layout")
+    models: Annotated[list[str], NoDecode] = Field(
+        [], description="models to serve, separated by commas; all by default"
+    )
+    lazy: bool = Field(False, description="load each model on its first request, which waits for it")
+    host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 for all")
+    port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 picks a free one")
+
     provider: Literal["auto", "cpu", "cuda", "tensorrt"] = Field(
         "auto", description="execution provider of ONNX Runtime; auto is CUDA where it is installed, else the CPU"
     )
@@ -66,16 +71,22 @@ class Settings(BaseSettings):
         description="largest number of requests in flight to Triton for each model; it forms batches from them",
     )
 
-    max_batch: int = Field(
-        32,
+    max_batch: int | None = Field(
+        None,
         ge=1,
-        description="largest number of structures in a micro-batch; fewer in models that take several passes for each",
+        description="largest number of structures in a micro-batch, fewer in models that take several passes for each; 4 on "
+        "a CPU by default, where larger ones are slower, and 32 on a GPU",
     )
     max_queue: int = Field(
         8192, ge=1, description="largest number of waiting structures of each model; beyond that 503"
     )
     max_structures: int = Field(4096, ge=1, description="largest number of structures in one request; beyond that 413")
     max_body_bytes: int = Field(512 * 2**20, ge=1, description="largest decompressed body in bytes; beyond that 413")
+    memory_mb: int = Field(
+        1024,
+        ge=1,
+        description="memory for the bodies and answers of all requests in flight in MiB; beyond that requests wait, then 503",
+    )
     request_timeout: float = Field(60.0, gt=0, description="seconds after which a request gets 504")
     body_timeout: float = Field(
         30.0,
@@ -96,3 +107,20 @@ class Settings(BaseSettings):
         "warning", description="lowest level that is logged; info logs every request"
     )
     log_format: Literal["text", "json"] = Field("text", description="format of the log")
+
+    @field_validator("models", mode="before")
+    @classmethod
+    def _split_names(cls, value: Any) -> Any:
+        if isinstance(value, str) and value.lstrip().startswith("["):  # JSON, as other lists come in variables
+            value = json.loads(value)
+        given = [value] if isinstance(value, str) else value
+        if not isinstance(given, list) or not all(isinstance(names, str) for names in given):
+            return value
+        return [name for names in given for part in names.split(",") if (name := part.strip())]
+
+    @field_validator("lazy")
+    @classmethod
+    def _not_for_triton(cls, value: bool, info: ValidationInfo) -> bool:
+        if value and info.data.get("engine") == "triton":
+            raise ValueError("with --engine triton, that server loads the models")
+        return value

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -41,6 +42,20 @@ class RunningServer:
     def address(self) -> str:
         """Its address, as host:port."""
         return self.url.removeprefix("http://")
+
+    @property
+    def peak_bytes(self) -> int:
+        """Largest resident memory that its process has had, in bytes. Linux only."""
+        return self._memory("VmHWM")
+
+    @property
+    def resident_bytes(self) -> int:
+        """Resident memory of its process in bytes. Linux only."""
+        return self._memory("VmRSS")
+
+    def _memory(self, field: str) -> int:
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        return 1024 * next(int(line.split()[1]) for line in status.splitlines() if line.startswith(field))
 
     def client(self, **options: Any) -> httpx.Client:
         """HTTP client of its address, with a timeout that a loaded machine keeps.

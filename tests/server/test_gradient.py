@@ -123,7 +123,7 @@ def test_half_precision_answers(
         (np.zeros((5, 4, 300)), "(N, 4, 301), got (5, 4, 300)"),
         (np.zeros((4, 301)), "got (4, 301)"),
         (np.zeros((4, 4, 301)), "one for each of 5 structures, got 4"),
-        (np.full((5, 4, 301), np.inf), "finite numbers, got inf"),
+        (np.full((5, 4, 301), np.inf), "finite numbers in float32, got inf"),
         (np.full((5, 4, 301), "x"), "expected numbers"),
     ],
 )

@@ -91,7 +91,14 @@ def test_the_server_needs_neither_torch_nor_our_other_packages() -> None:
 
 def test_every_error_of_the_service_has_a_status() -> None:
     for error in ServiceError.__subclasses__():
-        arguments = {"TooManyStructures": (2, 1), "QueueFull": (1, 1, 3.0), "DeadlineExceeded": (1.0,), "Closed": ()}
+        arguments = {
+            "TooManyStructures": (2, 1),
+            "TooMuchMemory": (2, 1),
+            "MemoryFull": (1,),
+            "QueueFull": (1, 1, 3.0),
+            "DeadlineExceeded": (1.0,),
+            "Closed": (),
+        }
         problem = problem_of(error(*arguments.get(error.__name__, ("reason",))))
         assert 400 <= problem.status < 600
         assert (problem.status == 503) == ("Retry-After" in (problem.headers or {})), error

@@ -74,7 +74,7 @@ def in_this_process(repository: Path, **settings: Any) -> Iterator[tuple[str, Se
 
 
 def test_metrics_count_what_happened(small_repository: Path, structures: Array) -> None:
-    with running_server("--repository", str(small_repository)) as server:
+    with running_server("--repository", str(small_repository), "--max-batch", "8") as server:
         body = np.packbits(structures, axis=None).tobytes()
         for _ in range(3):
             server.post("/predict", content=body, headers=PACKED).raise_for_status()

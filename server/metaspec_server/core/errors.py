@@ -7,9 +7,12 @@ __all__ = [
     "DeadlineExceeded",
     "EngineFailure",
     "EngineUnavailable",
+    "MemoryFull",
+    "OutOfRange",
     "QueueFull",
     "ServiceError",
     "TooManyStructures",
+    "TooMuchMemory",
     "UnknownModel",
 ]
 
@@ -29,9 +32,14 @@ class UnknownModel(ServiceError):
 
 
 class TooManyStructures(ServiceError):
-    """A request has more structures than the service accepts at once."""
+    """A request has more structures than the service accepts at once.
 
-    def __init__(self, size: int, limit: int) -> None:
+    Args:
+        size: their number, or a description of it.
+        limit: number that is accepted.
+    """
+
+    def __init__(self, size: int | str, limit: int) -> None:
         super().__init__(f"at most {limit} structures in one request, got {size}: send several requests")
 
 
@@ -41,6 +49,29 @@ class QueueFull(ServiceError):
     def __init__(self, waiting: int, limit: int, retry_after: float) -> None:
         super().__init__(f"the queue is full: {waiting} of {limit} structures wait; try again later")
         self.retry_after = retry_after
+
+
+class TooMuchMemory(ServiceError):
+    """A request and its answer need more memory than all requests may have."""
+
+    def __init__(self, nbytes: int, limit: int) -> None:
+        super().__init__(
+            f"the request and its answer need {nbytes / 2**20:.0f} MiB of memory, the limit for all together is "
+            f"{limit / 2**20:.0f} MiB: send fewer structures at once, or ask for binary answers instead of JSON"
+        )
+
+
+class MemoryFull(ServiceError):
+    """The requests in flight hold all memory that they may have together."""
+
+    retry_after = 2.0
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"the requests in flight hold all {limit / 2**20:.0f} MiB of memory; try again later")
+
+
+class OutOfRange(ServiceError):
+    """A result does not fit into the dtype that was asked for, because the cotangent is too large or too small."""
 
 
 class DeadlineExceeded(ServiceError):

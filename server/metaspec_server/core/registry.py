@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,6 +50,7 @@ class Registry:
         load: function that loads a version.
         drain_timeout: seconds for the accepted requests of a version that is unloaded.
         failed: function called with name, version (0 for the model as a whole) and reason when a version cannot be loaded.
+        names: names of the models to serve; all if it is empty. `load` adds one.
     """
 
     def __init__(
@@ -59,12 +60,14 @@ class Registry:
         load: Load,
         drain_timeout: float = 30.0,
         failed: Callable[[str, int, str], None] = lambda name, version, reason: None,
+        names: Sequence[str] = (),
     ) -> None:
         self._repository, self._keep, self._load = repository, keep, load
         self._drain_timeout, self._failed = drain_timeout, failed
         self._models: dict[str, dict[int, ServedModel]] = {}  # newest version first
         self._failures: dict[tuple[str, int], _Failure] = {}
         self._unloaded: set[str] = set()
+        self._names = set(names)
         self._changing = asyncio.Lock()
         self._leaving: set[asyncio.Task[None]] = set()
 
@@ -121,7 +124,7 @@ class Registry:
         async with self._changing:
             found = await asyncio.to_thread(find_models, self._repository)
             for name in [*(name for name in self._models if name not in found), *found]:
-                if name not in self._unloaded:
+                if name not in self._unloaded and (not self._names or name in self._names):
                     await self._update(name, found)
 
     async def load(self, name: str) -> None:
@@ -136,6 +139,8 @@ class Registry:
             if name not in found:
                 raise UnknownModel(f"no model {name!r} in the repository; there is {', '.join(found) or 'none'}")
             self._unloaded.discard(name)
+            if self._names:
+                self._names.add(name)
             self._failures = {key: failure for key, failure in self._failures.items() if key[0] != name}
             await self._update(name, found)
             newest = found[name][0].version if found[name] else 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -11,13 +12,15 @@ from typing import Protocol
 import numpy as np
 from opentelemetry import trace
 
+from metaspec_contract.model import COTANGENT, GRADIENT
 from metaspec_server.core.cache import ResultCache, keys
-from metaspec_server.core.errors import TooManyStructures
+from metaspec_server.core.errors import EngineFailure, OutOfRange, TooManyStructures
+from metaspec_server.core.memory import MemoryBudget
 from metaspec_server.core.registry import Registry
 from metaspec_server.core.served_model import Load, ServedModel
 from metaspec_server.core.tensors import Rows, count, is_packed
 from metaspec_server.core.threads import off_loop
-from metaspec_server.repository import NothingToServe
+from metaspec_server.repository import NothingToServe, find_models
 from metaspec_server.settings import Settings
 
 __all__ = ["ModelState", "Monitor", "Service"]
@@ -72,13 +75,24 @@ class Service:
         settings: settings of the server.
         load: function that loads a version with the engine that the settings name.
         monitor: counters.
+
+    Attributes:
+        settings: settings of the server.
+        registry: the served models.
+        memory: memory of all requests in flight.
     """
 
     def __init__(self, settings: Settings, load: Load, monitor: Monitor) -> None:
         self.settings, self._monitor = settings, monitor
         self.registry = Registry(
-            settings.repository, settings.keep_versions, load, settings.shutdown_timeout, self._load_failed
+            settings.repository,
+            settings.keep_versions,
+            load,
+            settings.shutdown_timeout,
+            self._load_failed,
+            settings.models,
         )
+        self.memory = MemoryBudget(settings.memory_mb * 2**20)
         self._cache = ResultCache(settings.cache_mb * 2**20) if settings.cache_mb else None
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -93,8 +107,13 @@ class Service:
 
         Raises:
             RepositoryError: there is no such folder.
-            NothingToServe: no model in it can be served.
+            NothingToServe: no model in it can be served, or one that the settings name is not in it.
         """
+        there = find_models(settings.repository)
+        if absent := sorted(set(settings.models) - there.keys()):
+            raise NothingToServe(
+                f"--models: no model {absent[0]!r} in {settings.repository}, there is {', '.join(there)}"
+            )
         service = cls(settings, load, monitor)
         registry = service.registry
         await registry.refresh()
@@ -116,6 +135,11 @@ class Service:
         return bool(models) and all(model.ready for model in models)
 
     @property
+    def limit(self) -> int:
+        """Largest number of structures in one request."""
+        return min(self.settings.max_structures, self.settings.max_queue)
+
+    @property
     def cache_bytes(self) -> int:
         """Size of the result cache in bytes."""
         return self._cache.nbytes if self._cache else 0
@@ -128,23 +152,25 @@ class Service:
             for model in self.registry.served()
         ]
 
-    async def infer(self, model: ServedModel, rows: Rows) -> Rows:
+    async def infer(self, model: ServedModel, rows: Rows, timeout: float | None = None) -> Rows:
         """Outputs of a model, computed or from the cache.
 
         Args:
             model: leased model.
             rows: its inputs; the structure as `core.tensors.compact` makes it.
+            timeout: seconds to compute it, if they are fewer than those of the settings.
 
         Raises:
             ServiceError: too many structures, a full queue, a failed engine, or any other error of `core.errors`.
         """
-        size, limit = count(rows), min(self.settings.max_structures, self.settings.max_queue)
-        if size > limit:
-            raise TooManyStructures(size, limit)
+        size = count(rows)
+        if size > self.limit:
+            raise TooManyStructures(size, self.limit)
+        timeout = min(timeout or math.inf, self.settings.request_timeout)
         if self._cache is None or not is_packed(rows[model.structure.name], model.structure):
-            results = await self._compute(model, rows)
+            results = await self._compute(model, rows, timeout)
         else:
-            results = await self._look_up(self._cache, model, rows)
+            results = await self._look_up(self._cache, model, rows, timeout)
         self._monitor.answered(model.name, model.version, size)
         return results
 
@@ -154,7 +180,7 @@ class Service:
             task.cancel()
         await self.registry.close(self.settings.shutdown_timeout)
 
-    async def _look_up(self, cache: ResultCache, model: ServedModel, rows: Rows) -> Rows:
+    async def _look_up(self, cache: ResultCache, model: ServedModel, rows: Rows, timeout: float) -> Rows:
         """Outputs from the cache, and the missing ones computed."""
         size, nbytes = count(rows), sum(array.nbytes for array in rows.values())
         row_keys, found = await off_loop(nbytes, _find, cache, model, rows)
@@ -164,7 +190,7 @@ class Service:
         if missing:
             new_keys = [row_keys[n] for n in missing]
             new = rows if len(missing) == size else {name: array[missing] for name, array in rows.items()}
-            computed = await self._compute(model, new, new_keys)
+            computed = await self._compute(model, new, timeout, new_keys)
             await off_loop(nbytes, cache.put, model.number, new_keys, computed)
         if len(missing) == size:
             return computed
@@ -178,15 +204,28 @@ class Service:
                 results[spec.name][missing] = computed[spec.name]
         return results
 
-    async def _compute(self, model: ServedModel, rows: Rows, row_keys: Sequence[bytes] | None = None) -> Rows:
+    async def _compute(
+        self, model: ServedModel, rows: Rows, timeout: float, row_keys: Sequence[bytes] | None = None
+    ) -> Rows:
         with tracer.start_as_current_span(f"compute {model.name}") as span:
             span.set_attributes({"metaspec.version": model.version, "metaspec.structures": count(rows)})
-            return await model.queue.submit(rows, self.settings.request_timeout, row_keys)
+            results = await model.queue.submit(rows, timeout, row_keys)
+        await off_loop(sum(array.nbytes for array in results.values()), _check_finite, results, rows)
+        return results
 
     def _load_failed(self, name: str, version: int, reason: str) -> None:
         if self._tasks:  # before, the server has not started: `start` reports the failures
             self._monitor.load_failed(name)
             log.error("%s is not served: %s", f"{name} version {version}" if version else name, reason)
+
+
+def _check_finite(results: Rows, rows: Rows) -> None:
+    for name, array in results.items():
+        if not (np.isfinite(array.max()) and np.isfinite(array.min())):  # both are NaN where one number is
+            if name != GRADIENT:
+                raise EngineFailure(f"the model's {name} are not finite numbers")
+            largest = np.abs(rows[COTANGENT]).max()
+            raise OutOfRange(f"{name}: exceeds float32 for a cotangent of up to {largest:.3g}: divide it by a constant")
 
 
 def _find(cache: ResultCache, model: ServedModel, rows: Rows) -> tuple[list[bytes], list[Rows | None]]:

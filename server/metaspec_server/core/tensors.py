@@ -13,13 +13,17 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from metaspec_contract.model import TensorSpec
+from metaspec_contract.model import GRADIENT, TensorSpec
 from metaspec_contract.structures import as_density, pack_binary, unpack
+from metaspec_server.core.errors import OutOfRange
 
-__all__ = ["Piece", "Rows", "compact", "count", "gather", "is_packed"]
+__all__ = ["Piece", "Rows", "as_dtype", "compact", "count", "gather", "is_packed"]
 
 Rows: TypeAlias = dict[str, NDArray[Any]]
 """Named tensors with the same number of rows; a row of each belongs to one structure."""
+
+_LEAST_HALF = 2.0**-18
+"""Least largest value of a gradient in float16: the largest keeps six bits. Smaller gradients lose their direction."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,30 @@ def compact(structures: NDArray[Any], dtype: DTypeLike) -> NDArray[Any]:
     return structures if packed is None else packed
 
 
+def as_dtype(results: NDArray[Any], dtype: DTypeLike, name: str) -> NDArray[Any]:
+    """Results in the dtype that a caller asked for.
+
+    Args:
+        results: output of a model.
+        dtype: float32 or float16.
+        name: name of the output.
+
+    Raises:
+        OutOfRange: the gradient of a structure does not fit into float16.
+    """
+    if name == GRADIENT and np.dtype(dtype) == np.float16:
+        axes = tuple(range(1, results.ndim))
+        largest = np.maximum(results.max(axis=axes), -results.min(axis=axes))
+        most = float(np.finfo(np.float16).max)
+        wrong = (largest > most) | ((largest > 0) & (largest < _LEAST_HALF))
+        if wrong.any():
+            raise OutOfRange(
+                f"{name}: the largest value of structure {int(wrong.argmax())} is {largest[wrong][0]:.3g}, float16 is for "
+                f"gradients from {_LEAST_HALF:.2g} to {most:g}: multiply the cotangent by a constant, or ask for float32"
+            )
+    return results.astype(dtype, copy=False)
+
+
 def is_packed(array: NDArray[Any], spec: TensorSpec) -> bool:
     """Whether an array holds rows of a tensor as bits: uint8 (N, packed_bytes), first element in the highest bit."""
     return array.dtype == np.uint8 and array.shape[1:] == (spec.packed_bytes,) and array.shape[1:] != spec.shape
@@ -84,8 +112,7 @@ def gather(pieces: Sequence[Rows], specs: Sequence[TensorSpec], buffers: Rows) -
             rows, buffer = piece[spec.name], buffers[spec.name]
             target = buffer[start : start + len(rows)]
             if is_packed(rows, spec):
-                y, x = spec.shape[-2:]
-                target[:] = unpack(rows, (y, x)).reshape(target.shape)
+                target[:] = unpack(rows, spec.pixels).reshape(target.shape)
             else:
                 target[:] = rows
         start += len(rows)

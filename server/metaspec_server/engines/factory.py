@@ -9,12 +9,16 @@ from typing import TypeAlias
 from metaspec_server.core.batching import MicroBatch, MicroBatcher
 from metaspec_server.core.cache import computing_repeats_once
 from metaspec_server.core.engine import Engine
-from metaspec_server.core.served_model import Load, ServedModel
-from metaspec_server.engines.onnx import OnnxEngine, best_provider
+from metaspec_server.core.lazy import LazyQueue
+from metaspec_server.core.served_model import Load, Queue, ServedModel
+from metaspec_server.engines.onnx import PROVIDERS, OnnxEngine, best_provider, describe
 from metaspec_server.repository import ModelFile
 from metaspec_server.settings import Settings
 
 __all__ = ["MissingEngine", "Observe", "engine_factory"]
+
+_CPU_BATCH = 4  # network passes: more than its caches hold make a CPU slower, and take memory
+_GPU_BATCH = 32
 
 Observe: TypeAlias = Callable[[str], Callable[[MicroBatch], None]]
 """For a model's name, the function that is called with each of its micro-batches."""
@@ -51,10 +55,11 @@ def _onnx(settings: Settings, observe: Observe) -> Load:
     devices = [0] if provider == "cpu" else settings.gpus
     places = [device for device in devices for _ in range(settings.instances)]
     threads = max(1, settings.threads // len(places))
+    max_batch = settings.max_batch or (_CPU_BATCH if provider == "cpu" else _GPU_BATCH)
 
     def load(file: ModelFile) -> ServedModel:
-        def engine_on(device: int) -> Engine:
-            return OnnxEngine(file, provider, threads, settings.max_batch, device, settings.cuda_graphs)
+        def engine_on(device: int) -> OnnxEngine:
+            return OnnxEngine(file, provider, threads, max_batch, device, settings.cuda_graphs)
 
         engines = [engine_on(device) for device in places]
         name = f"{file.name} {file.version}"
@@ -73,4 +78,21 @@ def _onnx(settings: Settings, observe: Observe) -> Load:
 
         return ServedModel(file, engines[0].about, batcher, len(places), revive)
 
-    return load
+    return _on_first_use(load, provider, len(places), settings) if settings.lazy else load
+
+
+def _on_first_use(load: Load, provider: str, engines: int, settings: Settings) -> Load:
+    """Describe a model from its file, and load it when the first request comes."""
+
+    def describe_only(file: ModelFile) -> ServedModel:
+        made: list[ServedModel] = []
+
+        def make() -> Queue:
+            made[:] = [load(file)]
+            return made[0].queue
+
+        about = describe(file, f"onnxruntime {PROVIDERS[provider]}, loaded on its first request")
+        queue = LazyQueue(make, engines, settings.max_queue)
+        return ServedModel(file, about, queue, engines, lambda: made[0].revive() if made else 0)
+
+    return describe_only

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fastapi import FastAPI, Request, Response
+from fastapi import Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -21,6 +21,7 @@ from metaspec_server.http import contract, oip, rest
 from metaspec_server.http.access_log import AccessLog
 from metaspec_server.http.auth import Guard, read_api_keys
 from metaspec_server.http.problems import Problem, problem_of
+from metaspec_server.http.query import knows_query
 from metaspec_server.ops.metrics import Metrics
 from metaspec_server.ops.telemetry import traced
 
@@ -59,7 +60,7 @@ def create_app(service: Service, metrics: Metrics) -> ASGIApp:
     async def page() -> Response:
         return FileResponse(_WEB / "index.html")
 
-    @app.get("/metrics", tags=["Operation"], response_class=Response)
+    @app.get("/metrics", tags=["Operation"], response_class=Response, dependencies=[Depends(knows_query())])
     async def prometheus() -> Response:
         """Metrics in Prometheus' text format."""
         return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
@@ -90,7 +91,10 @@ def create_app(service: Service, metrics: Metrics) -> ASGIApp:
 
     @app.exception_handler(Exception)
     async def unexpected(request: Request, error: Exception) -> Response:
-        return await problem(request, Problem(500, "an unexpected error; the server's log has the traceback"))
+        # uvicorn closes the connection after an exception: the caller is told.
+        headers = {"Connection": "close"}
+        detail = "an unexpected error; the server's log has the traceback"
+        return await problem(request, Problem(500, detail, headers=headers))
 
     keys = read_api_keys(service.settings.api_keys) if service.settings.api_keys else []
     return AccessLog(traced(Guard(app, keys)), metrics)

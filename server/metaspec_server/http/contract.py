@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Depends
 from pydantic import BaseModel, Field
 
 from metaspec_contract.detectors import BANDS_NM, CHANNELS, COLOUR_NAMES, COLOURS, DETECTORS, QUADRANTS, SPREAD
 from metaspec_contract.model import DEFAULT_MODEL
 from metaspec_contract.structures import PIXELS, packed_bytes
+from metaspec_server.http.query import knows_query
 
 __all__ = ["router"]
 
-router = APIRouter(tags=["MetaSpec"])
+router = APIRouter(tags=["MetaSpec"], dependencies=[Depends(knows_query())])
 
 
 class Colour(BaseModel):
@@ -25,10 +26,10 @@ class Colour(BaseModel):
 
 
 class Contract(BaseModel):
-    """Facts that all models share."""
+    """Facts that all models share, and the size of a structure of the default device."""
 
-    pixels: Annotated[int, Field(description="pixels along each side of a structure")]
-    packed_bytes: Annotated[int, Field(description="bytes of a bit-packed structure")]
+    pixels: Annotated[int, Field(description="pixels along each side of a structure of the default device")]
+    packed_bytes: Annotated[int, Field(description="bytes of such a structure, bit-packed")]
     channels: Annotated[tuple[str, ...], Field(description="detectors, in the order of the spectra")]
     quadrants: Annotated[dict[str, tuple[int, int]], Field(description="row and column of each detector's quadrant")]
     spread: Annotated[str, Field(description="channel after the detectors of models over symmetric images")]

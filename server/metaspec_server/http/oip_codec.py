@@ -20,18 +20,30 @@ from numpy.typing import NDArray
 
 from metaspec_contract.model import STRUCTURE, TensorSpec
 from metaspec_contract.structures import check_structures
-from metaspec_server.core.tensors import Rows, compact
-from metaspec_server.http.problems import Problem
+from metaspec_server.core.errors import TooManyStructures
+from metaspec_server.core.tensors import Rows, as_dtype, compact
+from metaspec_server.http.json_body import to_array
+from metaspec_server.http.oip_parameters import (
+    INPUT_PARAMETERS,
+    OUTPUT_PARAMETERS,
+    REQUEST_PARAMETERS,
+    ProtocolError,
+    check_fields,
+    is_whole,
+    read_parameters,
+    shown,
+)
 
 __all__ = [
     "HEADER_LENGTH",
     "InferRequest",
+    "Input",
     "Output",
-    "ProtocolError",
     "datatype",
-    "decode_request",
+    "decode_inputs",
     "describe",
     "encode_response",
+    "parse_request",
 ]
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
@@ -44,28 +56,7 @@ DATATYPES: dict[str, np.dtype[Any]] = {
     "FP64": np.dtype("<f8"),
 }
 _NAMES = {dtype: name for name, dtype in DATATYPES.items()}
-
-
-class ProtocolError(Problem):
-    """A request that is not valid in the protocol, or not for the model: 400. The message names the field."""
-
-    def __init__(self, detail: str) -> None:
-        super().__init__(400, detail)
-
-
-@dataclass(frozen=True)
-class InferRequest:
-    """A decoded request.
-
-    Attributes:
-        id: identifier that the client gave, to be sent back.
-        rows: inputs of the model; the structure as `core.tensors.compact` makes it, the others in the model's dtype.
-        outputs: encodings of the requested outputs, by name.
-    """
-
-    id: str | None
-    rows: Rows
-    outputs: dict[str, Output]
+_RANGES = {"BOOL": (1, "true and false, or 1 and 0"), "UINT8": (255, "whole numbers from 0 to 255")}
 
 
 @dataclass(frozen=True)
@@ -81,54 +72,115 @@ class Output:
     dtype: np.dtype[Any] | None
 
 
-def decode_request(
-    body: bytes, header_length: str | None, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
+@dataclass(frozen=True)
+class Input:
+    """An input as the JSON of a request describes it.
+
+    Attributes:
+        spec: the model's tensor.
+        datatype: the protocol's name of the dtype that it comes in.
+        shape: shape that it comes in, which the model takes.
+        packed: whether it holds structures as packed bits.
+        data: its values as JSON; None if they come as bytes.
+    """
+
+    spec: TensorSpec
+    datatype: str
+    shape: tuple[int, ...]
+    packed: bool
+    data: object
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the values in bytes, if they come as bytes."""
+        return math.prod(self.shape) * DATATYPES[self.datatype].itemsize
+
+
+@dataclass(frozen=True)
+class InferRequest:
+    """A request, as its JSON describes it.
+
+    Attributes:
+        id: identifier that the client gave, to be sent back.
+        inputs: inputs of the model; those that come as bytes follow the JSON in this order.
+        outputs: encodings of the requested outputs, by name.
+        timeout: seconds that the caller waits for the answer; None for the server's limit.
+    """
+
+    id: str | None
+    inputs: list[Input]
+    outputs: dict[str, Output]
+    timeout: float | None
+
+    @property
+    def rows(self) -> int:
+        """Number of structures."""
+        return self.inputs[0].shape[0]
+
+
+def parse_request(
+    header: object, model: str, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], limit: int
 ) -> InferRequest:
-    """Decode and check an inference request for a model.
+    """Check the JSON of an inference request. Values of tensors are checked by `decode_inputs`.
 
     Args:
-        body: body of the request.
-        header_length: value of the header `HEADER_LENGTH`, if it was sent.
+        header: the parsed JSON.
+        model: name of the model.
         inputs: inputs of the model.
         outputs: outputs of the model.
+        limit: largest number of structures.
 
     Raises:
-        ProtocolError: a part is missing, malformed, of the wrong type, shape or length, or a cotangent is not finite.
-        InvalidStructure: values of the structure are not in [0, 1].
+        ProtocolError: a field is missing, unknown, malformed, or not for the model; it is named.
+        TooManyStructures: there are more than `limit`.
     """
-    header, binary = _split(body, header_length)
+    if not isinstance(header, dict):
+        raise ProtocolError(f"the request must be a JSON object, got {type(header).__name__}")
+    check_fields(header, ("id", "model_name", "inputs", "outputs", "parameters"), "the request")
     specs = {spec.name: spec for spec in inputs}
-    rows: Rows = {}
-    offset = 0
+    tensors: list[Input] = []
     for entry in _objects(header, "inputs"):
         name = entry.get("name")
         if not isinstance(name, str) or name not in specs:
-            raise ProtocolError(f"inputs: the model has no input {name!r}, its inputs are {', '.join(specs)}")
-        if name in rows:
+            raise ProtocolError(f"inputs: the model has no input {shown(name)}, its inputs are {', '.join(specs)}")
+        if any(tensor.spec.name == name for tensor in tensors):
             raise ProtocolError(f"inputs: {name!r} is given twice")
-        size = _parameters(entry, name).get("binary_data_size")
-        raw = None
-        if size is not None:
-            if not isinstance(size, int) or isinstance(size, bool) or size < 0:
-                raise ProtocolError(f"{name}: binary_data_size must be a whole number of bytes, got {size!r}")
-            raw = binary[offset : offset + size]
-            if len(raw) != size:
-                raise ProtocolError(
-                    f"{name}: binary_data_size is {size} but only {len(raw)} bytes are left in the body"
-                )
-            offset += size
-        rows[name] = _tensor(entry, specs[name], raw)
-    if offset != len(binary):
-        raise ProtocolError(f"{len(binary) - offset} bytes are left over after the last tensor")
-    if missing := sorted(specs.keys() - rows.keys()):
+        tensors.append(_input(entry, specs[name]))
+    if missing := sorted(specs.keys() - {tensor.spec.name for tensor in tensors}):
         raise ProtocolError(f"inputs: {', '.join(missing)} is missing")
-    counts = {name: len(array) for name, array in rows.items()}
+    counts = {tensor.spec.name: tensor.shape[0] for tensor in tensors}
     if len(set(counts.values())) != 1:
         raise ProtocolError(f"inputs differ in their batch size: {counts}")
-    identifier = header.get("id")
+    if tensors[0].shape[0] > limit:
+        raise TooManyStructures(tensors[0].shape[0], limit)
+    identifier, name = header.get("id"), header.get("model_name")
     if identifier is not None and not isinstance(identifier, str):
-        raise ProtocolError(f"id must be a string, got {identifier!r}")
-    return InferRequest(identifier, rows, _wanted(header, outputs))
+        raise ProtocolError(f"id must be a string, got {shown(identifier)}")
+    if name is not None and name != model:  # KServe's client repeats the name
+        raise ProtocolError(f"model_name is {shown(name)}, but the path asks for {model!r}")
+    parameters = read_parameters(header, "the request", REQUEST_PARAMETERS)
+    wanted = _outputs(header, outputs, binary=parameters.get("binary_data_output", False))
+    return InferRequest(identifier, tensors, wanted, parameters.get("timeout", 0) / 1e6 or None)
+
+
+def decode_inputs(request: InferRequest, blobs: Sequence[bytearray]) -> Rows:
+    """Inputs of the model; the structure as `core.tensors.compact` makes it, the others in the model's dtype.
+
+    Args:
+        request: the request.
+        blobs: bytes of the inputs that come as bytes, in their order.
+
+    Raises:
+        ProtocolError: values of another type or number, or not finite in the model's dtype.
+        InvalidStructure: values of the structure are not in [0, 1].
+    """
+    left = iter(blobs)
+    return {
+        tensor.spec.name: _decode(
+            tensor, _from_bytes(tensor, next(left)) if tensor.data is None else _from_json(tensor)
+        )
+        for tensor in request.inputs
+    }
 
 
 def encode_response(
@@ -141,11 +193,14 @@ def encode_response(
         results: outputs of the model.
         model: name of the model.
         version: version of the model.
+
+    Raises:
+        OutOfRange: a gradient does not fit into the dtype that was asked for.
     """
     tensors: list[dict[str, Any]] = []
     blobs: list[bytes] = []
     for name, output in request.outputs.items():
-        array = results[name].astype(output.dtype or results[name].dtype, copy=False)
+        array = as_dtype(results[name], output.dtype or results[name].dtype, name)
         tensor: dict[str, Any] = {"name": name, "datatype": datatype(array.dtype), "shape": list(array.shape)}
         if output.binary:
             blob = np.ascontiguousarray(array, DATATYPES[tensor["datatype"]]).tobytes()
@@ -173,21 +228,6 @@ def describe(specs: Sequence[TensorSpec]) -> list[dict[str, Any]]:
     return [{"name": s.name, "datatype": datatype(s.dtype), "shape": [-1, *s.shape]} for s in specs]
 
 
-def _split(body: bytes, header_length: str | None) -> tuple[dict[str, Any], memoryview]:
-    length = len(body)
-    if header_length is not None:
-        if not header_length.isascii() or not header_length.isdigit() or int(header_length) > len(body):
-            raise ProtocolError(f"{HEADER_LENGTH} must be at most the body's {len(body)} bytes, got {header_length!r}")
-        length = int(header_length)
-    try:
-        header = orjson.loads(memoryview(body)[:length])
-    except orjson.JSONDecodeError as error:
-        raise ProtocolError(f"the request's JSON cannot be read: {error}") from None
-    if not isinstance(header, dict):
-        raise ProtocolError(f"the request must be a JSON object, got {type(header).__name__}")
-    return header, memoryview(body)[length:]
-
-
 def _objects(header: dict[str, Any], field: str) -> list[dict[str, Any]]:
     entries = header.get(field)
     if not isinstance(entries, list) or not entries or not all(isinstance(entry, dict) for entry in entries):
@@ -195,70 +235,84 @@ def _objects(header: dict[str, Any], field: str) -> list[dict[str, Any]]:
     return entries
 
 
-def _parameters(entry: dict[str, Any], name: object) -> dict[str, Any]:
-    parameters = entry.get("parameters") or {}
-    if not isinstance(parameters, dict):
-        raise ProtocolError(f"{name}: parameters must be an object, got {type(parameters).__name__}")
-    return parameters
-
-
-def _tensor(entry: dict[str, Any], spec: TensorSpec, raw: memoryview | None) -> NDArray[Any]:
-    is_structure = spec.name == STRUCTURE
+def _input(entry: dict[str, Any], spec: TensorSpec) -> Input:
     name, kind, shape = spec.name, entry.get("datatype"), entry.get("shape")
+    check_fields(entry, ("name", "datatype", "shape", "parameters", "data"), name)
     if not isinstance(kind, str) or kind not in DATATYPES:
-        raise ProtocolError(f"{name}: datatype must be one of {', '.join(DATATYPES)}, got {kind!r}")
-    if not isinstance(shape, list) or not all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in shape):
-        raise ProtocolError(f"{name}: shape must be a list of whole numbers, got {shape!r}")
+        raise ProtocolError(f"{name}: datatype must be one of {', '.join(DATATYPES)}, got {shown(kind)}")
+    if not isinstance(shape, list) or not all(map(is_whole, shape)):
+        raise ProtocolError(f"{name}: shape must be a list of whole numbers, got {shown(shape)}")
+    is_structure = name == STRUCTURE
     packed = is_structure and kind == "UINT8" and shape[1:] == [spec.packed_bytes] and shape[0] > 0
     if not packed and (tuple(shape[1:]) != spec.shape or not shape or shape[0] < 1):
         either = f", or UINT8 [N, {spec.packed_bytes}] of packed bits" if is_structure else ""
         raise ProtocolError(
-            f"{name}: shape must be [N, {', '.join(map(str, spec.shape))}] with N >= 1{either}, got {shape}"
+            f"{name}: shape must be [N, {', '.join(map(str, spec.shape))}] with N >= 1{either}, got {shown(shape)}"
         )
-    dtype, count = DATATYPES[kind], math.prod(shape)
-    if raw is not None:
-        if len(raw) != count * dtype.itemsize:
-            raise ProtocolError(f"{name}: {kind} of shape {shape} is {count * dtype.itemsize} bytes, got {len(raw)}")
-        array = np.frombuffer(raw, dtype)
-    else:
-        array = _from_json(entry.get("data"), name, count)
-    array = array.reshape(shape)
-    if packed:
-        if array.dtype != np.uint8 and not ((array >= 0) & (array <= 255) & (array % 1 == 0)).all():
-            raise ProtocolError(f"{name}: packed bits must be whole numbers from 0 to 255")
-        return array.astype(np.uint8, copy=False)
-    if is_structure:
-        return compact(check_structures(array), spec.dtype)
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
-        raise ProtocolError(f"{name}: values must be finite, got {array[~np.isfinite(array)][0]}")
-    return array.astype(spec.dtype, copy=False)
+    size, data = read_parameters(entry, name, INPUT_PARAMETERS).get("binary_data_size"), entry.get("data")
+    if (size is None) == (data is None):
+        how = "as a list data of numbers or as bytes with the parameter binary_data_size"
+        raise ProtocolError(f"{name}: values must come {how}, got {'none' if data is None else 'both'}")
+    tensor = Input(spec, kind, tuple(shape), packed, data)
+    if size is not None and size != tensor.nbytes:
+        raise ProtocolError(f"{name}: {kind} of shape {shape} is {tensor.nbytes} bytes, got {size}")
+    return tensor
 
 
-def _from_json(data: object, name: str, count: int) -> NDArray[Any]:
-    if not isinstance(data, list):
+def _decode(tensor: Input, array: NDArray[Any]) -> NDArray[Any]:
+    name, spec = tensor.spec.name, tensor.spec
+    if tensor.packed:
+        return array
+    if name == STRUCTURE:
+        return compact(check_structures(array, spec.pixels), spec.dtype)
+    with np.errstate(over="ignore"):
+        decoded = array.astype(spec.dtype, copy=False)
+    finite = np.isfinite(decoded)
+    if not finite.all():
+        raise ProtocolError(f"{name}: values must be finite in {datatype(spec.dtype)}, got {array[~finite][0]:g}")
+    return decoded
+
+
+def _from_bytes(tensor: Input, blob: bytearray) -> NDArray[Any]:
+    array = np.frombuffer(blob, DATATYPES[tensor.datatype]).reshape(tensor.shape)
+    if tensor.datatype == "BOOL" and (largest := array.view(np.uint8).max()) > 1:
+        raise ProtocolError(f"{tensor.spec.name}: the bytes of BOOL must be 0 or 1, got {largest}")
+    return array
+
+
+def _from_json(tensor: Input) -> NDArray[Any]:
+    name, kind, count = tensor.spec.name, tensor.datatype, math.prod(tensor.shape)
+    if not isinstance(tensor.data, list):
         raise ProtocolError(f"{name}: data must be a list of numbers, or come as bytes with binary_data_size")
     try:
-        array = np.asarray(data)
-    except ValueError:
-        array = np.empty(0, object)
-    if array.dtype.kind not in "bif" or array.size != count:
-        raise ProtocolError(f"{name}: data must be {count} numbers, flat or nested evenly")
-    return array.astype(np.float64, copy=False).ravel()
+        array = to_array(tensor.data)
+    except ValueError as error:
+        raise ProtocolError(f"{name}: data: {error}") from None
+    if array.size != count:
+        raise ProtocolError(f"{name}: data must be {count} numbers, flat or nested evenly, got {array.size}")
+    array = array.reshape(tensor.shape)
+    if kind in _RANGES:
+        most, what = _RANGES[kind]
+        wrong = ~((array >= 0) & (array <= most) & (array % 1 == 0))
+        if wrong.any():
+            raise ProtocolError(f"{name}: {kind} must be {what}, got {array[wrong][0]:g}")
+        return array.astype(DATATYPES[kind])
+    return array
 
 
-def _wanted(header: dict[str, Any], specs: Sequence[TensorSpec]) -> dict[str, Output]:
-    default = bool(_parameters(header, "request").get("binary_data_output", False))
+def _outputs(header: dict[str, Any], specs: Sequence[TensorSpec], binary: bool) -> dict[str, Output]:
     names = [spec.name for spec in specs]
-    if not header.get("outputs"):
-        return dict.fromkeys(names, Output(default, None))
-    wanted = {}
+    if header.get("outputs") in (None, []):
+        return dict.fromkeys(names, Output(binary, None))
+    wanted: dict[str, Output] = {}
     for entry in _objects(header, "outputs"):
         name = entry.get("name")
         if not isinstance(name, str) or name not in names:
-            raise ProtocolError(f"outputs: the model has no output {name!r}, its outputs are {', '.join(names)}")
-        parameters = _parameters(entry, name)
+            raise ProtocolError(f"outputs: the model has no output {shown(name)}, its outputs are {', '.join(names)}")
+        if name in wanted:
+            raise ProtocolError(f"outputs: {name!r} is given twice")
+        check_fields(entry, ("name", "parameters"), name)
+        parameters = read_parameters(entry, name, OUTPUT_PARAMETERS)
         kind = parameters.get("datatype")
-        if kind is not None and kind not in ("FP16", "FP32"):
-            raise ProtocolError(f"{name}: the parameter datatype must be FP16 or FP32, got {kind!r}")
-        wanted[name] = Output(bool(parameters.get("binary_data", default)), DATATYPES[kind] if kind else None)
+        wanted[name] = Output(parameters.get("binary_data", binary), DATATYPES[kind] if kind else None)
     return wanted

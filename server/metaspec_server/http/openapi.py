@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from metaspec_contract.structures import PIXELS, packed_bytes
 from metaspec_server.http.rest_codec import JSON, NPY, RAW
 
 __all__ = ["ANSWERS", "GRADIENT_BODY", "INFER_ANSWERS", "INFER_BODY", "PREDICT_BODY", "oip_errors"]
 
-_SHAPE = f"{PIXELS}, {PIXELS}"
 _STRUCTURES = {
-    "description": f"({_SHAPE}), (N, {_SHAPE}) or (N, 1, {_SHAPE}) nested lists: 1 = solid, 0 = void, densities between",
+    "description": "(y, x), (N, y, x) or (N, 1, y, x) nested lists, of the pixels of the model's process: 1 = solid, 0 = void, "
+    "densities between",
     "type": "array",
     "items": {},
 }
@@ -20,7 +19,7 @@ _FIELDS: dict[str, Any] = {
     "packed": {
         "type": "string",
         "format": "byte",
-        "description": f"base64 of bit-packed structures, {packed_bytes()} bytes each",
+        "description": "base64 of bit-packed structures, y * x / 8 bytes each",
     },
     "wavelengths_nm": {"type": "array", "items": {"type": "number"}, "minItems": 1},
     "channels": {
@@ -74,11 +73,14 @@ ANSWERS: dict[int | str, dict[str, Any]] = {
     404: {"description": "No such model or version.", **_PROBLEM},
     406: {"description": "No format that Accept allows.", **_PROBLEM},
     408: {"description": "The body arrived too slowly.", **_PROBLEM},
-    413: {"description": "Too many structures or bytes.", **_PROBLEM},
+    413: {"description": "Too many structures, bytes, or numbers in JSON.", **_PROBLEM},
     415: {"description": "Unknown Content-Type or Content-Encoding.", **_PROBLEM},
-    422: {"description": "Not a structure, cotangent, wavelength or channel. Names the field.", **_PROBLEM},
+    422: {
+        "description": "Not a structure, cotangent, wavelength or channel, or an unknown name in the query. Names the field.",
+        **_PROBLEM,
+    },
     500: {"description": "The engine failed.", **_PROBLEM},
-    503: {"description": "The queue is full. See Retry-After.", **_PROBLEM},
+    503: {"description": "The queue or the memory for requests is full. See Retry-After.", **_PROBLEM},
     504: {"description": "Not finished in time.", **_PROBLEM},
 }
 
@@ -95,7 +97,7 @@ _ERROR: dict[str, Any] = {
 
 
 def oip_errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Error answers of a route of the Open Inference Protocol; 401 is added to all.
+    """Error answers of a route of the Open Inference Protocol; 400 and 401 are added to all.
 
     Args:
         statuses: HTTP statuses of the route.
@@ -106,17 +108,17 @@ def oip_errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
         403: "Callers may not load and unload models.",
         404: "No such model or version.",
         408: "The body arrived too slowly.",
-        413: "Too many structures or bytes.",
+        413: "Too many structures, bytes, or numbers in JSON.",
         415: "Unknown Content-Encoding.",
-        422: "Values that are not those of a structure.",
+        422: "Values that are not those of a structure, or a gradient that the dtype cannot hold.",
         500: "The engine failed.",
-        503: "Not ready, or the queue is full. See Retry-After.",
+        503: "Not ready, or the queue or the memory for requests is full. See Retry-After.",
         504: "Not finished in time.",
     }
-    return {status: {"description": descriptions[status], **_ERROR} for status in (401, *statuses)}
+    return {status: {"description": descriptions[status], **_ERROR} for status in (400, 401, *statuses)}
 
 
-INFER_ANSWERS = oip_errors(400, 404, 408, 413, 415, 422, 500, 503, 504) | {
+INFER_ANSWERS = oip_errors(404, 408, 413, 415, 422, 500, 503, 504) | {
     200: {"description": "The outputs.", "content": {JSON: {}, RAW: {}}}
 }
 _TENSOR = {

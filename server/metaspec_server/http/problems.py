@@ -12,9 +12,12 @@ from metaspec_server.core.errors import (
     DeadlineExceeded,
     EngineFailure,
     EngineUnavailable,
+    MemoryFull,
+    OutOfRange,
     QueueFull,
     ServiceError,
     TooManyStructures,
+    TooMuchMemory,
     UnknownModel,
 )
 
@@ -23,9 +26,12 @@ __all__ = ["Problem", "problem_of"]
 _STATUSES: dict[type[ServiceError], int] = {
     UnknownModel: 404,
     TooManyStructures: 413,
+    TooMuchMemory: 413,
+    OutOfRange: 422,
     EngineFailure: 500,
     Closed: 503,
     EngineUnavailable: 503,
+    MemoryFull: 503,
     QueueFull: 503,
     DeadlineExceeded: 504,
 }
@@ -67,4 +73,5 @@ def problem_of(error: ServiceError | InvalidStructure) -> Problem:
     if isinstance(error, InvalidStructure):
         return Problem(422, str(error), field="structures")
     headers = None if error.retry_after is None else {"Retry-After": f"{error.retry_after:.0f}"}
-    return Problem(_STATUSES[type(error)], str(error), headers=headers)
+    field = "cotangent" if isinstance(error, OutOfRange) else None
+    return Problem(_STATUSES[type(error)], str(error), headers=headers, field=field)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -9,20 +10,29 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from numpy.typing import NDArray
 
 from metaspec_contract.model import COTANGENT, DEFAULT_MODEL, GRADIENT, SPECTRA, gradient_model, is_gradient_model
+from metaspec_server.core.memory import Lease
 from metaspec_server.core.served_model import ServedModel
 from metaspec_server.core.service import Service
+from metaspec_server.core.tensors import Rows, as_dtype, count
 from metaspec_server.core.threads import off_loop
 from metaspec_server.http import rest_codec
 from metaspec_server.http.disconnect import cancel_on_disconnect
+from metaspec_server.http.json_body import ANSWER_BYTES_PER_NUMBER
 from metaspec_server.http.openapi import ANSWERS, GRADIENT_BODY, PREDICT_BODY
 from metaspec_server.http.problems import Problem
-from metaspec_server.http.request_body import read_body
+from metaspec_server.http.query import knows_query
+from metaspec_server.http.request_body import RequestBody
+from metaspec_server.http.rest_body import read_body
 from metaspec_server.http.rest_codec import Body, InvalidBody
 from metaspec_server.http.selection import Selection
 
 __all__ = ["router"]
 
-router = APIRouter(tags=["MetaSpec"])
+_QUERY = Depends(knows_query("model", "version", "dtype", repeated=("channels", "wavelengths_nm")))
+
+_BYTES_PER_NAME = 64  # of work with a channel or a wavelength that was asked for
+
+router = APIRouter(tags=["MetaSpec"], dependencies=[_QUERY])
 
 
 @dataclass(frozen=True)
@@ -56,22 +66,23 @@ async def predict(request: Request, choice: Annotated[Choice, Depends()]) -> Res
     A model over symmetric images of a structure (`diffractionnet_symmetric`) has a channel "spread" after the detectors: the
     deviation (rms) of the predictions for these images, in efficiency. The larger it is, the less reliable the prediction.
 
-    The body is JSON; or an array as a `.npy` file; or, as `application/octet-stream`, bit-packed structures of 2048 bytes
-    each (`numpy.packbits`). The answer is JSON; a `.npy` file (`Accept: application/x-npy`) of shape (N, channels,
-    wavelengths); or the same as raw little-endian bytes (`Accept: application/octet-stream`).
+    The body is JSON; or an array as a `.npy` file; or, as `application/octet-stream`, bit-packed structures (`numpy.packbits`),
+    of 2048 bytes each for 128 x 128 pixels. The answer is JSON; a `.npy` file (`Accept: application/x-npy`) of shape (N,
+    channels, wavelengths); or the same as raw little-endian bytes (`Accept: application/octet-stream`).
     """
     service: Service = request.app.state.service
     media_type = _media_type(request)
     content_type = _content_type(request)
-    with service.registry.lease(choice.model, choice.version) as served:
+    with service.registry.lease(choice.model, choice.version) as served, service.memory.lease() as memory:
         if is_gradient_model(served.name):
             raise Problem(422, f"model {choice.model!r} gives gradients: ask for it at /gradient", field="model")
-        raw = await read_body(request, service.settings)
-        body, selection = await _decode(served, raw, content_type, choice, with_cotangent=False)
+        raw = RequestBody(request, service.settings, memory)
+        body, selection = await _decode(service, served, raw, content_type, choice, with_cotangent=False)
         rows = {served.structure.name: body.structures}
+        await _hold(service, memory, served, rows, selection, media_type)
         results = await cancel_on_disconnect(request, service.infer(served, rows))
         spectra = await off_loop(results[SPECTRA].nbytes, selection.apply, results[SPECTRA])
-    return await _answer(served, selection, {SPECTRA: spectra.astype(choice.dtype, copy=False)}, media_type)
+        return await _answer(served, selection, {SPECTRA: spectra}, choice.dtype, media_type)
 
 
 @router.post("/gradient", openapi_extra=GRADIENT_BODY, responses=ANSWERS)
@@ -81,29 +92,25 @@ async def gradient(request: Request, choice: Annotated[Choice, Depends()]) -> Re
     With the derivative of an objective with respect to the spectra as cotangent, that is the objective's gradient (a
     vector-Jacobian product). The spread of a model over symmetric images is a channel like any other. The body is JSON; or two
     `.npy` files one after the other, structures and cotangent; or, as `application/octet-stream`, all bit-packed structures and
-    then a float32 cotangent for each. The answer is JSON; two `.npy` files, spectra and gradient of shape (N, 128, 128); or
-    both as raw little-endian bytes.
+    then a float32 cotangent for each. The answer is JSON; two `.npy` files, spectra and gradient of shape (N, y, x); or both
+    as raw little-endian bytes.
     """
     service: Service = request.app.state.service
     media_type = _media_type(request)
     content_type = _content_type(request)
     name = choice.model if is_gradient_model(choice.model) else gradient_model(choice.model)
-    with service.registry.lease(name, choice.version) as served:
-        raw = await read_body(request, service.settings)
-        body, selection = await _decode(served, raw, content_type, choice, with_cotangent=True)
+    with service.registry.lease(name, choice.version) as served, service.memory.lease() as memory:
+        raw = RequestBody(request, service.settings, memory)
+        body, selection = await _decode(service, served, raw, content_type, choice, with_cotangent=True)
         assert body.cotangent is not None
         pulled = await off_loop(body.cotangent.nbytes, selection.pull_back, body.cotangent)
-        if len(pulled) != len(body.structures):
-            raise InvalidBody(
-                "cotangent", f"expected one for each of {len(body.structures)} structures, got {len(pulled)}"
-            )
+        rest_codec.check_cotangent_count(len(pulled), len(body.structures))
         rows = {served.structure.name: body.structures, COTANGENT: pulled}
+        await _hold(service, memory, served, rows, selection, media_type)
         results = await cancel_on_disconnect(request, service.infer(served, rows))
         spectra = await off_loop(results[SPECTRA].nbytes, selection.apply, results[SPECTRA])
-    arrays = {SPECTRA: spectra, GRADIENT: results[GRADIENT].squeeze(1)}
-    return await _answer(
-        served, selection, {key: array.astype(choice.dtype, copy=False) for key, array in arrays.items()}, media_type
-    )
+        arrays = {SPECTRA: spectra, GRADIENT: results[GRADIENT].squeeze(1)}
+        return await _answer(served, selection, arrays, choice.dtype, media_type)
 
 
 def _content_type(request: Request) -> str:
@@ -122,26 +129,40 @@ def _media_type(request: Request) -> str:
 
 
 async def _decode(
-    model: ServedModel, raw: bytes, content_type: str, choice: Choice, with_cotangent: bool
+    service: Service, model: ServedModel, raw: RequestBody, content_type: str, choice: Choice, with_cotangent: bool
 ) -> tuple[Body, Selection]:
     """The decoded body, and the selection of the spectra by the query or by fields of a JSON body."""
     metadata = model.about.metadata
     selection = Selection(metadata, choice.channels, choice.wavelengths_nm)
     shape = selection.shape if with_cotangent else None
-    # In a thread: parsing a large body takes a while, and the event loop has other callers to serve.
-    body = await off_loop(len(raw), rest_codec.decode_body, raw, content_type, model.structure.dtype, shape)
+    body = await read_body(raw, content_type, model.structure, shape, service.limit)
     for field in ("channels", "wavelengths_nm"):
         if getattr(choice, field) and getattr(body, field):
             raise InvalidBody(field, "given in the query and in the body: give it once")
     if body.channels or body.wavelengths_nm:
         channels, wavelengths_nm = choice.channels or body.channels, choice.wavelengths_nm or body.wavelengths_nm
-        selection = Selection(metadata, channels, wavelengths_nm)
+        nbytes = _BYTES_PER_NAME * (len(channels or []) + len(wavelengths_nm or []))
+        selection = await off_loop(nbytes, Selection, metadata, channels, wavelengths_nm)
     return body, selection
 
 
+async def _hold(
+    service: Service, memory: Lease, model: ServedModel, rows: Rows, selection: Selection, media_type: str
+) -> None:
+    """Hold memory for the decoded rows, instead of the body, and for the answer."""
+    memory.shrink(sum(array.nbytes for array in rows.values()))
+    computed = sum(spec.size for spec in model.about.outputs)
+    answered = computed - math.prod(model.about.metadata.spectra_shape) + math.prod(selection.shape)
+    copy = ANSWER_BYTES_PER_NUMBER if media_type == rest_codec.JSON else 4
+    nbytes = count(rows) * (4 * computed + (4 + copy) * answered)
+    await memory.grow(nbytes, service.settings.request_timeout)
+
+
 async def _answer(
-    model: ServedModel, selection: Selection, arrays: dict[str, NDArray[Any]], media_type: str
+    model: ServedModel, selection: Selection, results: dict[str, NDArray[Any]], dtype: str, media_type: str
 ) -> Response:
+    nbytes = sum(array.nbytes for array in results.values())
+    arrays = {name: await off_loop(nbytes, as_dtype, array, dtype, name) for name, array in results.items()}
     first = next(iter(arrays.values()))
     headers = {
         "MetaSpec-Model": model.name,
@@ -151,7 +172,6 @@ async def _answer(
     for name, array in arrays.items():
         prefix = "MetaSpec" if name == SPECTRA else f"MetaSpec-{name.capitalize()}"
         headers[f"{prefix}-Shape"] = ",".join(map(str, array.shape))
-    nbytes = sum(array.nbytes for array in arrays.values())
     if media_type == rest_codec.NPY:
         content = await off_loop(nbytes, rest_codec.encode_npy, list(arrays.values()))
     elif media_type == rest_codec.RAW:

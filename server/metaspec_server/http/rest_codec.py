@@ -12,10 +12,13 @@ from typing import Any
 
 import numpy as np
 import orjson
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 
-from metaspec_contract.structures import check_structures, packed_bytes
+from metaspec_contract.model import TensorSpec
+from metaspec_contract.structures import InvalidStructure, check_structures
+from metaspec_server.core.errors import TooManyStructures
 from metaspec_server.core.tensors import compact
+from metaspec_server.http.json_body import to_array
 from metaspec_server.http.problems import Problem
 
 __all__ = [
@@ -24,14 +27,23 @@ __all__ = [
     "RAW",
     "Body",
     "InvalidBody",
+    "check_cotangent_count",
+    "check_cotangent_shape",
+    "check_structure_shape",
     "choose_media_type",
-    "decode_body",
+    "decode_json",
+    "decode_raw",
+    "decode_structures",
     "encode_json",
     "encode_npy",
     "encode_raw",
+    "raw_row_bytes",
 ]
 
 JSON, NPY, RAW = "application/json", "application/x-npy", "application/octet-stream"
+
+_AXES_SHOWN = 8  # of a shape, in a message
+_SHOWN = 60  # characters of a value, in a message
 
 
 class InvalidBody(Problem):
@@ -63,28 +75,125 @@ class Body:
     channels: list[str] | None = None
 
 
-def decode_body(
-    body: bytes, content_type: str, dtype: DTypeLike, cotangent_shape: tuple[int, ...] | None = None
-) -> Body:
-    """Decode a body of any accepted type.
+def decode_json(data: Any, structure: TensorSpec, with_cotangent: bool, limit: int) -> Body:
+    """Decode parsed JSON.
 
     Args:
-        body: the body.
-        content_type: its type: `JSON`, `NPY` or `RAW`.
-        dtype: dtype of densities.
-        cotangent_shape: shape of the cotangent of one structure; None if the route takes none.
+        data: the JSON.
+        structure: the model's structure tensor.
+        with_cotangent: whether the route takes a cotangent.
+        limit: largest number of structures.
 
     Raises:
-        InvalidBody: the body cannot be read.
-        InvalidStructure: an array in it cannot be a structure.
+        InvalidBody: a field is missing, unknown or of another type.
+        InvalidStructure: the structures are none.
+        TooManyStructures: they are more than `limit`.
     """
-    if content_type == JSON:
-        return _from_json(body, dtype, with_cotangent=cotangent_shape is not None)
-    if content_type == NPY or body.startswith(b"\x93NUMPY"):
-        arrays = _from_npy(body, 2 if cotangent_shape else 1)
-        return Body(_structures(arrays[0], dtype), arrays[1] if cotangent_shape else None)
-    packed, cotangent = _from_raw(body, cotangent_shape or (0,))
-    return Body(packed, cotangent)
+    if not isinstance(data, dict):
+        raise InvalidBody("body", f"expected a JSON object, got {type(data).__name__}")
+    known = {"structures", "packed", "wavelengths_nm", "channels"} | ({"cotangent"} if with_cotangent else set())
+    if unknown := sorted(data.keys() - known):
+        raise InvalidBody(unknown[0][:_SHOWN], f"unknown field; known are {', '.join(sorted(known))}")
+    if ("structures" in data) == ("packed" in data):
+        raise InvalidBody("structures", "expected exactly one of structures and packed")
+    if with_cotangent and "cotangent" not in data:
+        reason = "missing: expected the derivative of the objective with respect to the spectra, in their shape"
+        raise InvalidBody("cotangent", reason)
+    if "structures" in data:
+        array = _array(data, "structures")
+        check_structure_shape(array.dtype, array.shape, structure, limit)
+        structures = decode_structures(array, structure)
+    else:
+        structures = _from_base64(data["packed"], structure, limit)
+    return Body(
+        structures,
+        _array(data, "cotangent") if with_cotangent else None,
+        _list_of(data, "wavelengths_nm", (int, float)),
+        _list_of(data, "channels", (str,)),
+    )
+
+
+def decode_structures(array: NDArray[Any], spec: TensorSpec) -> NDArray[Any]:
+    """Check structures and return them as `core.tensors.compact` makes them.
+
+    Raises:
+        InvalidStructure: values outside [0, 1].
+    """
+    if array.dtype == np.bool_ and (largest := array.view(np.uint8).max()) > 1:
+        raise InvalidStructure(f"structures: the bytes of booleans must be 0 or 1, got {largest}")
+    return compact(check_structures(array, spec.pixels), spec.dtype)
+
+
+def decode_raw(
+    data: bytearray | bytes, structure: TensorSpec, cotangent_shape: tuple[int, ...] | None
+) -> tuple[NDArray[np.uint8], NDArray[Any] | None]:
+    """Packed structures and, after them, a float32 cotangent for each.
+
+    Raises:
+        InvalidBody: no whole number of structures and cotangents.
+    """
+    cotangent_size = math.prod(cotangent_shape) if cotangent_shape else 0
+    row = raw_row_bytes(structure, cotangent_shape)
+    if not data or len(data) % row:
+        cotangents = f", then {cotangent_size} float32 of cotangent each" if cotangent_size else ""
+        raise InvalidBody(
+            "body",
+            f"expected bit-packed structures of {structure.packed_bytes} bytes each{cotangents}, got {len(data)} bytes",
+        )
+    count = len(data) // row
+    packed = np.frombuffer(data, np.uint8, count * structure.packed_bytes).reshape(count, -1)
+    if not cotangent_shape:
+        return packed, None
+    return packed, np.frombuffer(data, "<f4", offset=packed.nbytes).reshape(count, *cotangent_shape)
+
+
+def raw_row_bytes(structure: TensorSpec, cotangent_shape: tuple[int, ...] | None) -> int:
+    """Bytes of one packed structure and, if the route takes one, its cotangent."""
+    return structure.packed_bytes + (4 * math.prod(cotangent_shape) if cotangent_shape else 0)
+
+
+def check_structure_shape(dtype: np.dtype[Any], shape: tuple[int, ...], spec: TensorSpec, limit: int) -> int:
+    """Check dtype and shape of structures before their values, and return their number.
+
+    Raises:
+        InvalidStructure: not numbers, or another shape.
+        TooManyStructures: more than `limit`.
+        InvalidBody: no structure.
+    """
+    y, x = spec.pixels
+    if dtype.kind not in "buif":
+        raise InvalidStructure(f"structures must be numbers from 0 (void) to 1 (solid), got {dtype}")
+    if shape[-2:] != spec.pixels or len(shape) not in (2, 3, 4) or (len(shape) == 4 and shape[1] != 1):
+        raise InvalidStructure(f"structures must be ({y}, {x}), (N, {y}, {x}) or (N, 1, {y}, {x}), got {_shown(shape)}")
+    count = shape[0] if len(shape) > 2 else 1
+    if not count:
+        raise InvalidBody("structures", "expected at least one structure, got none")
+    if count > limit:
+        raise TooManyStructures(count, limit)
+    return count
+
+
+def check_cotangent_shape(dtype: np.dtype[Any], shape: tuple[int, ...], expected: tuple[int, int]) -> None:
+    """Check dtype and shape of cotangents before their values.
+
+    Raises:
+        InvalidBody: not numbers, or another shape than (N, *expected).
+    """
+    if dtype.kind not in "buif":
+        raise InvalidBody("cotangent", f"expected numbers, got {dtype}")
+    if len(shape) != 3 or shape[1:] != expected:
+        wanted = f"(N, {expected[0]}, {expected[1]})"
+        raise InvalidBody("cotangent", f"expected the shape of the spectra, {wanted}, got {_shown(shape)}")
+
+
+def check_cotangent_count(cotangents: int, structures: int) -> None:
+    """Check that there is a cotangent for each structure.
+
+    Raises:
+        InvalidBody: there are more or fewer.
+    """
+    if cotangents != structures:
+        raise InvalidBody("cotangent", f"expected one for each of {structures} structures, got {cotangents}")
 
 
 def encode_json(described: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> bytes:
@@ -130,49 +239,24 @@ def choose_media_type(accept: str | None) -> str | None:
     return kind if best > 0 else None
 
 
-def _structures(array: Any, dtype: DTypeLike) -> NDArray[Any]:
-    checked = check_structures(array)
-    if not len(checked):
-        raise InvalidBody("structures", "expected at least one structure, got none")
-    return compact(checked, dtype)
-
-
-def _from_json(body: bytes, dtype: DTypeLike, with_cotangent: bool) -> Body:
+def _array(data: dict[str, Any], name: str) -> NDArray[np.float64]:
     try:
-        data = orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        raise InvalidBody("body", f"expected JSON, got something that cannot be read: {error}") from None
-    if not isinstance(data, dict):
-        raise InvalidBody("body", f"expected a JSON object, got {type(data).__name__}")
-    known = {"structures", "packed", "wavelengths_nm", "channels"} | ({"cotangent"} if with_cotangent else set())
-    if unknown := sorted(data.keys() - known):
-        raise InvalidBody(unknown[0], f"unknown field; known are {', '.join(sorted(known))}")
-    if ("structures" in data) == ("packed" in data):
-        raise InvalidBody("structures", "expected exactly one of structures and packed")
-    if with_cotangent and "cotangent" not in data:
-        reason = "missing: expected the derivative of the objective with respect to the spectra, in their shape"
-        raise InvalidBody("cotangent", reason)
-    if "structures" in data:
-        structures = _structures(data["structures"], dtype)
-    else:
-        try:
-            packed = base64.b64decode(data["packed"], validate=True)
-        except (binascii.Error, TypeError, ValueError) as error:
-            raise InvalidBody("packed", f"expected a base64 string, got something else: {error}") from None
-        structures, _ = _from_raw(packed, (0,))
-    return Body(
-        structures,
-        _array(data, "cotangent") if with_cotangent else None,
-        _list_of(data, "wavelengths_nm", (int, float)),
-        _list_of(data, "channels", (str,)),
-    )
+        return to_array(data[name])
+    except ValueError as error:
+        raise InvalidBody(name, str(error)) from None
 
 
-def _array(data: dict[str, Any], name: str) -> NDArray[Any]:
+def _from_base64(text: object, structure: TensorSpec, limit: int) -> NDArray[np.uint8]:
+    if not isinstance(text, str):
+        raise InvalidBody("packed", f"expected a base64 string, got {type(text).__name__}")
+    count = 3 * len(text) // 4 // structure.packed_bytes
+    if count > limit:
+        raise TooManyStructures(count, limit)
     try:
-        return np.asarray(data[name])
-    except ValueError:
-        raise InvalidBody(name, "expected evenly nested lists, got ragged ones") from None
+        packed = base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise InvalidBody("packed", f"expected a base64 string, got something else: {error}") from None
+    return decode_raw(packed, structure, None)[0]
 
 
 def _list_of(data: dict[str, Any], name: str, kinds: tuple[type, ...]) -> list[Any] | None:
@@ -182,35 +266,9 @@ def _list_of(data: dict[str, Any], name: str, kinds: tuple[type, ...]) -> list[A
     good = isinstance(values, list) and values and all(isinstance(v, kinds) and not isinstance(v, bool) for v in values)
     if not good:
         kind = "strings" if str in kinds else "numbers"
-        raise InvalidBody(name, f"expected a list of {kind}, at least one, got {str(values)[:60]}")
+        raise InvalidBody(name, f"expected a list of {kind}, at least one, got {str(values)[:_SHOWN]}")
     return list(values)
 
 
-def _from_npy(body: bytes, wanted: int) -> list[NDArray[Any]]:
-    file = io.BytesIO(body)
-    try:
-        # Loading a pickled array can run code: it is refused.
-        arrays = [np.asarray(np.lib.format.read_array(file, allow_pickle=False)) for _ in range(wanted)]
-    except (ValueError, EOFError, OSError, SyntaxError, MemoryError) as error:
-        which = "a .npy file" if wanted == 1 else "two .npy files one after the other, structures and cotangent"
-        raise InvalidBody("body", f"expected {which}, got something that cannot be read: {error}") from None
-    if file.tell() != len(body):
-        raise InvalidBody("body", f"{len(body) - file.tell()} bytes are left over after the last array")
-    return arrays
-
-
-def _from_raw(body: bytes, cotangent_shape: tuple[int, ...]) -> tuple[NDArray[np.uint8], NDArray[Any] | None]:
-    """Packed structures and, after them, a float32 cotangent for each."""
-    structure_bytes, cotangent_size = packed_bytes(), math.prod(cotangent_shape)
-    row = structure_bytes + 4 * cotangent_size
-    if not body or len(body) % row:
-        cotangents = f", then {cotangent_size} float32 of cotangent each" if cotangent_size else ""
-        raise InvalidBody(
-            "body",
-            f"expected bit-packed structures of {structure_bytes} bytes each{cotangents}, got {len(body)} bytes",
-        )
-    count = len(body) // row
-    packed = np.frombuffer(body, np.uint8, count * structure_bytes).reshape(count, -1)
-    if not cotangent_size:
-        return packed, None
-    return packed, np.frombuffer(body, "<f4", offset=packed.nbytes).reshape(count, *cotangent_shape)
+def _shown(shape: tuple[int, ...]) -> str:
+    return str(shape) if len(shape) <= _AXES_SHOWN else f"{len(shape)} axes"

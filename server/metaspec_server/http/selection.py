@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metaspec_contract.model import ModelMetadata
-from metaspec_server.http.rest_codec import InvalidBody
+from metaspec_server.http.rest_codec import InvalidBody, check_cotangent_shape
 
 __all__ = ["Selection"]
 
@@ -31,7 +31,7 @@ class Selection:
     ) -> None:
         for channel in channels or []:
             if channel not in metadata.channels:
-                raise InvalidBody("channels", f"expected some of {', '.join(metadata.channels)}, got {channel!r}")
+                raise InvalidBody("channels", f"expected some of {', '.join(metadata.channels)}, got {channel[:60]!r}")
         low, high = metadata.wavelengths_nm[0], metadata.wavelengths_nm[-1]
         for wavelength in wavelengths_nm or []:
             if not low <= wavelength <= high:
@@ -64,21 +64,25 @@ class Selection:
         """The adjoint of `apply`: the cotangent of all spectra for one of the selected part.
 
         Raises:
-            InvalidBody: the cotangent does not hold finite numbers of shape (N, channels, wavelengths).
+            InvalidBody: the cotangent does not hold numbers, finite in float32, of shape (N, channels, wavelengths).
         """
-        if cotangent.dtype.kind not in "buif":
-            raise InvalidBody("cotangent", f"expected numbers, got {cotangent.dtype}")
-        if cotangent.ndim != 3 or cotangent.shape[1:] != self.shape:
-            expected = f"(N, {self.shape[0]}, {self.shape[1]})"
-            raise InvalidBody("cotangent", f"expected the shape of the spectra, {expected}, got {cotangent.shape}")
-        cotangent = cotangent.astype(np.float32)
-        if not np.isfinite(cotangent).all():
-            raise InvalidBody("cotangent", f"expected finite numbers, got {cotangent[~np.isfinite(cotangent)][0]}")
+        check_cotangent_shape(cotangent.dtype, cotangent.shape, self.shape)
+        with np.errstate(over="ignore"):
+            single = cotangent.astype(np.float32)
+        _check_finite(single, cotangent)
         if self._everything:
-            return cotangent
-        whole = np.zeros((self._channels, self._count, len(cotangent)), np.float32)
-        by_place = cotangent.transpose(1, 2, 0)
+            return single
+        whole = np.zeros((self._channels, self._count, len(single)), np.float32)
+        by_place = single.transpose(1, 2, 0)
         rows = np.array(self._rows)[:, None]
         np.add.at(whole, (rows, self._right - 1), by_place * (1 - self._share)[:, None])
-        np.add.at(whole, (rows, self._right), by_place * self._share[:, None])
+        with np.errstate(over="ignore"):
+            np.add.at(whole, (rows, self._right), by_place * self._share[:, None])
+        _check_finite(whole, whole)
         return np.ascontiguousarray(whole.transpose(2, 0, 1))
+
+
+def _check_finite(single: NDArray[np.float32], given: NDArray[Any]) -> None:
+    finite = np.isfinite(single)
+    if not finite.all():
+        raise InvalidBody("cotangent", f"expected finite numbers in float32, got {given[~finite][0]:g}")

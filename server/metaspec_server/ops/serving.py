@@ -12,7 +12,7 @@ from metaspec_server.core.service import Service
 from metaspec_server.engines.factory import MissingEngine, engine_factory
 from metaspec_server.http.app import create_app
 from metaspec_server.http.auth import ApiKeyError
-from metaspec_server.http.request_timeout import protocol_with_timeout
+from metaspec_server.http.request_head import protocol_with_limits
 from metaspec_server.ops.logs import set_up_logging
 from metaspec_server.ops.metrics import Metrics
 from metaspec_server.ops.telemetry import TelemetryError, require_telemetry
@@ -53,7 +53,7 @@ async def _serve(settings: Settings) -> None:
     print(f"MetaSpec serves at {url}  ({places})", flush=True)
     config = uvicorn.Config(
         app,
-        http=protocol_with_timeout(settings.body_timeout),
+        http=protocol_with_limits(settings.body_timeout),
         log_config=None,
         access_log=False,
         timeout_graceful_shutdown=settings.shutdown_timeout + _GRACE,

@@ -2,13 +2,14 @@
 // Draw a structure, send its bits to /predict, and plot the spectra of the detectors.
 
 const $ = (id) => document.getElementById(id);
-let contract = null;  // facts that the server states at /contract: pixels, detectors, bands of the colours
+let contract = null;  // facts that the server states at /contract: detectors, bands of the colours, size of a structure
+let pixels = 0;  // along each side of a structure of the model
 let structure = null;  // a byte for each pixel, rows first
 let model = null;  // name, tensors and metadata
 
 function paint() {
   const context = $("structure").getContext("2d");
-  const image = context.createImageData(contract.pixels, contract.pixels);
+  const image = context.createImageData(pixels, pixels);
   const colour = getComputedStyle(document.documentElement).getPropertyValue("--solid").trim();
   const [r, g, b] = [1, 3, 5].map((at) => parseInt(colour.slice(at, at + 2), 16));
   for (let i = 0; i < structure.length; i++) image.data.set([r, g, b, structure[i] ? 255 : 0], 4 * i);
@@ -21,9 +22,9 @@ function draw(row, column) {
   for (let y = Math.floor(row - radius); y <= row + radius; y++) {
     for (let x = Math.floor(column - radius); x <= column + radius; x++) {
       if ((y - row) ** 2 + (x - column) ** 2 > radius ** 2) continue;
-      const [i, j] = [y, x].map((at) => ((at % contract.pixels) + contract.pixels) % contract.pixels);  // periodic
-      structure[i * contract.pixels + j] = material;
-      if ($("symmetric").checked) structure[j * contract.pixels + i] = material;
+      const [i, j] = [y, x].map((at) => ((at % pixels) + pixels) % pixels);  // periodic
+      structure[i * pixels + j] = material;
+      if ($("symmetric").checked) structure[j * pixels + i] = material;
     }
   }
 }
@@ -35,13 +36,13 @@ function randomise() {
     const [u, v] = [0, 0].map(() => Math.round(8 * (Math.random() - 0.5)));
     const [phase, height] = [2 * Math.PI * Math.random(), Math.exp(-(u * u + v * v) / 12)];
     for (let i = 0; i < structure.length; i++) {
-      const [row, column] = [Math.floor(i / contract.pixels), i % contract.pixels];
-      field[i] += height * Math.cos((2 * Math.PI * (u * row + v * column)) / contract.pixels + phase);
+      const [row, column] = [Math.floor(i / pixels), i % pixels];
+      field[i] += height * Math.cos((2 * Math.PI * (u * row + v * column)) / pixels + phase);
     }
   }
   const middle = Float64Array.from(field).sort()[structure.length / 2];
   for (let i = 0; i < structure.length; i++) {
-    const mirrored = (i % contract.pixels) * contract.pixels + Math.floor(i / contract.pixels);
+    const mirrored = (i % pixels) * pixels + Math.floor(i / pixels);
     structure[i] = ($("symmetric").checked ? field[i] + field[mirrored] > 2 * middle : field[i] > middle) ? 1 : 0;
   }
 }
@@ -72,13 +73,17 @@ async function update() {
   sending = true;
   try {
     const name = encodeURIComponent(new URLSearchParams(location.search).get("model") || contract.default_model);
-    if (!model) model = await (await send(`/v2/models/${name}`)).json();
+    if (!model) {
+      model = await (await send(`/v2/models/${name}`)).json();
+      if (model.parameters.process.pixels !== pixels) { resize(model.parameters.process.pixels); paint(); }
+    }
     const started = performance.now();
     const headers = { "Content-Type": "application/octet-stream", Accept: "application/octet-stream" };
     const answer = await send(`/predict?model=${name}`, { method: "POST", headers, body: packed() });
     const spectra = new Float32Array(await answer.arrayBuffer());
     plot(spectra, model.parameters.wavelengths_nm, model.parameters.channels);
-    report(`${model.name} version ${answer.headers.get("MetaSpec-Version")}, ${Math.round(performance.now() - started)} ms`);
+    const greens = model.parameters.merged_greens ? `; ${contract.colours.G.detectors.join(" and ")}: only their mean is known` : "";
+    report(`${model.name} version ${answer.headers.get("MetaSpec-Version")}, ${Math.round(performance.now() - started)} ms${greens}`);
   } catch (error) {
     report(error.message, true);
   }
@@ -133,7 +138,7 @@ function plot(spectra, wavelengths, channels) {
 }
 
 function save() {
-  const text = `{'descr': '|u1', 'fortran_order': False, 'shape': (${contract.pixels}, ${contract.pixels}), }`;
+  const text = `{'descr': '|u1', 'fortran_order': False, 'shape': (${pixels}, ${pixels}), }`;
   const header = text.padEnd(128 - 10 - 1) + "\n";
   const start = new Uint8Array([0x93, ...[..."NUMPY"].map((c) => c.charCodeAt(0)), 1, 0, header.length, 0]);
   const link = document.createElement("a");
@@ -147,19 +152,26 @@ async function open(file) {
   const bytes = new Uint8Array(await file.arrayBuffer());
   const size = bytes[8] + 256 * bytes[9];
   const header = new TextDecoder("latin1").decode(bytes.slice(10, 10 + size));
-  const pixels = bytes.slice(10 + size);
-  if (bytes[0] !== 0x93 || !/'[|<](u1|b1)'/.test(header) || pixels.length !== structure.length || header.includes("True")) {
-    report(`expected a .npy file of ${contract.pixels} x ${contract.pixels} bytes or booleans, rows first`, true);
+  const values = bytes.slice(10 + size);
+  if (bytes[0] !== 0x93 || !/'[|<](u1|b1)'/.test(header) || values.length !== structure.length || header.includes("True")) {
+    report(`expected a .npy file of ${pixels} x ${pixels} bytes or booleans, rows first`, true);
     return;
   }
-  pixels.forEach((value, i) => { structure[i] = value ? 1 : 0; });
+  values.forEach((value, i) => { structure[i] = value ? 1 : 0; });
   update();
+}
+
+function resize(side) {
+  pixels = side;
+  structure = new Uint8Array(pixels ** 2);
+  $("structure").width = $("structure").height = pixels;
+  randomise();
 }
 
 let drawing = false;
 function at(event) {
   const box = $("structure").getBoundingClientRect();
-  return [(event.clientY - box.top) / box.height, (event.clientX - box.left) / box.width].map((share) => share * contract.pixels);
+  return [(event.clientY - box.top) / box.height, (event.clientX - box.left) / box.width].map((share) => share * pixels);
 }
 
 function listen() {
@@ -180,7 +192,6 @@ function listen() {
 }
 
 function build() {
-  $("structure").width = $("structure").height = contract.pixels;
   for (const [detector, [row, column]] of Object.entries(contract.quadrants)) {
     const label = document.createElement("span");
     label.textContent = detector;
@@ -206,10 +217,9 @@ async function start() {
     report(error.message, true);
     return;
   }
-  structure = new Uint8Array(contract.pixels ** 2);
   build();
+  resize(contract.pixels);
   listen();
-  randomise();
   update();
 }
 

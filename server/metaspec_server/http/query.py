@@ -1,0 +1,44 @@
+"""Queries: a name that a route does not know, or a value given twice, is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Collection
+
+from fastapi import Request
+
+from metaspec_server.http.problems import Problem
+
+__all__ = ["check_query", "knows_query"]
+
+
+def knows_query(*names: str, repeated: Collection[str] = ()) -> Callable[[Request], Awaitable[None]]:
+    """Dependency of routes that take only these names in the query.
+
+    Args:
+        *names: names that may be given once.
+        repeated: names that may be given several times.
+    """
+
+    async def check(request: Request) -> None:  # not in a thread of FastAPI's
+        check_query(request, names, repeated)
+
+    return check
+
+
+def check_query(request: Request, names: Collection[str] = (), repeated: Collection[str] = ()) -> None:
+    """Check the names in the query of a request.
+
+    Raises:
+        Problem: an unknown name, or one that is given twice; 400 below `/v2`, otherwise 422.
+    """
+    if not request.url.query:
+        return
+    known, seen = sorted({*names, *repeated}), set()
+    status = 400 if request.url.path.startswith("/v2") else 422
+    for name, _ in request.query_params.multi_items():
+        if name not in known:
+            known_names = f"known are {', '.join(known)}" if known else "this route takes none"
+            raise Problem(status, f"{name[:60]}: unknown name in the query; {known_names}", field=name[:60])
+        if name in seen and name not in repeated:
+            raise Problem(status, f"{name}: given twice in the query, expected once", field=name)
+        seen.add(name)
