@@ -11,14 +11,14 @@ from metaspec._errors import InvalidStructure
 from metaspec_contract import structures as contract
 
 
-def check_structures(structures: ArrayLike) -> NDArray[Any]:
-    """Structures as (N, 1, y, x), dtype unchanged, not copied.
+def check_structures(structures: ArrayLike, pixels: tuple[int, int]) -> NDArray[Any]:
+    """Structures of a model's pixels (y, x) as (N, 1, y, x), dtype unchanged, not copied.
 
     Raises:
         InvalidStructure: see `metaspec_contract.structures.check_structures`.
     """
     try:
-        return contract.check_structures(structures)
+        return contract.check_structures(structures, pixels)
     except contract.InvalidStructure as error:
         raise InvalidStructure(str(error)) from None
 

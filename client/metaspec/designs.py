@@ -20,13 +20,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from metaspec._design.report_page import page
+from metaspec._design.report_page import in_words, page
 from metaspec._surrogate.client import Surrogate
 from metaspec.figures import draw_history, draw_spectra, draw_structure
 from metaspec.gds import write_gds
 from metaspec.optimise import History, Problem, Result
 from metaspec.topology import feature_size, without_small_features
-from metaspec_contract.detectors import COLOURS, SPREAD
+from metaspec_contract.detectors import SPREAD
 from metaspec_contract.files import replacing, write_array, write_json, write_text
 from metaspec_contract.process import Process
 from metaspec_contract.run_folder import (
@@ -35,7 +35,6 @@ from metaspec_contract.run_folder import (
     SETTINGS,
     SPECTRA,
     TRAJECTORY,
-    ByColour,
     Design,
     DesignFiles,
     Merit,
@@ -203,16 +202,8 @@ def begin(folder: str | Path, settings: Mapping[str, Any]) -> None:
 
 def predicted(spectra: Spectra) -> Merit:
     """Figures of merit of one design's spectra; `spread` only where the model has that channel."""
-
-    def by_colour(numbers: NDArray[np.float32]) -> ByColour:
-        return ByColour(**dict(zip(COLOURS, numbers[0].tolist(), strict=True)))
-
-    return Merit(
-        min_efficiency=float(spectra.min_efficiency()[0]),
-        colour_efficiency=by_colour(spectra.colour_efficiency()),
-        crosstalk=by_colour(spectra.crosstalk()),
-        spread=float(spectra.channel(SPREAD).mean()) if SPREAD in spectra.channels else None,
-    )
+    spread = float(spectra.channel(SPREAD).mean()) if SPREAD in spectra.channels else None
+    return Merit.of(spectra.values[0], spectra.wavelengths_nm, spectra.channels, spread=spread)
 
 
 def _write_design(
@@ -227,11 +218,10 @@ def _write_design(
     write_array(folder / files.structure, structure)
     with replacing(folder / files.layout) as path:
         write_gds(path, structure, period_um=process.period_um, layer=gds_layer)
-    merit = design.predicted
-    colours = ", ".join(f"{colour} {value:.3f}" for colour, value in merit.colour_efficiency)
     widths = f"narrowest solid {design.solid_nm:.0f} nm, void {design.void_nm:.0f} nm"
     verb = "simulated" if spectra.simulated else "predicted"
-    title = f"{name}: {verb} min efficiency {merit.min_efficiency:.3f} ({colours}); {widths}"
+    merit = in_words(design.predicted) or f"objective {design.objective:.3f}"
+    title = f"{name}: {verb} {merit}; {widths}"
     _save_figure(draw_structure(structure, period_um=process.period_um, title=title), folder / files.picture)
     title = f"{name}, {verb} by {spectra.label}"
     _save_figure(draw_spectra(spectra, title=title), folder / files.spectra)

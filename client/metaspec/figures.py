@@ -16,12 +16,12 @@ from metaspec_contract.detectors import (
     CHANNELS,
     COLOUR_LINES,
     COLOUR_NAMES,
-    COLOURS,
     DETECTOR_LINES,
     DETECTORS,
     QUADRANTS,
     SPREAD,
 )
+from metaspec_contract.figures_of_merit import crosstalk_colours
 from metaspec_contract.process import Process
 from metaspec_contract.spectra import MERGED_GREENS, Spectra
 
@@ -74,14 +74,19 @@ def _image(ax: Axes, density: NDArray[np.float64], side_um: float) -> None:
 
 
 def draw_spectra(spectra: Spectra, *, title: str = "") -> Figure:
-    """The spectra of one design over the bands of the colours, with the efficiency and crosstalk of each colour.
+    """The spectra of one design over the bands of the colours, with the efficiency and crosstalk of each colour in range.
 
     The dashed line over a band is the colour's efficiency: the mean over the band of the power in its detectors.
 
     Args:
         spectra: spectra of one structure.
         title: title of the figure.
+
+    Raises:
+        ValueError: the spectra of another number of structures.
     """
+    if len(spectra) != 1:
+        raise ValueError(f"draw_spectra draws one structure, got {len(spectra)}: choose one, such as spectra[0]")
     figure = Figure(figsize=(9.5, 4.2), layout="constrained")
     ax = figure.subplots()
     ax.set_title(title, fontsize=10, loc="left")
@@ -92,14 +97,13 @@ def draw_spectra(spectra: Spectra, *, title: str = "") -> Figure:
         ax.plot(wavelengths, spectra.channel(SPREAD)[0], color="0.4", lw=1, ls=":", label=f"{SPREAD} (uncertainty)")
     green = sum(spectra.channel(name)[0] for name in DETECTORS["G"])
     ax.plot(wavelengths, green, color="darkgreen", lw=2, label=" + ".join(DETECTORS["G"]))
-    for colour, efficiency, crosstalk in zip(
-        COLOURS, spectra.colour_efficiency()[0], spectra.crosstalk()[0], strict=True
-    ):
+    both = crosstalk_colours(wavelengths)
+    crosstalk = dict(zip(both, spectra.crosstalk(both)[0], strict=True))
+    for colour, efficiency in zip(spectra.colours, spectra.colour_efficiency(spectra.colours)[0], strict=True):
         low, high = BANDS_NM[colour]
         ax.axvspan(low, high, color=COLOUR_LINES[colour], alpha=0.08, lw=0)
-        label = (
-            f"{COLOUR_NAMES[colour]}, {low:g} to {high:g} nm:\nefficiency {efficiency:.3f}\ncrosstalk {crosstalk:.3f}"
-        )
+        label = f"{COLOUR_NAMES[colour]}, {low:g} to {high:g} nm:\nefficiency {efficiency:.3f}"
+        label += f"\ncrosstalk {crosstalk[colour]:.3f}" if colour in crosstalk else ""
         ax.hlines(efficiency, low, high, color=COLOUR_LINES[colour], ls="--", lw=1.5, label=label)
     ax.set(xlabel="wavelength (nm)", ylabel="efficiency", xlim=(wavelengths[0], wavelengths[-1]), ylim=(0, None))
     note = MERGED_GREENS.replace(": ", ":\n") if spectra.merged_greens else None

@@ -15,63 +15,89 @@ from typing import Any
 
 import numpy as np
 
+from metaspec._errors import InvalidStructure
 from metaspec._extras import missing_extra
+from metaspec._source import check_source, predict_stack, pull_back
 from metaspec_contract.source import Source
 
 try:
     import jax
+    import jax.numpy as jnp
     from jax import Array
 except ImportError as error:
     raise missing_extra("metaspec.jax needs", "jax", "jax") from error
 
 
-def _like(shape: tuple[int, ...], array: Array) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(shape, array.dtype)  # type: ignore[no-untyped-call]
+_ONCE = "a source has first derivatives in reverse mode only: no second derivatives, and no forward mode (jvp, jacfwd)"
 
 
 def spectra_function(source: Source) -> Callable[[Array], Array]:
     """A function from densities to spectra, differentiable once in reverse mode.
 
     It works under `jit` and `vmap`: a call is one batch of predictions, and the backward pass one batch of gradients.
-    This function itself requests the source's description, for the shape of the spectra.
+    This function itself requests the source's description, for the shapes.
 
     Args:
         source: a `Surrogate` or another source; not an `AsyncSurrogate`.
 
     Returns:
-        A function from density (..., 128, 128), 1 is solid and 0 is void, to spectra (..., channels, wavelengths) with
-        the same dtype. It raises the errors of `Source.predict`, wrapped by JAX.
+        A function from density (..., y, x), of the pixels of the source's process, 1 is solid and 0 is void, any real
+        dtype, to spectra (..., channels, wavelengths) with the same dtype, or JAX's default one if that is not a
+        floating-point dtype. It raises `InvalidStructure` for another shape or dtype when it is traced; what
+        `Source.predict` raises, JAX wraps.
 
     Raises:
         SourceError: the description could not be requested.
+        TypeError: the source is not a source.
     """
-    shape = source.metadata().spectra_shape
+    check_source(source)
+    info = source.metadata()
+
+    @jax.custom_vjp
+    def spectra_of_wide(density: Array) -> Array:
+        result = jax.ShapeDtypeStruct((*density.shape[:-2], *info.spectra_shape), density.dtype)  # type: ignore[no-untyped-call]
+        spectra: Array = jax.pure_callback(predict, result, density, vmap_method="expand_dims")
+        return spectra
+
+    @jax.custom_jvp
+    def gradient_of(density: Array, cotangent: Array) -> Array:
+        result = jax.ShapeDtypeStruct(density.shape, density.dtype)  # type: ignore[no-untyped-call]
+        found: Array = jax.pure_callback(gradient, result, density, cotangent, vmap_method="expand_dims")
+        return found
 
     def predict(density: Any) -> Any:
         array = np.asarray(density)
-        values = source.predict(array.reshape(-1, *array.shape[-2:])).values
-        return values.reshape(*array.shape[:-2], *shape).astype(array.dtype)
+        return predict_stack(source, array).astype(array.dtype)
 
-    def pull_back(density: Any, cotangent: Any) -> Any:
-        array, pulled = np.asarray(density), np.asarray(cotangent)
-        gradient = source.gradient(array.reshape(-1, *array.shape[-2:]), pulled.reshape(-1, *shape))
-        return gradient.reshape(array.shape).astype(array.dtype)
+    def gradient(density: Any, cotangent: Any) -> Any:
+        array = np.asarray(density)
+        return pull_back(source, array, np.asarray(cotangent)).astype(array.dtype)
 
-    @jax.custom_vjp
-    def spectra_of(density: Array) -> Array:
-        result = _like((*density.shape[:-2], *shape), density)
-        spectra: Array = jax.pure_callback(predict, result, density, vmap_method="broadcast_all")
-        return spectra
+    def refuse(*_: Any) -> Any:
+        raise TypeError(_ONCE)
 
     def forward(density: Array) -> tuple[Array, Array]:
-        return spectra_of(density), density
+        return spectra_of_wide(density), density
 
     def backward(density: Array, cotangent: Array) -> tuple[Array]:
-        return (
-            jax.pure_callback(
-                pull_back, _like(density.shape, density), density, cotangent, vmap_method="broadcast_all"
-            ),
-        )
+        return (gradient_of(density, cotangent),)
 
-    spectra_of.defvjp(forward, backward)
+    spectra_of_wide.defvjp(forward, backward)
+    gradient_of.defjvp(refuse)
+
+    def spectra_of(density: Array) -> Array:
+        if np.ma.is_masked(density):
+            raise InvalidStructure("density must be given in every pixel, got a masked array: use its method filled")
+        density = jnp.asarray(density)
+        if not (jnp.issubdtype(density.dtype, jnp.number) or density.dtype == bool) or jnp.iscomplexobj(density):
+            raise InvalidStructure(f"density must be real numbers from 0 (void) to 1 (solid), got {density.dtype}")
+        if density.shape[-2:] != info.pixels:
+            raise InvalidStructure(
+                f"density must be (..., {info.pixels[0]}, {info.pixels[1]}), the pixels of {info.label}, got {density.shape}"
+            )
+        if not jnp.issubdtype(density.dtype, jnp.floating):
+            density = density.astype(float)
+        wide = density.astype(jnp.promote_types(density.dtype, jnp.float32))  # NumPy has no bfloat16
+        return spectra_of_wide(wide).astype(density.dtype)
+
     return spectra_of

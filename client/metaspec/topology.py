@@ -196,7 +196,7 @@ def random_latents(
     Args:
         count: number of latents.
         seed: seed of the random number generator, or a generator.
-        shape: pixels (y, x) of a latent.
+        shape: pixels (y, x) of a latent; `surrogate.metadata().pixels` for another device than the default one.
         pixel_nm: width of a pixel in nm; default: that of the default process; pass
             `surrogate.metadata().process.pixel_nm` for another one.
         correlation_nm: smallest and largest correlation length in nm; lengths are drawn log-uniformly between them.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import httpx
 import jax
@@ -13,11 +14,13 @@ import pytest
 import torch
 from jax.test_util import check_grads
 
-from metaspec import InvalidStructure, Surrogate
+from metaspec import AsyncSurrogate, InvalidStructure, Surrogate
 from metaspec.jax import spectra_function
 from metaspec.torch import spectra_of
 from metaspec_testing.servers import RunningServer
 from metaspec_testing.small_models import Array, Expected, ExpectedGradient
+
+ONCE = "first derivatives in reverse mode only: no second derivatives, and no forward mode"
 
 
 @pytest.fixture
@@ -92,13 +95,110 @@ def test_torch_in_the_middle_of_a_graph(surrogate: Surrogate, density: Array) ->
 
 def test_torch_refuses_second_derivatives(surrogate: Surrogate, density: Array) -> None:
     tensor = torch.tensor(density, requires_grad=True)
-    with pytest.raises(RuntimeError, match="first derivatives only"):
-        torch.autograd.grad(spectra_of(tensor, surrogate).sum(), tensor, create_graph=True)
+    first = torch.autograd.grad((spectra_of(tensor, surrogate) ** 2).sum(), tensor, create_graph=True)[0]
+    with pytest.raises(RuntimeError, match=ONCE):
+        torch.autograd.grad(first.sum(), tensor)
 
 
-def test_torch_refuses_what_is_no_structure(surrogate: Surrogate) -> None:
+@pytest.mark.parametrize("transform", [torch.func.jacfwd, lambda f: torch.func.grad(torch.func.grad(f))])
+def test_torch_refuses_forward_mode_and_second_derivatives_of_functions(
+    surrogate: Surrogate, density: Array, transform: Callable[..., Any]
+) -> None:
+    constant = torch.tensor(density)
+    with pytest.raises(RuntimeError, match=ONCE):
+        transform(lambda x: spectra_of(x * constant, surrogate).sum())(torch.tensor(1.0))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.bool, torch.int64])
+def test_torch_takes_integers(surrogate: Surrogate, structures: Array, expected: Expected, dtype: torch.dtype) -> None:
+    """Such as the designs of a run folder, which are uint8."""
+    spectra = spectra_of(torch.tensor(structures).to(dtype), surrogate)
+    assert (spectra.dtype, spectra.requires_grad) == (torch.float32, False)
+    np.testing.assert_allclose(spectra, expected(structures), atol=1e-6)
+    with pytest.raises(RuntimeError, match="floating point"):
+        torch.func.grad(lambda x: spectra_of(x, surrogate).sum())(torch.tensor(structures))
+
+
+def test_torch_narrow_floats_and_autocast(
+    surrogate: Surrogate, density: Array, expected: Expected, expected_gradient: ExpectedGradient
+) -> None:
+    narrow = torch.tensor(density).bfloat16().requires_grad_()
+    spectra = spectra_of(narrow, surrogate)
+    spectra.sum().backward()  # type: ignore[no-untyped-call]
+    assert narrow.grad is not None
+    assert (spectra.dtype, narrow.grad.dtype) == (torch.bfloat16, torch.bfloat16)
+    given = narrow.detach().float().numpy()
+    np.testing.assert_allclose(spectra.detach().float(), expected(given), rtol=2**-8)
+    wanted = expected_gradient(given, np.ones((3, 4, 301)))
+    np.testing.assert_allclose(narrow.grad.float(), wanted, rtol=2**-8)
+    layer = torch.nn.Linear(128, 128)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = spectra_of(torch.sigmoid(layer(torch.tensor(density))), surrogate).float().mean()
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert layer.weight.grad is not None
+    assert layer.weight.grad.abs().sum() > 0
+
+
+def test_torch_results_can_be_changed_in_place(
+    surrogate: Surrogate, density: Array, weight: Array, expected_gradient: ExpectedGradient
+) -> None:
+    tensor = torch.tensor(density, requires_grad=True)
+    spectra = spectra_of(tensor, surrogate)
+    spectra *= torch.tensor(weight)
+    spectra.sum().backward()  # type: ignore[no-untyped-call]
+    assert tensor.grad is not None
+    np.testing.assert_allclose(tensor.grad, expected_gradient(density, weight), atol=1e-6)
+
+
+def test_torch_functions_are_one_batch(
+    surrogate: Surrogate, density: Array, weight: Array, expected: Expected, expected_gradient: ExpectedGradient
+) -> None:
+    """`grad`, `vjp`, `vmap` and `jacrev`; K cotangents of a structure are sent with one copy of it each."""
+    tensor, weights = torch.tensor(density), torch.tensor(weight)
+    wanted = expected_gradient(density, weight)
+
+    def loss(one: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        return (spectra_of(one, surrogate) * weights).sum()
+
+    def sent() -> int:
+        return surrogate.sent.requests
+
+    np.testing.assert_allclose(torch.func.grad(loss)(tensor, weights), wanted, atol=1e-6)
+    _, pull = torch.func.vjp(lambda x: spectra_of(x, surrogate), tensor)  # type: ignore[misc]
+    np.testing.assert_allclose(pull(weights)[0], wanted, atol=1e-6)
+    before = sent()
+    mapped = torch.func.vmap(lambda x: spectra_of(x, surrogate))(tensor)
+    assert sent() == before + 1
+    np.testing.assert_allclose(mapped, expected(density), atol=1e-6)
+    before = sent()
+    each = torch.func.vmap(torch.func.grad(loss))(tensor, weights)
+    assert sent() == before + 2
+    np.testing.assert_allclose(each, wanted, atol=1e-6)
+    several = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(tensor[0], weights)
+    np.testing.assert_allclose(several, expected_gradient(np.repeat(density[:1], 3, axis=0), weight), atol=1e-6)
+    before = sent()
+    jacobian = torch.func.vmap(torch.func.jacrev(lambda x: spectra_of(x, surrogate)[1, 40:43]))(tensor)
+    assert sent() == before + 2
+    for n in range(3):
+        unit = np.zeros((3, 4, 301))
+        unit[:, 1, 40 + n] = 1
+        np.testing.assert_allclose(jacobian[:, n], expected_gradient(density, unit), atol=1e-6)
+
+
+def test_torch_refuses_what_is_no_structure(surrogate: Surrogate, density: Array) -> None:
     with pytest.raises(InvalidStructure, match="got 2 at structure 0"):
         spectra_of(torch.full((1, 128, 128), 2.0), surrogate)
+    with pytest.raises(InvalidStructure, match=r"must be real numbers from 0 .*, got torch\.complex64"):
+        spectra_of(torch.tensor(density).to(torch.complex64), surrogate)
+    with pytest.raises(TypeError, match="density must be a torch tensor, got ndarray"):
+        spectra_of(density, surrogate)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("use", [lambda source: spectra_of(torch.zeros(128, 128), source), spectra_function])
+@pytest.mark.parametrize("source", [AsyncSurrogate(), Surrogate, "http://127.0.0.1:8000"])
+def test_sources_that_are_none(use: Callable[[Any], Any], source: Any) -> None:
+    with pytest.raises(TypeError, match=r"source must be a Surrogate or another Source, got "):
+        use(source)
 
 
 def test_jax_values_and_gradients(
@@ -143,8 +243,55 @@ def test_jax_vmap_is_one_request(
 
 def test_jax_refuses_second_derivatives(surrogate: Surrogate, density: Array) -> None:
     spectra = spectra_function(surrogate)
-    with pytest.raises(ValueError, match="do not support JVP"):
-        jax.grad(jax.grad(lambda x: spectra(x * density[0]).sum()))(jnp.float32(1.0))
+    with pytest.raises(TypeError, match=ONCE):
+        jax.grad(jax.grad(lambda x: (spectra(x * density[0]) ** 2).sum()))(jnp.float32(1.0))
+    with pytest.raises(TypeError, match="forward-mode"):
+        jax.jacfwd(lambda x: spectra(x * density[0]).sum())(jnp.float32(1.0))
+
+
+@pytest.mark.parametrize("dtype", [jnp.uint8, jnp.bool_, jnp.int32])
+def test_jax_takes_integers(surrogate: Surrogate, structures: Array, expected: Expected, dtype: Any) -> None:
+    spectra = spectra_function(surrogate)
+    for transform in (lambda f: f, jax.jit, jax.vmap):
+        found = transform(spectra)(jnp.asarray(structures, dtype))
+        assert found.dtype == jnp.float32
+        np.testing.assert_allclose(found, expected(structures), atol=1e-6)
+    with pytest.raises(TypeError, match="real- or complex-valued inputs"):
+        jax.grad(lambda x: spectra(x).sum())(jnp.asarray(structures, dtype))
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_jax_narrow_floats(surrogate: Surrogate, density: Array, expected: Expected, dtype: Any) -> None:
+    spectra = spectra_function(surrogate)
+    narrow = jnp.asarray(density, dtype)
+    found, pull = jax.vjp(spectra, narrow)
+    assert (found.dtype, pull(jnp.ones_like(found))[0].dtype) == (dtype, dtype)
+    np.testing.assert_allclose(found.astype(float), expected(np.asarray(narrow.astype(float))), rtol=2**-8, atol=1e-5)
+
+
+def test_jax_jacobians_are_one_batch(surrogate: Surrogate, density: Array, expected_gradient: ExpectedGradient) -> None:
+    spectra = spectra_function(surrogate)
+    before = surrogate.sent.requests
+    jacobian = jax.vmap(jax.jacrev(lambda x: spectra(x)[1, 40:43]))(jnp.asarray(density))
+    assert surrogate.sent.requests == before + 2
+    for n in range(3):
+        unit = np.zeros((3, 4, 301))
+        unit[:, 1, 40 + n] = 1
+        np.testing.assert_allclose(jacobian[:, n], expected_gradient(density, unit), atol=1e-6)
+
+
+@pytest.mark.parametrize("transform", [lambda f: f, jax.jit, lambda f: jax.grad(lambda x: f(x).sum())])
+def test_jax_checks_shapes_when_it_traces(surrogate: Surrogate, transform: Callable[..., Any]) -> None:
+    """Without a request, and without the traceback of a callback."""
+    spectra, before = transform(spectra_function(surrogate)), surrogate.sent
+    for shape in ((3, 64, 64), (128,), ()):
+        with pytest.raises(
+            InvalidStructure, match=r"must be \(\.\.\., 128, 128\), the pixels of diffractionnet version 1"
+        ):
+            spectra(jnp.zeros(shape))
+    with pytest.raises((InvalidStructure, TypeError), match="complex"):
+        spectra(jnp.zeros((128, 128), complex))
+    assert surrogate.sent == before
 
 
 def test_jax_passes_errors_on(surrogate: Surrogate) -> None:

@@ -6,6 +6,7 @@ import json
 import mmap
 import os
 import pty
+import signal
 import subprocess
 import sys
 import threading
@@ -23,6 +24,7 @@ from metaspec import Surrogate
 from metaspec._cli import bulk
 from metaspec_contract.run_folder import read_report
 from metaspec_testing.commands import give
+from metaspec_testing.scripted import scripted
 from metaspec_testing.servers import RunningServer, running_server
 from metaspec_testing.small_models import METADATA, Array, Expected, small_gradient_model, small_model, write_repository
 
@@ -32,7 +34,8 @@ COMMAND = [sys.executable, "-m", "metaspec"]
 Command: TypeAlias = Callable[..., tuple[int, str, str]]
 """Gives the command in this process: exit status, standard output, standard error."""
 
-# The command, which sends itself a real SIGINT after step 5: a run that is as short as the others is interrupted, too.
+# The command, which sends itself a real signal after step 5, SIGINT or that of the environment: a run that is as short
+# as the others is interrupted, too.
 INTERRUPTED = """
 import os, signal
 from metaspec.__main__ import main
@@ -41,7 +44,7 @@ from metaspec._cli.display import RunDisplay
 def interrupt(self, progress, show=RunDisplay.__call__):
     show(self, progress)
     if progress.step == 5:
-        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), int(os.environ.get("SIGNAL", signal.SIGINT)))
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where tests run in the background
 RunDisplay.__call__ = interrupt
@@ -141,7 +144,7 @@ def test_an_interrupted_prediction_goes_on(server: RunningServer, expected: Expe
             raise KeyboardInterrupt
 
     with Surrogate(server.url, batch_size=64) as surrogate:
-        mapped = bulk.open_structures(tmp_path / "structures.npy")
+        mapped = bulk.open_structures(tmp_path / "structures.npy", (128, 128))
         owner: Any = mapped
         while isinstance(owner, np.ndarray):
             owner = owner.base
@@ -219,6 +222,17 @@ def test_predict_refuses_bad_files(
         (["optimise", "--out", "x", "--gds-layer", "1/99999"], "between 0 and 32767, got 1/99999"),
         (["optimise", "--out", "x", "--url", "http://NOBODY"], "no connection to http://127.0.0.1"),
         (["optimise", "--out", "x", "--optimiser", "luck"], "optimiser must be one of adam"),
+        (
+            ["optimise", "--out", "x", "--optimiser", "cmaes", "--starts", "1"],
+            "starts must be a whole number of at least 2",
+        ),
+        (["optimise", "--out", "x", "--optimiser", "de", "--starts", "3"], 'at least 4 for "de", got 3'),
+        (
+            ["optimise", "--out", "x", "--spread-penalty", "inf"],
+            "--spread-penalty must be a finite number of at least 0",
+        ),
+        (["optimise", "--out", "x", "--wait", "inf"], "wait must be at least 0 seconds and finite, got inf"),
+        (["predict", "x.npy", "--plot", "spectra.jpeg"], "--plot must end in .png, .svg or .pdf, got spectra.jpeg"),
         (["optimise", "--out", "x", "--symmetry", "round"], "symmetry must be None or \"diagonal\", got 'round'"),
         (["optimise", "--out", "x", "--radius-nm", "-1"], "radius_nm must be above 0"),
         (["optimise", "--out", "x", "--robust-delta", "0.6"], "robust_delta"),
@@ -252,6 +266,11 @@ def test_bad_arguments(
     assert line.startswith("metaspec: ")
     assert message in line
     assert not list(tmp_path.iterdir())  # nothing is begun
+
+
+def test_a_solver_is_not_waited_for(metaspec: Command, tmp_path: Path) -> None:
+    status, _, errors = metaspec("optimise", "--out", tmp_path / "x", "--source", "solver", "--wait", 5)
+    assert (status, errors) == (2, "metaspec: --wait is not an option of --source solver\n")
 
 
 def test_help(metaspec: Command) -> None:
@@ -373,12 +392,73 @@ def test_a_server_that_is_gone_costs_nothing(metaspec: Command, small_repository
         status, _, errors = metaspec(*arguments)
         assert status == 2
         assert "API key" in errors
-        process = start(*arguments, env={**os.environ, "METASPEC_API_KEY": "a secret of 16 letters"})
+        assert not folder.exists()  # nothing is begun
+        environment = {**os.environ, "METASPEC_API_KEY": "a secret of 16 letters"}
+        process = start(*arguments, "--wait", 0, env=environment)
         until(process, "step 100/2000")
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 2
     assert errors.startswith(f"metaspec: no connection to {server.url}")
     assert "Repeat the command to resume." in errors
+    assert (folder / "checkpoint.npz").exists()
+
+
+@pytest.mark.slow
+def test_a_server_that_restarts_is_waited_for(small_repository: Path, tmp_path: Path) -> None:
+    """The run goes on with the next server at the address, and says that it waits."""
+    folder = tmp_path / "designs"
+    with running_server("--repository", str(small_repository)) as server:
+        process = start("optimise", "--url", server.url, "--out", folder, "--steps", 300, "--starts", 1)
+        until(process, "step 90/300")
+    until(process, "waiting for the server, 10 min at most")
+    port = server.url.rpartition(":")[2]
+    with running_server("--repository", str(small_repository), "--port", port):
+        until(process, f"{server.url} answers again")
+        _, errors = process.communicate(timeout=120)
+    assert (process.returncode, errors) == (0, "")
+    assert (folder / "report.json").exists()
+
+
+def test_a_model_without_gradients_is_refused_before_anything_is_begun(metaspec: Command, tmp_path: Path) -> None:
+    models = write_repository(tmp_path / "models", small_model())
+    with running_server("--repository", str(models)) as server:
+        status, _, errors = metaspec("optimise", "--url", server.url, "--out", tmp_path / "designs")
+    assert status == 2
+    assert "diffractionnet_vjp" in errors
+    assert errors.count("\n") == 1
+    assert not (tmp_path / "designs").exists()
+
+
+def test_predict_leaves_no_file_where_the_server_refuses(metaspec: Command, structures: Array, tmp_path: Path) -> None:
+    np.save(tmp_path / "structures.npy", structures)
+    with scripted((401, {}, b'{"error": "no key"}')) as server:
+        arguments = ["predict", tmp_path / "structures.npy", "--url", server.url, "--out", tmp_path / "spectra.npy"]
+        status, _, errors = metaspec(*arguments)
+    assert status == 2
+    assert errors.startswith("metaspec: no key (HTTP 401")
+    assert errors.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["structures.npy"]
+
+
+def test_predict_does_not_replace_its_structures(
+    metaspec: Command, server: RunningServer, structures: Array, tmp_path: Path
+) -> None:
+    np.save(tmp_path / "a.npy", structures)
+    status, _, errors = metaspec("predict", tmp_path / "a.npy", "--url", server.url, "--out", tmp_path / "a.npy")
+    assert status == 2
+    assert "--out would replace the structures" in errors
+    np.testing.assert_array_equal(np.load(tmp_path / "a.npy"), structures)
+
+
+def test_a_termination_says_how_to_resume(server: RunningServer, tmp_path: Path) -> None:
+    folder = tmp_path / "designs"
+    arguments = ["optimise", "--url", server.url, "--out", str(folder), *RUN]
+    environment = {**os.environ, "SIGNAL": str(int(signal.SIGTERM))}
+    ended = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED, *arguments], capture_output=True, text=True, timeout=120, env=environment
+    )
+    assert ended.returncode == 128 + signal.SIGTERM
+    assert ended.stderr == "Terminated after step 5 of 24. Repeat the command to resume.\n"
     assert (folder / "checkpoint.npz").exists()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -183,6 +184,9 @@ def test_the_picture_of_spectra_names_efficiency_and_crosstalk() -> None:
     assert "blue, 400 to 500 nm:\nefficiency 0.600\ncrosstalk 0.100" in legend
     assert predicted(spectra).spread == pytest.approx(0.1)
     assert "green, 500 to 600 nm:\nefficiency 0.200\ncrosstalk 0.200" in legend
+    for count in (0, 4):
+        with pytest.raises(ValueError, match=rf"draw_spectra draws one structure, got {count}: .*spectra\[0\]"):
+            draw_spectra(replace(spectra, values=np.repeat(values, count, axis=0)))
 
 
 @pytest.mark.parametrize("betas", [[4.0, 4.0, 8.0], [np.inf] * 3, [2.0]])

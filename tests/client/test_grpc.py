@@ -44,10 +44,11 @@ ONE = np.zeros((128, 128))
 Answer: TypeAlias = messages.ModelInferResponse | tuple[StatusCode, str]
 
 
-def good(rows: int = 1, version: str = "1", **tensor: object) -> messages.ModelInferResponse:
+def good(rows: int = 1, version: str = "1", identifier: str = "", **tensor: object) -> messages.ModelInferResponse:
     """Spectra that are 0.25 times the version; or another tensor."""
     fields = {"name": "spectra", "datatype": "FP32", "shape": [rows, 4, 301]} | tensor
     return messages.ModelInferResponse(
+        id=identifier,
         model_name="diffractionnet",
         model_version=version,
         outputs=[messages.ModelInferResponse.InferOutputTensor(**fields)],
@@ -203,6 +204,7 @@ async def test_gradients_are_of_the_same_device(client: type) -> None:
         (good(datatype="FP64", shape=[2, 301]), ProtocolError, "got float64"),
         (good(datatype="nonsense"), ProtocolError, "cannot be read"),
         (good(name="other"), ProtocolError, "has no spectra"),
+        (good(identifier="another"), ProtocolError, "sent the answer to another request: its id is 'another', not"),
     ],
 )
 def test_errors(answer: Answer, kind: type[MetaSpecError], message: str) -> None:

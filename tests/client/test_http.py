@@ -96,8 +96,10 @@ def test_a_gateway_without_a_server_behind_it() -> None:
 async def test_waiting_as_long_as_the_server_asks(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     waited: list[float] = []
 
-    def pause(self: SurrogateBase, attempt: int, error: MetaSpecError, chosen: Any = SurrogateBase._pause) -> float:
-        waited.append(chosen(self, attempt, error))
+    chosen = SurrogateBase._pause
+
+    def pause(self: SurrogateBase, attempt: int, so_far: float, error: MetaSpecError) -> float:
+        waited.append(chosen(self, attempt, so_far, error))
         return 0.0
 
     monkeypatch.setattr(SurrogateBase, "_pause", pause)
@@ -117,9 +119,46 @@ async def test_waiting_as_long_as_the_server_asks(kind: str, monkeypatch: pytest
 
 def test_no_limit_to_what_the_server_asks_but_the_timeout(pauses: list[tuple[float, float]]) -> None:
     with Surrogate(timeout=300) as surrogate:
-        assert surrogate._pause(0, ServerBusy("the queue is full", 240.0)) == 240
+        assert surrogate._pause(0, 0.0, ServerBusy("the queue is full", 240.0)) == 240
         with pytest.raises(ServerBusy):
-            surrogate._pause(0, ServerBusy("the queue is full", 301.0))
+            surrogate._pause(0, 0.0, ServerBusy("the queue is full", 301.0))
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+async def test_a_server_that_was_there_is_waited_for(
+    kind: str, pauses: list[tuple[float, float]], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Beyond `retries`, and the log says when the wait begins and ends, once for all requests."""
+    settings: dict[str, Any] = {"retries": 1, "wait": 600.0, "batch_size": 1, "concurrency": 2}
+    with scripted(good(1), *[BUSY, None] * 6, good(1), good(1)) as server:
+        if kind == "sync":
+            with Surrogate(server.url, **settings) as surrogate:
+                surrogate.predict(ONE)
+                assert len(surrogate.predict(np.zeros((2, 128, 128)))) == 2
+        else:
+            async with AsyncSurrogate(server.url, **settings) as asynchronous:
+                await asynchronous.predict(ONE)
+                assert len(await asynchronous.predict(np.zeros((2, 128, 128)))) == 2
+    assert len(pauses) == 12
+    messages = [record.getMessage() for record in caplog.records if record.name == "metaspec"]
+    assert 2 <= len(messages) <= 4  # one of the two requests may be answered before the other one
+    assert all("waiting for the server, 10 min at most" in message for message in messages[::2])
+    assert set(messages[1::2]) == {f"{server.url} answers again"}
+
+
+def test_a_server_that_was_never_there_is_not_waited_for(nobody: str) -> None:
+    with Surrogate(f"http://{nobody}", retries=0, wait=600) as surrogate, pytest.raises(ServerUnreachable):
+        surrogate.predict(ONE)
+
+
+def test_a_wait_ends(pauses: list[tuple[float, float]]) -> None:
+    with Surrogate(retries=1, wait=60) as surrogate:
+        surrogate._answered()
+        assert surrogate._pause(30, 59.0, ServerUnreachable("gone")) == 0
+        assert surrogate._pause(30, 1.0, ServerBusy("busy", 58.0)) == 58
+        for attempt, so_far, error in [(30, 60.5, ServerUnreachable("gone")), (30, 3.0, ServerBusy("busy", 58.0))]:
+            with pytest.raises(type(error)):
+                surrogate._pause(attempt, so_far, error)
 
 
 def test_more_patience_than_there_is() -> None:
@@ -188,6 +227,16 @@ def tensor(**changes: Any) -> Answer:
     return 200, {"Inference-Header-Content-Length": str(len(header))}, header + bytes(4816)
 
 
+def identified(identifier: str) -> Answer:
+    """A good answer to the request of this identifier."""
+    answer = good(1)
+    assert answer is not None
+    status, headers, body = answer
+    length = int(headers["Inference-Header-Content-Length"])
+    header = json.dumps(json.loads(body[:length]) | {"id": identifier}).encode()
+    return status, {"Inference-Header-Content-Length": str(len(header))}, header + body[length:]
+
+
 @pytest.mark.parametrize(
     ("answer", "kind", "message"),
     [
@@ -218,6 +267,11 @@ def tensor(**changes: Any) -> Answer:
         (tensor(shape=[10**30]), ProtocolError, "cannot be read"),
         (tensor(shape="x"), ProtocolError, "cannot be read"),
         (tensor(parameters=None), ProtocolError, "cannot be read"),
+        (
+            identified("another"),
+            ProtocolError,
+            "sent the answer to another request: its id is 'another', not '[0-9a-f]{32}'",
+        ),
     ],
 )
 def test_answers_that_another_attempt_would_not_mend(answer: Answer, kind: type[MetaSpecError], message: str) -> None:
@@ -254,7 +308,7 @@ SHIFTED = Process(wavelength_min_nm=450, wavelength_max_nm=750).model_dump()
         ),
         (
             METADATA | {"inputs": [{"name": "structure", "shape": [-1, 1, 64, 64]}]},
-            r"structure has shape \[N, 1, 64, 64\].* a structure has 128 x 128 pixels",
+            r"structure has shape \[N, 1, 64, 64\].* a structure of its process has 128 x 128 pixels",
         ),
         (
             TENSORS,

@@ -9,14 +9,17 @@ import sys
 import threading
 import time
 import tracemalloc
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from metaspec import AsyncSurrogate, ServerError, Surrogate
-from metaspec_testing.scripted import Answer, good, scripted
+from metaspec import AsyncSurrogate, ProtocolError, ServerError, Surrogate
+from metaspec_testing.scripted import METADATA, Answer, good, scripted
 from metaspec_testing.servers import RunningServer
+from metaspec_testing.silent import Silent, silent_server
 from metaspec_testing.small_models import Array, Expected, ExpectedGradient
 
 
@@ -133,6 +136,114 @@ def test_an_error_ends_the_pauses_of_the_other_requests() -> None:
         thread.start()
         assert failed.wait(20)
         thread.join()
+
+
+@pytest.fixture(params=["http", "grpc"])
+def silent(request: pytest.FixtureRequest) -> Iterator[Silent]:
+    """A server that never answers requests for spectra, except the fourth, which it refuses."""
+    with silent_server(request.param, refusing=4) as server:
+        yield server
+
+
+@pytest.mark.parametrize("client", [Surrogate, AsyncSurrogate])
+def test_an_error_ends_the_other_requests_at_once(silent: Silent, client: type) -> None:
+    """Though they would wait for ten minutes."""
+
+    async def ask(surrogate: AsyncSurrogate) -> None:
+        async with surrogate:
+            await surrogate.predict(np.zeros((6, 128, 128)))
+
+    def run() -> None:
+        surrogate = client(silent.url, batch_size=1, timeout=600, retries=0)
+        if client is AsyncSurrogate:
+            asyncio.run(ask(surrogate))
+            return
+        with surrogate:
+            for _ in range(2):  # what was broken off does not disturb what follows
+                with pytest.raises(ServerError, match=r"no .(HTTP 400|gRPC INTERNAL) "):
+                    surrogate.predict(np.zeros((6, 128, 128)))
+                silent.asked = 0
+            assert surrogate.is_ready()
+            surrogate.predict(np.zeros((6, 128, 128)))
+
+    with ThreadPoolExecutor(1) as pool:
+        ended = pool.submit(run)
+        with pytest.raises(ServerError, match=r"no .(HTTP 400|gRPC INTERNAL) "):
+            ended.result(timeout=60)
+
+
+@pytest.mark.parametrize("client", ["Surrogate", "AsyncSurrogate"])
+@pytest.mark.parametrize("count", [1, 3])
+def test_an_interrupt_ends_requests_that_nobody_answers(silent: Silent, client: str, count: int) -> None:
+    predict = f"surrogate.predict(numpy.zeros(({count}, 128, 128)))"
+    if client == "AsyncSurrogate":
+        predict = f"asyncio.run({predict})"
+    program = (
+        "import asyncio, numpy, metaspec, signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        f"surrogate = metaspec.{client}('{silent.url}', batch_size=1, timeout=600); {predict}"
+    )
+    process = subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE, text=True)
+    try:
+        deadline = time.monotonic() + 60
+        while silent.asked < count and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert errors.endswith("KeyboardInterrupt\n")
+    assert silent.asked == count
+
+
+@pytest.mark.parametrize("attempt", range(2))
+def test_many_threads_share_a_new_surrogate(attempt: int) -> None:
+    """Its description is requested once, and no more requests are in flight than allowed."""
+    asked: list[str] = []
+    with scripted(*[good(1)] * 200, hold=0.001) as server:
+        server.describe = lambda path: asked.append(path) or METADATA  # type: ignore[func-returns-value]
+        surrogate = Surrogate(server.url, concurrency=4, timeout=600, retries=0)
+        ready = threading.Barrier(200)
+
+        def ask() -> int:
+            ready.wait(60)
+            return len(surrogate.predict(np.zeros((128, 128))))
+
+        with ThreadPoolExecutor(200) as pool:
+            calls = [pool.submit(ask) for _ in range(200)]
+            assert [call.result(timeout=120) for call in calls] == [1] * 200
+        surrogate.close()
+    assert len(asked) == len(set(asked))
+    assert server.together <= 4
+
+
+async def test_many_tasks_share_a_new_surrogate() -> None:
+    asked: list[str] = []
+    with scripted(*[good(1)] * 200, hold=0.001) as server:
+        server.describe = lambda path: asked.append(path) or METADATA  # type: ignore[func-returns-value]
+        async with AsyncSurrogate(server.url, concurrency=4, retries=0) as surrogate, asyncio.timeout(120):
+            found = await asyncio.gather(*[surrogate.predict(np.zeros((128, 128))) for _ in range(200)])
+    assert [len(spectra) for spectra in found] == [1] * 200
+    assert len(asked) == len(set(asked))
+    assert server.together <= 4
+
+
+async def test_tasks_that_wait_for_the_description_get_its_error() -> None:
+    with scripted() as server:
+        server.describe = lambda path: b"garbage"
+        async with AsyncSurrogate(server.url, retries=0) as surrogate, asyncio.timeout(120):
+            found = await asyncio.gather(*[surrogate.metadata() for _ in range(50)], return_exceptions=True)
+    assert {type(error) for error in found} == {ProtocolError}
+
+
+def test_threads_that_wait_for_the_description_get_its_error() -> None:
+    with scripted() as server, Surrogate(server.url, retries=0) as surrogate:
+        server.describe = lambda path: b"garbage"
+        with ThreadPoolExecutor(50) as pool:
+            calls = [pool.submit(surrogate.metadata) for _ in range(50)]
+            for call in calls:
+                with pytest.raises(ProtocolError, match="cannot be read"):
+                    call.result(timeout=120)
 
 
 @pytest.mark.parametrize("count", [1, 4])

@@ -20,14 +20,20 @@ from hypothesis import strategies as st
 from metaspec import Spectra, Surrogate
 from metaspec.colour import ILLUMINANTS, colour_matching_functions, illuminant
 from metaspec.objectives import (
+    NAMES,
+    BandEfficiency,
     ColourEfficiency,
     ColourMatrixError,
     Crosstalk,
+    DetectorCrosstalk,
+    InformationPerPixel,
     MinEfficiency,
     Objective,
     Spread,
     TargetSpectra,
     by_name,
+    crosstalk_matrix,
+    filter_array,
 )
 from metaspec_testing.servers import RunningServer
 from metaspec_testing.small_models import Array
@@ -40,6 +46,11 @@ OBJECTIVES = [
     ColourEfficiency("R"),
     ColourEfficiency("G"),
     Crosstalk("G"),
+    BandEfficiency((450, 520), ("B", "G1")),
+    DetectorCrosstalk(),
+    DetectorCrosstalk(tuple(map(tuple, RNG.normal(size=(4, 3))))),
+    InformationPerPixel(),
+    InformationPerPixel("A", photons=(30, 3000), contrast=0.3, correlation_nm=80, read_noise=1),
     MinEfficiency(),
     MinEfficiency(0.02),
     MinEfficiency(1e-4),
@@ -257,9 +268,11 @@ def test_by_name(values: Array) -> None:
     np.testing.assert_allclose(by_name("min")(spectra)[0], efficiencies.min(axis=1), rtol=1e-6)
     assert repr(by_name("bayer")) == "MinEfficiency(softness=0.02)"
     np.testing.assert_allclose(by_name("colour-matrix")(spectra)[0], -ColourMatrixError("D65")(spectra)[0])
-    with pytest.raises(
-        ValueError, match="objective must be one of bayer, balanced, min, red, green, blue, colour-matrix, got 'x'"
-    ):
+    np.testing.assert_allclose(by_name("crosstalk")(spectra)[0], -DetectorCrosstalk()(spectra)[0])
+    np.testing.assert_allclose(by_name("information")(spectra)[0], InformationPerPixel()(spectra)[0])
+    names = "bayer, balanced, min, red, green, blue, colour-matrix, crosstalk, information"
+    assert ", ".join(NAMES) == names
+    with pytest.raises(ValueError, match=f"objective must be one of {names}, got 'x'"):
         by_name("x")
 
 
@@ -268,6 +281,17 @@ def test_by_name(values: Array) -> None:
     [
         (lambda: ColourEfficiency("green"), "colour must be one of R, G, B, got 'green'"),
         (lambda: Crosstalk("G1"), "colour must be one of R, G, B, got 'G1'"),
+        (lambda: BandEfficiency((500, 450), ("B",)), r"band_nm must be two wavelengths in nm, the smaller first, got"),
+        (lambda: BandEfficiency((450, float("inf")), ("B",)), "band_nm must be two wavelengths"),
+        (lambda: BandEfficiency((450, 500), "G1"), r"channels must be a tuple of different names.*, got 'G1'"),
+        (lambda: BandEfficiency((450, 500), ("B", "B")), "channels must be a tuple of different names"),
+        (lambda: BandEfficiency((450, 500), ()), "channels must be a tuple of different names"),
+        (lambda: DetectorCrosstalk(((1, 2, 3),)), "weights must be 4 x 3 finite numbers"),
+        (lambda: InformationPerPixel("F2"), "illuminant must be one of D65, A, E, got 'F2'"),
+        (lambda: InformationPerPixel(photons=()), r"photons must be numbers above 0, got \(\)"),
+        (lambda: InformationPerPixel(photons=(10, -1)), "photons must be numbers above 0"),
+        (lambda: InformationPerPixel(contrast=0), "contrast must be above 0 and finite, got 0"),
+        (lambda: InformationPerPixel(read_noise=float("nan")), "read_noise must be above 0 and finite, got nan"),
         (lambda: MinEfficiency(0), "softness must be above 0, or None for the hard minimum, got 0"),
         (lambda: MinEfficiency(float("nan")), "softness must be above 0"),
         (lambda: ColourMatrixError("F2"), "illuminant must be one of D65, A, E, got 'F2'"),
@@ -299,6 +323,131 @@ def test_bad_spectra(values: Array) -> None:
         TargetSpectra(np.zeros((4, 60))).score(values, WAVELENGTHS, CHANNELS)
     with pytest.raises(ValueError, match=r"spectra \(3, 5, 61\) do not fit a target of shape \(2, 4, 61\)"):
         TargetSpectra(np.zeros((2, 4, 61))).score(values, WAVELENGTHS, CHANNELS)
+
+
+@pytest.mark.parametrize(
+    ("objective", "wavelengths", "message"),
+    [
+        (
+            BandEfficiency((650, 750), ("R",)),
+            (400, 700),
+            "must reach across the band of 650 to 750 nm, got 400 to 700 nm",
+        ),
+        (BandEfficiency((380, 450), ("B",)), (400, 700), "must reach across the band of 380 to 450 nm"),
+        (BandEfficiency((800, 850), ("B",)), (400, 700), "must reach across the band of 800 to 850 nm"),
+        (DetectorCrosstalk(), (400, 590), "no wavelength lies in the band of red"),
+        (InformationPerPixel(), (510, 700), "information about colour needs wavelengths in the band of blue"),
+        (InformationPerPixel(), (900, 1000), "needs wavelengths in the band of red and green and blue"),
+    ],
+)
+def test_bands_that_the_wavelengths_do_not_reach(
+    objective: Objective, wavelengths: tuple[float, float], message: str, values: Array
+) -> None:
+    for method in (objective.score, objective.cotangent):
+        with pytest.raises(ValueError, match=message):
+            method(values, np.linspace(*wavelengths, 61), CHANNELS)
+
+
+def test_bands_of_colours_are_bands(values: Array) -> None:
+    for objective, colour in (
+        (BandEfficiency((500, 600), ("G1", "G2")), "G"),
+        (BandEfficiency((600, 700), ("R",)), "R"),
+    ):
+        expected = ColourEfficiency(colour).score(values, WAVELENGTHS, CHANNELS)
+        np.testing.assert_allclose(objective.score(values, WAVELENGTHS, CHANNELS), expected, rtol=1e-12)
+    with pytest.raises(ValueError, match="channel must be one of R, G1, G2, B, spread, got 'Y'"):
+        BandEfficiency((500, 600), ("Y",)).score(values, WAVELENGTHS, CHANNELS)
+
+
+def router(*, lost: float = 0.0, astray: float = 0.0) -> Array:
+    """A router (4, 61) that loses a share of the light and sends a share of the rest to all detectors alike."""
+    band = np.stack([WAVELENGTHS >= 600, (WAVELENGTHS >= 500) & (WAVELENGTHS < 600), WAVELENGTHS < 500]).astype(float)
+    sorted_light = np.stack([band[0], band[1] / 2, band[1] / 2, band[2]])
+    light: Array = (1 - lost) * ((1 - astray) * sorted_light + astray / 4)
+    return light
+
+
+def test_the_crosstalk_matrix_by_hand(values: Array) -> None:
+    matrix = crosstalk_matrix(router(lost=0.5, astray=0.2), WAVELENGTHS, CHANNELS[:4])
+    expected = np.array([[0.85, 0.05, 0.05], [0.05, 0.45, 0.05], [0.05, 0.45, 0.05], [0.05, 0.05, 0.85]])
+    np.testing.assert_allclose(matrix, expected, atol=1e-12)
+    incident = crosstalk_matrix(router(lost=0.5, astray=0.2), WAVELENGTHS, CHANNELS[:4], normalise=False)
+    np.testing.assert_allclose(incident, 0.5 * expected, atol=1e-12)
+    mean = DetectorCrosstalk().score(router(lost=0.5, astray=0.2), WAVELENGTHS, CHANNELS[:4])
+    assert mean == pytest.approx((0.15 + 0.1 + 0.15) / 3)
+    tensor = crosstalk_matrix(torch.tensor(values), WAVELENGTHS, CHANNELS)
+    np.testing.assert_allclose(tensor.sum(dim=-2), 1, rtol=1e-12)
+    np.testing.assert_allclose(tensor, crosstalk_matrix(values, WAVELENGTHS, CHANNELS), rtol=1e-12)
+    into_green = DetectorCrosstalk(((0, 0, 0), (0, 0, 1), (0, 0, 1), (0, 0, 0))).score(values, WAVELENGTHS, CHANNELS)
+    np.testing.assert_allclose(into_green, np.asarray(tensor)[:, 1:3, 2].sum(axis=1), rtol=1e-12)
+    assert repr(DetectorCrosstalk()) == "DetectorCrosstalk()"
+
+
+def test_crosstalk_of_no_light_is_none() -> None:
+    dark = np.zeros((1, 4, 61))
+    assert DetectorCrosstalk().score(dark, WAVELENGTHS, CHANNELS[:4]) == 0
+    assert np.isfinite(DetectorCrosstalk().cotangent(dark, WAVELENGTHS, CHANNELS[:4])).all()
+
+
+@pytest.mark.parametrize("photons", [20.0, 1000.0])
+def test_information_is_that_of_the_joint_covariance(values: Array, photons: float) -> None:
+    """Against I(Y; Z) = 1/2 log2(det Cov(Y) det Cov(Z) / det Cov(Y, Z)), with every covariance of the scene written out."""
+    goal = InformationPerPixel(photons=(photons,))
+    found = goal.score(values, WAVELENGTHS, CHANNELS)
+    power = illuminant("D65", WAVELENGTHS) * np.gradient(WAVELENGTHS)
+    light = power * WAVELENGTHS / (power * WAVELENGTHS).sum()
+    scene = 0.25 * np.exp(-np.abs(WAVELENGTHS[:, None] - WAVELENGTHS) / 500)
+    eye = colour_matching_functions(WAVELENGTHS) * power
+    eye /= np.sqrt(np.diag(eye @ scene @ eye.T))[:, None]
+    for spectra, bits in zip(values[:, :4], found, strict=True):
+        counts = 4 * photons * spectra * light  # electrons of each detector at each wavelength, of the mean scene
+        both = np.concatenate([counts, eye])
+        joint = both @ scene @ both.T
+        joint[:4, :4] += np.diag(counts.sum(axis=1) + 2.0**2)
+        log2 = [np.linalg.slogdet(part)[1] / np.log(2) for part in (joint[:4, :4], joint[4:, 4:], joint)]
+        assert bits == pytest.approx((log2[0] + log2[1] - log2[2]) / 2 / 4, rel=1e-8)
+
+
+def test_information_of_known_sensors() -> None:
+    goal = InformationPerPixel()
+    names = CHANNELS[:4]
+
+    def bits(sensor: Array, goal: InformationPerPixel = goal) -> float:
+        return float(goal.score(sensor, WAVELENGTHS, names))
+
+    ideal, array, grey = bits(router()), bits(filter_array(WAVELENGTHS)), bits(np.full((4, 61), 0.25))
+    assert bits(np.zeros((4, 61))) == 0
+    assert 0 < grey < array < ideal  # a grey sensor sees brightness only; the array absorbs two thirds of the light
+    assert bits(router(lost=0.3)) < ideal
+    assert bits(router(astray=0.5)) < ideal
+    assert (
+        bits(router(), InformationPerPixel(read_noise=10))
+        < ideal
+        < bits(router(), InformationPerPixel(photons=(5000,)))
+    )
+    exposures = [bits(router(), InformationPerPixel(photons=(level,))) for level in goal.photons]
+    assert exposures == sorted(exposures)
+    assert np.mean(exposures) == pytest.approx(ideal)
+
+
+def test_the_bits_of_the_docs_are_these() -> None:
+    fine, names = np.arange(400.0, 701), CHANNELS[:4]
+    blue, green, red = fine < 500, (fine >= 500) & (fine < 600), fine >= 600
+    routed = np.stack([red, green / 2, green / 2, blue]).astype(float)
+    sensors = [np.full((4, 301), 0.25), filter_array(fine), (routed > 0) / 4, routed]
+    bits = [float(InformationPerPixel().score(sensor, fine, names)) for sensor in sensors]
+    text = (Path(__file__).parents[2] / "docs" / "objectives.md").read_text()
+    table = text[text.index("| bits per raw pixel |") :]
+    assert re.findall(r"\| (\d\.\d\d) \|", table)[:4] == [f"{value:.2f}" for value in bits]
+
+
+def test_the_filter_array_keeps_what_its_filters_pass() -> None:
+    spectra = filter_array(WAVELENGTHS)
+    assert spectra.shape == (4, 61)
+    np.testing.assert_array_equal(spectra[1], spectra[2])
+    assert spectra.max() == pytest.approx(0.9 / 4)
+    assert [WAVELENGTHS[peak] for peak in spectra.argmax(axis=1)] == [610, 540, 540, 460]
+    np.testing.assert_allclose(spectra[3, [2, 22]], 0.45 / 4)  # half a width from the centre, at 410 and 510 nm
 
 
 def test_colour_matching_functions_are_near_the_tables() -> None:

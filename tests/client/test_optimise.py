@@ -16,7 +16,7 @@ import optax
 import pytest
 import torch
 
-from metaspec import MetaSpecError, ServerUnreachable, Spectra, Surrogate
+from metaspec import AsyncSurrogate, MetaSpecError, ServerUnreachable, Spectra, Surrogate
 from metaspec.objectives import MinEfficiency
 from metaspec.optimise import (
     NAMES,
@@ -145,6 +145,35 @@ def test_problems_refuse_bad_settings(surrogate: Surrogate, problem: Problem) ->
     with pytest.raises(ValueError, match="beta must be positive and finite for a gradient"):
         problem.evaluate(random_latents(1), np.inf)
     assert surrogate.sent == before
+
+
+@pytest.mark.parametrize("robust_delta", [0.0, 0.1])
+@pytest.mark.parametrize(
+    ("returned", "kind", "match"),
+    [
+        (np.zeros(2), TypeError, r"must return N values and N derivatives .*, got ndarray of shape \(2,\)"),
+        ((0.0, np.zeros((2, 4, 301))), ValueError, r"one value for each of 2 structures, got shape \(\)"),
+        ((np.zeros(3), np.zeros((2, 4, 301))), ValueError, r"one value for each of 2 structures, got shape \(3,\)"),
+    ],
+)
+def test_objectives_of_ones_own_return_values_and_derivatives(
+    surrogate: Surrogate, robust_delta: float, returned: Any, kind: type[Exception], match: str
+) -> None:
+    latent = random_latents(2)
+    problem = Problem(surrogate, lambda spectra: returned, Parameterisation(80.0), robust_delta=robust_delta)
+    for evaluate in (lambda: problem.evaluate(latent, 4.0), lambda: problem.score(latent), lambda: problem.settings(2)):
+        with pytest.raises(kind, match=match):
+            evaluate()
+
+
+def test_an_asynchronous_surrogate_is_no_source() -> None:
+    message = r"source must be a Surrogate or another Source, got <AsyncSurrogate .*>, whose methods must be awaited"
+    for use in (
+        lambda source: Problem(source, MinEfficiency(), Parameterisation(80.0)),
+        lambda source: refine(source, MinEfficiency(), np.zeros((1, 128, 128)), 78),
+    ):
+        with pytest.raises(TypeError, match=message):
+            use(AsyncSurrogate())
 
 
 def test_lengths_must_be_those_of_the_models_device() -> None:
@@ -283,6 +312,20 @@ def test_tell_refuses_what_is_no_answer(value: Array, gradient: Array | None, ma
     optimiser.tell(np.zeros(3), np.zeros((3, 8, 8)))
     with pytest.raises(ValueError, match="ask before you tell"):
         optimiser.tell(np.zeros(3), np.zeros((3, 8, 8)))
+
+
+@pytest.mark.parametrize(("name", "fewest"), [("adam", 1), ("cmaes", 2), ("de", 4), ("ga", 2), ("botorch", 1)])
+def test_too_few_starts(name: str, fewest: int) -> None:
+    for starts in (fewest - 1, -1, 2.5, True):
+        with pytest.raises(ValueError, match=f'^starts must be a whole number of at least {fewest} for "{name}", got '):
+            by_name(name, starts, shape=(16, 16))  # type: ignore[arg-type]
+    optimiser = by_name(name, fewest, shape=(16, 16), **SETTINGS[name])
+    for _ in range(3):
+        latent = optimiser.ask()
+        optimiser.tell(-((latent - 0.5) ** 2).sum(axis=(1, 2)), 1 - 2 * latent)
+    if name not in ("adam", "botorch"):
+        with pytest.raises(ValueError, match=f"candidates must be at least {fewest}"):
+            type(optimiser.optimiser)(fewest - 1)  # type: ignore[attr-defined]
 
 
 def test_starts_must_be_latents() -> None:

@@ -20,7 +20,8 @@ from metaspec_contract.run_folder import read_report
 from metaspec_simulation.source import SolverSource
 from metaspec_testing.commands import give, interrupt_in_simulation, metaspec
 from metaspec_testing.run_folders import write_run_folder
-from metaspec_testing.servers import RunningServer
+from metaspec_testing.servers import RunningServer, running_server
+from metaspec_testing.small_models import small_model, write_repository
 
 THIN = Process(thickness_um=0.1)
 """A process that is quickly simulated."""
@@ -115,6 +116,17 @@ def test_what_cannot_be_polished(
         (folder.parent / "process.json").write_text('{"thickness_um": 0.2}')
         arguments = ["--process", str(folder.parent / "process.json")]
     check_refusal(folder, arguments, message, capfd)
+
+
+def test_polishing_on_a_model_without_gradients_is_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    predicted = np.full((2, 4, len(Process().wavelengths_nm)), 0.25, np.float32)
+    folder = write_run_folder(tmp_path / "designs", some_designs(2), predicted, process=Process())
+    with running_server("--repository", str(write_repository(tmp_path / "models", small_model()))) as server:
+        status = give(["polish", folder, "--source", "surrogate", "--url", server.url])
+    printed, errors = capfd.readouterr()
+    assert (status, printed, errors.count("\n")) == (2, "", 1)
+    assert "diffractionnet_vjp" in errors
+    assert not (folder / "polished").exists()
 
 
 @pytest.mark.parametrize(

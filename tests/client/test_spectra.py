@@ -52,6 +52,11 @@ def test_crosstalk_is_the_mean_over_the_other_bands(spectra: Spectra) -> None:
 def test_no_wavelength_in_a_band() -> None:
     with pytest.raises(ValueError, match="no wavelength lies in the band"):
         Spectra(np.zeros((1, 4, 2), np.float32), np.array([650.0, 660.0])).colour_efficiency()
+    red = Spectra(np.full((1, 4, 2), 0.25, np.float32), np.array([650.0, 660.0]))
+    assert red.colours == ("R",)
+    np.testing.assert_array_equal(red.colour_efficiency(red.colours), [[0.25]])
+    with pytest.raises(ValueError, match=r"band of green \(500 to 600 nm\), got 650 to 660 nm"):
+        red.min_efficiency()
 
 
 def test_xarray(spectra: Spectra) -> None:

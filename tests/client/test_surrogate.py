@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import asyncio
 import inspect
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -171,6 +173,9 @@ def test_api_keys(small_repository: Path, tmp_path: Path, structures: Array, exp
         (np.zeros((1, 2, 128, 128)), r"got \(1, 2, 128, 128\)"),
         (np.full((128, 128), np.nan), "got nan at structure 0, row 0, column 0"),
         (np.full((2, 128, 128), 255), "divide 8-bit images by 255"),
+        (np.full((128, 128), np.float32(1.000002)), r"got 1\.000002 at .*; numpy\.clip\(array, 0, 1\) cuts off"),
+        (np.full((128, 128), -0.07), r"got -0\.07 at .*; numpy\.clip\(array, 0, 1\) cuts off"),
+        (np.full((128, 128), -3.0), r"got -3 at structure 0, row 0, column 0$"),
         (np.full((128, 128), "x"), "must be numbers"),
         ([[1], [1, 2]], "must be an array"),
     ],
@@ -226,6 +231,20 @@ def test_addresses_that_are_none(url: str) -> None:
         ("timeout", 0),
         ("timeout", float("nan")),
         ("timeout", float("inf")),
+        ("timeout", "60"),
+        ("timeout", True),
+        ("wait", -1.0),
+        ("wait", float("nan")),
+        ("retries", 1.0),
+        ("batch_size", 64.0),
+        ("batch_size", True),
+        ("batch_size", np.float32(8)),
+        ("concurrency", -1),
+        ("concurrency", 2.5),
+        ("version", 1.5),
+        ("version", True),
+        ("url", None),
+        ("model", None),
         ("model", ""),
         ("api_key", "two\nlines"),
         ("api_key", "clé"),
@@ -240,6 +259,59 @@ def test_settings_are_spelt_out() -> None:
     """For editors and `help()`."""
     for kind in (Surrogate, AsyncSurrogate):
         assert {"url", "model", "version", "api_key", "timeout", "retries"} <= inspect.signature(kind).parameters.keys()
+
+
+async def test_after_close(server: RunningServer, structures: Array) -> None:
+    surrogate, asynchronous = Surrogate(server.url), AsyncSurrogate(server.url)
+    surrogate.predict(structures)
+    await asynchronous.predict(structures)
+    surrogate.close()
+    await asynchronous.close()
+    for run in (lambda: surrogate.predict(structures), surrogate.is_ready):
+        with pytest.raises(ValueError, match=r"<Surrogate diffractionnet at http.* is closed: create another one"):
+            run()
+    with pytest.raises(ValueError, match=r"<AsyncSurrogate .* is closed: create another one"):
+        await asynchronous.predict(structures)
+    surrogate.close()
+    await asynchronous.close()
+
+
+@pytest.mark.parametrize("concurrency", [1, 4])
+def test_one_asynchronous_surrogate_in_several_event_loops(
+    concurrency: int, server: RunningServer, structures: Array, expected: Expected
+) -> None:
+    """Notebooks and scripts call `asyncio.run` again and again; threads have a loop of their own each."""
+    surrogate = AsyncSurrogate(server.url, batch_size=2, concurrency=concurrency)
+    wanted = expected(structures)
+
+    def run(_: int = 0) -> None:
+        np.testing.assert_allclose(asyncio.run(surrogate.predict(structures)).values, wanted, atol=1e-6)
+
+    for _ in range(3):
+        run()
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(run, range(6)))
+    asyncio.run(surrogate.close())
+
+
+def test_masked_arrays(server: RunningServer, structures: Array) -> None:
+    masked = np.ma.masked_array(structures, mask=structures == 0)
+    with Surrogate(server.url) as surrogate:
+        with pytest.raises(InvalidStructure, match="in every pixel, got a masked array: use its method filled"):
+            surrogate.predict(masked)
+        with pytest.raises(InvalidCotangent, match="got a masked array"):
+            surrogate.gradient(structures, np.ma.masked_less(np.zeros((4, 301)), 1))
+        assert len(surrogate.predict(np.ma.masked_array(structures))) == 5  # nothing is masked
+
+
+@pytest.mark.parametrize("value", [np.zeros(5), np.zeros(2), 0.0, None, (1, 2, 3)])
+async def test_objectives_that_return_something_else(server: RunningServer, structures: Array, value: Any) -> None:
+    message = "must return N values and N derivatives with respect to the spectra, `return value, cotangent`, got "
+    with Surrogate(server.url) as surrogate, pytest.raises(TypeError, match=message):
+        surrogate.predict_and_gradient(structures, lambda spectra: value)
+    async with AsyncSurrogate(server.url) as asynchronous:
+        with pytest.raises(TypeError, match=message):
+            await asynchronous.predict_and_gradient(structures, lambda spectra: value)
 
 
 def test_names_are_no_paths(server: RunningServer) -> None:

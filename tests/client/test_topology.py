@@ -30,6 +30,7 @@ from metaspec.topology import (
     tanh_projection,
     without_small_features,
 )
+from metaspec_contract.structures import check_structures
 from metaspec_testing.small_models import Array
 
 FUNCTIONS: dict[str, Callable[[Any], Any]] = {
@@ -173,6 +174,32 @@ def test_densities_never_leave_0_to_1(
         assert result.dtype == dtype
         assert result.min() >= 0
         assert result.max() <= 1
+
+
+@pytest.mark.parametrize("of", [np.asarray, torch.tensor, jnp.asarray])
+def test_what_the_filter_returns_is_a_structure(of: Callable[[Array], Any]) -> None:
+    """Its rounding in float32 is within what sources accept."""
+    rng = np.random.default_rng(3)
+    structures = [(rng.random((6, 128, 128)) < share).astype(np.float32) for share in (0.02, 0.5, 0.98)]
+    for structure in [*structures, np.ones((1, 128, 128), np.float32)]:
+        for radius_nm in (20.0, 80.0, 400.0):
+            wanted = conic_filter(structure.astype(np.float64), radius_nm)
+            filtered = conic_filter(of(structure), radius_nm)
+            assert np.asarray(filtered).dtype == np.float32
+            np.testing.assert_allclose(check_structures(np.asarray(filtered))[:, 0], wanted, atol=1e-6)
+
+
+def test_the_filter_takes_numbers_of_half_the_width() -> None:
+    structure = np.random.default_rng(3).integers(0, 2, (2, 128, 128)).astype(np.float32)
+    wanted = conic_filter(structure, 80.0)
+    for half in (torch.bfloat16, torch.float16):
+        filtered = conic_filter(torch.tensor(structure).to(half), 80.0)
+        assert filtered.dtype == half
+        np.testing.assert_allclose(check_structures(filtered.float())[:, 0], wanted, rtol=2**-7)
+    for narrow in (jnp.bfloat16, jnp.float16):
+        found = conic_filter(jnp.asarray(structure, narrow), 80.0)
+        assert found.dtype == narrow
+        np.testing.assert_allclose(check_structures(found.astype(jnp.float32))[:, 0], wanted, rtol=2**-7)
 
 
 def test_full_and_empty_cells_stay_so() -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,12 @@ _CHUNK = 256  # structures between two writes
 _SLOW_CHUNK = 16  # of a solver, which takes seconds for each
 
 
-def open_structures(path: Path) -> NDArray[Any]:
+def open_structures(path: Path, pixels: tuple[int, int]) -> NDArray[Any]:
     """The structures of a .npy file, memory-mapped and checked.
 
     Args:
         path: path of the file: (y, x), (N, y, x) or (N, 1, y, x), bool, integer or float, values from 0 to 1.
+        pixels: rows and columns of a structure.
 
     Returns:
         (N, 1, y, x), dtype of the file.
@@ -34,7 +36,7 @@ def open_structures(path: Path) -> NDArray[Any]:
         InvalidStructure: the array is not one of structures.
     """
     mapped = read_array(path, mmap_mode="r")
-    structures = check_structures(mapped)
+    structures = check_structures(mapped, pixels)
     if not len(structures):
         raise ValueError(f"{path} holds no structures: its shape is {mapped.shape}")
     return structures
@@ -61,16 +63,15 @@ def predict_to_file(source: Source, structures: NDArray[Any], path: Path, advanc
     info = source.metadata()
     chunk = _SLOW_CHUNK if info.simulated else _CHUNK
     header, row = _header((len(structures), *info.spectra_shape)), 4 * info.spectra_shape[0] * info.spectra_shape[1]
-    with path.open("a+b") as file:
-        if file.tell() == 0:
-            file.write(header)
-        file.seek(0)
-        started = file.read(len(header)) == header
-        done = (file.seek(0, os.SEEK_END) - len(header)) // row
+    size = path.stat().st_size if path.exists() else 0
+    done = max(size - len(header), 0) // row
+    if size:
+        with path.open("rb") as earlier:
+            started = earlier.read(len(header)) == header
         if not started or not all(_agrees(source, structures, path, n, len(header)) for n in {0, done - 1} if done):
             raise ValueError(f"{path} holds spectra of other structures or another model: delete it to start over")
-        file.truncate(len(header) + done * row)
-        advance(done)
+
+    def parts() -> Iterator[Spectra]:
         for start in range(done, len(structures), chunk):
             spectra = source.predict(structures[start : start + chunk])
             if spectra.version != info.version:
@@ -78,6 +79,16 @@ def predict_to_file(source: Source, structures: NDArray[Any], path: Path, advanc
                     f"version {spectra.version} of {info.name} took over from version {info.version}: delete {path} and "
                     "repeat the command"
                 )
+            yield spectra
+
+    advance(done)
+    following = parts()
+    first = list(islice(following, 1))  # before there is a file: what the source refuses leaves none
+    with path.open("ab") as file:
+        if not size:
+            file.write(header)
+        file.truncate(len(header) + done * row)
+        for spectra in chain(first, following):
             file.write(spectra.values.tobytes())
             file.flush()
             advance(len(spectra))
@@ -92,9 +103,9 @@ def finish(partial: Path, path: Path) -> None:
 
 
 def colour_efficiency(spectra: Spectra) -> NDArray[np.float32]:
-    """Efficiency of red, green (G1 + G2) and blue, (N, 3); the spectra may be larger than memory."""
-    parts = [spectra[start : start + _CHUNK].colour_efficiency() for start in range(0, len(spectra), _CHUNK)]
-    return np.concatenate(parts)
+    """Efficiency of the colours that the wavelengths reach, (N, colours); the spectra may be larger than memory."""
+    starts, colours = range(0, len(spectra), _CHUNK), spectra.colours
+    return np.concatenate([spectra[start : start + _CHUNK].colour_efficiency(colours) for start in starts])
 
 
 def write_csv(spectra: Spectra, path: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self
 
@@ -16,9 +18,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bar
 from rich.table import Table
 
-from metaspec._design.report_page import polished_from
+from metaspec._design.report_page import in_words, number, polished_from
 from metaspec.optimise import Problem, Progress
 from metaspec_contract.detectors import COLOUR_NAMES, COLOURS
+from metaspec_contract.run_folder import Merit
 from metaspec_contract.spectra import MERGED_GREENS, Spectra
 
 _SHOWN = 10
@@ -29,8 +32,8 @@ def efficiencies(spectra: Spectra, efficiency: NDArray[np.float32]) -> Table:
     """Table of colour efficiencies; of many structures, the best ones.
 
     Args:
-        spectra: spectra of the structures.
-        efficiency: their efficiency of red, green and blue, (N, 3).
+        spectra: spectra of the structures; their wavelengths reach the band of at least one colour.
+        efficiency: their efficiency of the colours that the wavelengths reach, (N, colours).
     """
     smallest = efficiency.min(axis=1)
     many = len(efficiency) > _SHOWN
@@ -38,7 +41,10 @@ def efficiencies(spectra: Spectra, efficiency: NDArray[np.float32]) -> Table:
     title = f"Colour efficiencies, {spectra.label}"
     captions = [f"the {_SHOWN} best of {len(efficiency)} structures"] if many else []
     captions += [MERGED_GREENS] if spectra.merged_greens else []
-    table = _table(title, ["structure", "red", "green (G1 + G2)", "blue", "smallest"], "; ".join(captions) or None)
+    colours = {**COLOUR_NAMES, "G": "green (G1 + G2)"}
+    table = _table(
+        title, ["structure", *(colours[colour] for colour in spectra.colours), "smallest"], "; ".join(captions) or None
+    )
     for n in shown:
         table.add_row(str(n), *(f"{value:.3f}" for value in efficiency[n]), f"{smallest[n]:.3f}")
     return table
@@ -57,9 +63,9 @@ def designs(report: Mapping[str, Any]) -> Table:
     table = _table(title, headings, caption)
     for design in found[:_SHOWN]:
         merit = design["predicted"]
-        colours = [f"{value:.3f}" for value in merit["colour_efficiency"].values()]
+        colours = [number(merit["colour_efficiency"].get(colour)) for colour in COLOURS]
         widths = [f"{design['solid_nm']:.0f}", f"{design['void_nm']:.0f}"]
-        smallest = f"[bold]{merit['min_efficiency']:.3f}[/]"
+        smallest = f"[bold]{number(merit.get('min_efficiency'))}[/]"
         table.add_row(
             f"{design['rank']:03d}", *(polished_from(design) or [str(design["start"])]), *colours, smallest, *widths
         )
@@ -71,6 +77,29 @@ def _table(title: str, headings: list[str], caption: str | None) -> Table:
     for heading in headings:
         table.add_column(heading, justify="right")
     return table
+
+
+class _Handler(logging.Handler):
+    """Passes messages on to a function."""
+
+    def __init__(self, show: Callable[[str], object]) -> None:
+        super().__init__()
+        self._show = show
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Pass a message on."""
+        self._show(record.getMessage())
+
+
+@contextmanager
+def notices(show: Callable[[str], object]) -> Iterator[None]:
+    """In a `with` statement: a function gets what a surrogate logs, such as that it waits for its server."""
+    log, handler = logging.getLogger("metaspec"), _Handler(show)
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
 
 
 class RunDisplay:
@@ -103,9 +132,20 @@ class RunDisplay:
         )
         self._bar = Bar(*columns, console=console, auto_refresh=False, expand=True)
         self._task = self._bar.add_task("", total=steps, left="")
+        self._notice, self._notices = "", notices(self._tell)
         self._live = Live(console=console, get_renderable=self._picture, refresh_per_second=4)
 
+    def where(self) -> str:
+        """How far the run has come, in words; "" before its first step is complete."""
+        return f" after step {self.step} of {self._steps}" if self.step else ""
+
+    def _tell(self, notice: str) -> None:
+        self._notice = notice
+        if not self._console.is_terminal:
+            self._console.print(notice, soft_wrap=True)
+
     def __enter__(self) -> Self:
+        self._notices.__enter__()
         if self._console.is_terminal:
             self._live.start()
         return self
@@ -114,6 +154,7 @@ class RunDisplay:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._live.stop()
+        self._notices.__exit__(None, None, None)
 
     def __call__(self, progress: Progress) -> None:
         """Show the progress."""
@@ -123,17 +164,16 @@ class RunDisplay:
         if progress.best[best] != self._best:
             self._best = progress.best[best]
             self._merit = self._merit_of(progress.structure[best])
-        self._progress, self.step = progress, progress.step
+        self._progress, self.step, self._notice = progress, progress.step, ""
         self._bar.update(self._task, completed=progress.step, left=f"{self._left()} left")
         every = max(1, self._steps // _LINES)
         if not self._console.is_terminal and (progress.step % every == 0 or progress.step == self._steps):
             self._console.print(self._line(progress), soft_wrap=True)
 
     def _merit_of(self, structure: NDArray[np.uint8]) -> str:
-        """The smallest colour efficiency, whatever the objective is."""
-        efficiency = self._problem.source.predict(structure).colour_efficiency()[0]
-        colours = ", ".join(f"{colour} {value:.3f}" for colour, value in zip(COLOURS, efficiency, strict=True))
-        return f"min efficiency {efficiency.min():.3f} ({colours})"
+        """The smallest colour efficiency, whatever the objective is; the objective where no colour has an efficiency."""
+        spectra = self._problem.source.predict(structure)
+        return in_words(Merit.of(spectra.values[0], spectra.wavelengths_nm, spectra.channels)) or f"{self._best:.4f}"
 
     def _line(self, progress: Progress) -> str:
         return (
@@ -144,14 +184,14 @@ class RunDisplay:
 
     def _picture(self) -> RenderableType:
         if self._progress is None:
-            return self._bar
+            return Group(self._bar, self._notice)
         table = Table(box=None, padding=(0, 3, 0, 0))
         for heading in ("objective", "best", "median"):
             table.add_column(heading, justify="right")
         for name, values in (("densities", self._progress.value), ("binary designs", self._progress.best)):
             table.add_row(name, f"[bold]{values.max():.4f}[/]", f"{np.median(values):.4f}")
         rate = f"beta {self._progress.beta:.3g}, {self._rate():.1f} structures/s"
-        return Group(self._bar, table, f"Best binary design: {self._merit}, {self._verb}", rate)
+        return Group(self._bar, table, f"Best binary design: {self._merit}, {self._verb}", self._notice or rate)
 
     def _rate(self) -> float:
         return self._problem.structures_evaluated / (time.monotonic() - self._began)

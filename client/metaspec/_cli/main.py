@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import sys
 import tempfile
 from pathlib import Path
 from types import FrameType, ModuleType
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -17,6 +18,7 @@ from metaspec import objectives, optimise
 from metaspec._cli import bulk, display, runs
 from metaspec._cli.polish import polish
 from metaspec._cli.sources import (
+    LONGEST_WAIT,
     SURROGATE,
     ApiKey,
     Cells,
@@ -24,14 +26,16 @@ from metaspec._cli.sources import (
     ProcessFile,
     SourceOption,
     Url,
+    Wait,
     Workers,
     choose_source,
 )
 from metaspec._design.features import import_imageruler
 from metaspec._surrogate.base import DEFAULT_URL
 from metaspec._version import __version__
+from metaspec.optimise.stopping import Patience
 from metaspec_contract.detectors import SPREAD
-from metaspec_contract.files import replacing
+from metaspec_contract.files import read_array, replacing
 from metaspec_contract.model import DEFAULT_MODEL
 from metaspec_contract.source import SourceError
 from metaspec_contract.spectra import MERGED_GREENS, Spectra
@@ -62,7 +66,7 @@ def options(
 @app.command()
 def predict(
     context: typer.Context,
-    file: Annotated[Path, typer.Argument(help=".npy file of structures, (128, 128) or (N, 128, 128), 1 = solid.")],
+    file: Annotated[Path, typer.Argument(help=".npy file of structures, (y, x) or (N, y, x), 1 = solid.")],
     source: SourceOption = SURROGATE,
     url: Url = DEFAULT_URL,
     model: Model = DEFAULT_MODEL,
@@ -70,6 +74,7 @@ def predict(
     cells: Cells = None,
     workers: Workers = None,
     process: ProcessFile = None,
+    wait: Wait = LONGEST_WAIT,
     out: Annotated[Path | None, typer.Option(help="Write the spectra to this .npy or .csv file.")] = None,
     plot: Annotated[
         Path | None, typer.Option(help="Draw the spectra of the best structure (.png, .svg, .pdf).")
@@ -81,26 +86,49 @@ def predict(
     """
     if out is not None and out.suffix not in (".npy", ".csv"):
         raise ValueError(f"--out must end in .npy or .csv, got {out}")
+    if out is not None and out.exists() and file.exists() and out.samefile(file):
+        raise ValueError(f"--out would replace the structures in {file}: give another file")
     if plot is not None:
+        if plot.suffix not in (".png", ".svg", ".pdf"):
+            raise ValueError(f"--plot must end in .png, .svg or .pdf, got {plot}")
         _figures()  # needed at the end
     for name, path in (("--out", out), ("--plot", plot)):
         if path is not None and not path.absolute().parent.is_dir():
             raise ValueError(f"{name}: folder {path.parent} does not exist")
     chosen = choose_source(context, source)
     with chosen.open() as origin, tempfile.TemporaryDirectory() as scratch:
-        structures = bulk.open_structures(file)
+        read_array(file, mmap_mode="r")  # what is not a file of numbers is refused before a server is asked
+        structures = bulk.open_structures(file, origin.metadata().pixels)
         partial = Path(scratch) / "spectra.npy" if out is None else out.with_name(f"{out.name}.partial")
-        with tqdm(total=len(structures), unit="structure", disable=None, leave=False) as bar:
-            try:
-                spectra = bulk.predict_to_file(origin, structures, partial, bar.update)
-            except KeyboardInterrupt:
-                again = "" if out is None else " Repeat the command to resume."
-                typer.echo(f"\nInterrupted with {bar.n} of {len(structures)} structures done.{again}", err=True)
-                raise typer.Exit(130) from None
-        efficiency = bulk.colour_efficiency(spectra)
-        Console(highlight=False).print(display.efficiencies(spectra, efficiency))
+        finished = [0]
+        bar = tqdm(total=len(structures), unit="structure", disable=None, leave=False)
+
+        def advance(count: int) -> None:
+            finished.append(count)
+            bar.update(count)
+
+        def where() -> str:
+            return f" with {sum(finished)} of {len(structures)} structures done" if any(finished) else ""
+
+        def tell(notice: str) -> None:
+            if bar.disable:
+                typer.echo(notice, err=True)
+            else:
+                bar.set_postfix_str(notice)
+
+        with runs.resumable(where, out is not None), bar, display.notices(tell):
+            spectra = bulk.predict_to_file(origin, structures, partial, advance)
+        best = 0
+        if spectra.colours:
+            efficiency = bulk.colour_efficiency(spectra)
+            Console(highlight=False).print(display.efficiencies(spectra, efficiency))
+            best = int(efficiency.min(axis=1).argmax())
+        else:
+            typer.echo(
+                f"No colour has its band between {spectra.wavelengths_nm[0]:g} and {spectra.wavelengths_nm[-1]:g} nm."
+            )
         if plot is not None:
-            _plot_best(spectra, int(efficiency.min(axis=1).argmax()), plot)
+            _plot_best(spectra, best, plot)
         if out is not None:
             if out.suffix == ".csv":
                 bulk.write_csv(spectra, out)
@@ -129,9 +157,15 @@ def _plot_best(spectra: Spectra, best: int, path: Path) -> None:
 def design(
     context: typer.Context,
     out: Annotated[Path, typer.Option(help="Run folder. An interrupted run in it is resumed.")],
-    objective: Annotated[str, typer.Option(help="bayer, balanced, min, red, green, blue or colour-matrix.")] = "bayer",
+    objective: Annotated[str, typer.Option(help=f"{', '.join(objectives.NAMES)}.")] = "bayer",
     steps: Annotated[int, typer.Option(help="Steps of the optimiser.", min=1)] = 200,
     starts: Annotated[int, typer.Option(help="Random starts, in one batch; or size of the population.", min=1)] = 16,
+    patience: Annotated[
+        int, typer.Option(help="End a stage of the steepness after this many steps without a gain; 0 for never.", min=0)
+    ] = 0,
+    min_gain: Annotated[
+        float, typer.Option(help="Smallest rise of the objective that --patience counts as a gain.", min=0)
+    ] = 1e-3,
     optimiser: Annotated[str, typer.Option(help=f"{', '.join(optimise.NAMES)}.")] = "adam",
     radius_nm: Annotated[float, typer.Option(help="Radius of the density filter, which sets the length scale.")] = 80.0,
     symmetry: Annotated[str, typer.Option(help="diagonal or none.")] = "none",
@@ -157,19 +191,25 @@ def design(
     cells: Cells = None,
     workers: Workers = None,
     process: ProcessFile = None,
+    wait: Wait = LONGEST_WAIT,
 ) -> None:
     """Design colour routers from random starts, all in one batch.
 
-    After Ctrl-C or the loss of the server, the same command resumes and ends with the same designs.
+    A server that goes away is waited for. After Ctrl-C or the final loss of the server, the same command resumes and ends with
+    the same designs.
     """
     from metaspec.designs import begin, write_designs  # needs the extra "optimise"
 
     goal = objectives.by_name(objective)
+    Patience(patience or None, min_gain)  # refused before anything is written
+    stop_rule: dict[str, Any] = {"patience": patience, "min_gain": min_gain} if patience else {}
     layer = runs.read_layer(gds_layer)
+    optimise.find(optimiser, starts)
     chosen = choose_source(context, source)
     settings = {
         "objective": objective,
         "steps": steps,
+        **stop_rule,
         "starts": starts,
         "optimiser": optimiser,
         "radius_nm": radius_nm,
@@ -184,20 +224,24 @@ def design(
     if runs.is_done(out, settings):
         return
     import_imageruler()  # first needed at the end of the run
-    method = optimise.by_name(optimiser, starts, seed)
     console = Console(highlight=False)
     with chosen.open(cache=out / runs.CACHE) as origin:
         info = origin.metadata()
+        if not 0 <= spread_penalty < math.inf:
+            raise ValueError(f"--spread-penalty must be a finite number of at least 0, got {spread_penalty}")
         if spread_penalty:
             if SPREAD not in info.channels:
                 raise ValueError(
                     f"--spread-penalty: {info.name} has no channel {SPREAD}, only {', '.join(info.channels)}"
                 )
             goal = goal - spread_penalty * objectives.Spread()
+        runs.check_objective(objective, goal, info)
         parameterisation = runs.parameterisation_for(
             info, radius_nm, None if symmetry == "none" else symmetry, min_feature_nm
         )
         problem = optimise.Problem(origin, goal, parameterisation, robust_delta=robust_delta)
+        method = optimise.by_name(optimiser, starts, seed, shape=info.pixels, pixel_nm=info.process.pixel_nm)
+        runs.check_answers(origin, method.needs_gradient)
         begin(out, settings)
         checkpoint = out / runs.CHECKPOINT
         verb = "Resuming" if checkpoint.exists() else "Optimising"
@@ -206,9 +250,15 @@ def design(
         if info.merged_greens:
             typer.echo(f"{MERGED_GREENS}.")
         shown = display.RunDisplay(console, problem, steps)
-        with runs.resumable(shown, steps):
+        with runs.resumable(shown.where):
             with shown:
-                result = optimise.run(problem, method, steps, checkpoint=checkpoint, callback=shown, progress=False)
+                result = optimise.run(
+                    problem, method, steps, checkpoint=checkpoint, callback=shown, progress=False, **stop_rule
+                )
+            if left := steps - len(result.history.value):
+                typer.echo(
+                    f"{left} of {steps} steps left out: no gain of {min_gain:g} in {patience} steps before them."
+                )
             with console.status(f"Measuring, drawing and writing {len(result.structure)} designs ..."):
                 report = write_designs(
                     out,

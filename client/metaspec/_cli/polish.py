@@ -11,8 +11,30 @@ from rich.console import Console
 
 from metaspec import objectives, optimise
 from metaspec._cli import display
-from metaspec._cli.runs import CACHE, CHECKPOINT, GdsLayer, end, is_done, parameterisation_for, read_layer, resumable
-from metaspec._cli.sources import ApiKey, Cells, Model, ProcessFile, SourceOption, Url, Workers, choose_source
+from metaspec._cli.runs import (
+    CACHE,
+    CHECKPOINT,
+    GdsLayer,
+    check_answers,
+    check_objective,
+    end,
+    is_done,
+    parameterisation_for,
+    read_layer,
+    resumable,
+)
+from metaspec._cli.sources import (
+    LONGEST_WAIT,
+    ApiKey,
+    Cells,
+    Model,
+    ProcessFile,
+    SourceOption,
+    Url,
+    Wait,
+    Workers,
+    choose_source,
+)
 from metaspec._design.features import import_imageruler
 from metaspec._surrogate.base import DEFAULT_URL
 from metaspec_contract.files import read_array
@@ -48,6 +70,7 @@ def polish(
     cells: Cells = None,
     workers: Workers = None,
     process: ProcessFile = None,
+    wait: Wait = LONGEST_WAIT,
 ) -> None:
     """Improve the best designs of a run on the solver, keeping the minimum feature size.
 
@@ -84,13 +107,15 @@ def polish(
         info = origin.metadata()
         if difference := found.process.difference(info.process):
             raise ValueError(f"{folder} holds designs for another process than that of {info.label}: {difference}")
+        check_objective(name, goal, info)
         parameterisation = parameterisation_for(info, radius_nm, symmetry, width)
         problem = optimise.Problem(origin, goal, parameterisation)
+        check_answers(origin)
         begin(out, settings)
         verb = "Resuming" if checkpoint.exists() else "Polishing"
         typer.echo(f"{verb} {len(designs)} designs of {folder}, objective {name}; {info.label}")
         shown = display.RunDisplay(console, problem, steps)
-        with resumable(shown, steps):
+        with resumable(shown.where):
             with shown:
                 result = optimise.polish(problem, designs, steps, checkpoint=checkpoint, callback=shown, progress=False)
             origin.close()  # its worker processes
@@ -131,7 +156,7 @@ def _read_designs(folder: Path, report: RunReport) -> Structure:
         ValueError: the file is missing, damaged or contradicts the report.
     """
     path = folder / DESIGNS
-    structures = check_binary(read_array(path), name=f"{path}: structures")
+    structures = check_binary(read_array(path), report.process.structure_shape, f"{path}: structures")
     if len(structures) != len(report.designs):
         raise ValueError(f"{path} has {len(structures)} rows but the report lists {len(report.designs)} designs")
     return structures

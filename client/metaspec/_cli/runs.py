@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,11 +13,11 @@ import typer
 from rich.console import Console
 
 from metaspec._cli import display
-from metaspec._cli.display import RunDisplay
 from metaspec._design.features import check_width
+from metaspec.objectives import Objective
 from metaspec.optimise import Result
 from metaspec.topology import Parameterisation
-from metaspec_contract.source import SourceError, SourceInfo
+from metaspec_contract.source import Source, SourceError, SourceInfo
 
 CHECKPOINT = "checkpoint.npz"
 """File of an unfinished run, in its folder."""
@@ -46,16 +46,27 @@ def read_layer(text: str) -> tuple[int, int]:
 
 
 @contextmanager
-def resumable(shown: RunDisplay, steps: int) -> Iterator[None]:
-    """Where Ctrl-C or a failed source ends a run, say how to resume it, and exit with status 130 or 2."""
+def resumable(where: Callable[[], str], resumes: bool = True) -> Iterator[None]:
+    """Where Ctrl-C, a signal or a failed source ends a command, say how far it came and how to resume, and exit.
+
+    Args:
+        where: function that returns how far it came, such as " after step 3 of 200"; "" where nothing is done yet.
+        resumes: whether the same command resumes.
+    """
+    again = " Repeat the command to resume." if resumes else ""
     try:
         yield
-    except (KeyboardInterrupt, SourceError) as error:
-        failed = isinstance(error, SourceError)
-        why = f"metaspec: {error}\nStopped" if failed else "Interrupted"
-        where = f" after step {shown.step} of {steps}" if shown.step else ""
-        typer.echo(f"{why}{where}. Repeat the command to resume.", err=True)
-        raise typer.Exit(2 if failed else 130) from None
+    except KeyboardInterrupt:
+        typer.echo(f"Interrupted{where()}.{again}", err=True)
+        raise typer.Exit(130) from None
+    except SystemExit as error:  # from the handler of SIGTERM
+        typer.echo(f"Terminated{where()}.{again}", err=True)
+        raise typer.Exit(int(error.code or 0)) from None
+    except SourceError as error:
+        if not where():
+            raise
+        typer.echo(f"metaspec: {error}\nStopped{where()}.{again}", err=True)
+        raise typer.Exit(2) from None
 
 
 def is_done(out: Path, settings: Mapping[str, Any]) -> bool:
@@ -91,6 +102,37 @@ def parameterisation_for(
     parameterisation = Parameterisation(radius_nm, symmetry, info.process.pixel_nm, min_feature_nm or None)
     parameterisation.density(np.zeros(info.pixels), 1.0)  # refuses a radius that does not fit into the cell
     return parameterisation
+
+
+def check_objective(name: str, objective: Objective, info: SourceInfo) -> None:
+    """Refuse an objective of bands or channels that a source does not have, before the run.
+
+    Raises:
+        ValueError: it has not; the objective is named.
+    """
+    try:
+        objective.score(np.full(info.spectra_shape, 0.1), info.wavelengths_nm, info.channels)
+    except ValueError as error:
+        raise ValueError(f"objective {name}: {error}") from None
+
+
+def check_answers(source: Source, gradient: bool = True) -> None:
+    """Ask a model once for what its run needs, so that nothing is begun where it refuses; a solver has everything.
+
+    Args:
+        source: source of the run.
+        gradient: whether the run needs gradients.
+
+    Raises:
+        SourceError: it refuses.
+    """
+    info = source.metadata()
+    if info.simulated:
+        return
+    if gradient:
+        source.gradient(np.zeros(info.pixels), np.zeros(info.spectra_shape))
+    else:
+        source.predict(np.zeros(info.pixels))
 
 
 def end(out: Path, console: Console, result: Result, report: Mapping[str, Any], advice: str) -> None:

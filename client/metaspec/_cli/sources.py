@@ -16,7 +16,7 @@ from metaspec_contract.source import Source, find_source, source_names
 
 SURROGATE = "surrogate"
 
-OPTIONS = ("url", "model", "api_key", "cells", "workers", "process")
+OPTIONS = ("url", "model", "api_key", "wait", "cells", "workers", "process")
 """Options of the command that are arguments of sources; which of them a source has is read from its signature."""
 
 _BATCH = 32  # structures per request: answered within seconds by a server without a GPU
@@ -43,6 +43,14 @@ ProcessFile = Annotated[
         exists=True,
         dir_okay=False,
     ),
+]
+
+
+LONGEST_WAIT = 600.0
+"""Seconds to wait for a server by default: enough for a restart that loads and tries large models."""
+
+Wait = Annotated[
+    float, typer.Option(help="Seconds to wait for a server that goes away, or stays busy, during the command.", min=0)
 ]
 
 

@@ -41,8 +41,10 @@ def conic_filter(density: Array, radius_nm: float, pixel_nm: float = PIXEL_NM) -
         raise ValueError(
             f"radius_nm must be above 0 and at most half of the cell's {min(y, x) * pixel_nm:g} nm, got {radius_nm}"
         )
-    transfer = constant_like(_conic_transfer(y, x, radius_nm / pixel_nm), density)
-    spectrum = xp.fft.rfftn(density, axes=(-2, -1)) * transfer
+    half = xp.finfo(density.dtype).bits < 32  # for which there is no FFT
+    wide = xp.astype(density, xp.float32) if half else density
+    transfer = constant_like(_conic_transfer(y, x, radius_nm / pixel_nm), wide)
+    spectrum = xp.fft.rfftn(wide, axes=(-2, -1)) * transfer
     return xp.astype(xp.fft.irfftn(spectrum, s=(y, x), axes=(-2, -1)), density.dtype)
 
 

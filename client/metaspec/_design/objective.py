@@ -37,8 +37,7 @@ class Objective(ABC):
         Raises:
             ValueError: the shapes disagree, or a required channel or band is missing.
         """
-        wavelength = np.asarray(wavelengths_nm, np.float64)
-        _check_shape(values, wavelength, channels)
+        wavelength = check_spectra(values, wavelengths_nm, channels)
         return self._score(values, wavelength, tuple(channels))
 
     def cotangent(self, values: ArrayLike, wavelengths_nm: ArrayLike, channels: Sequence[str]) -> Floats:
@@ -46,9 +45,8 @@ class Objective(ABC):
 
         Arguments and errors are those of `score`.
         """
-        array, wavelength = np.asarray(values, np.float64), np.asarray(wavelengths_nm, np.float64)
-        _check_shape(array, wavelength, channels)
-        return self._cotangent(array, wavelength, tuple(channels))
+        array = np.asarray(values, np.float64)
+        return self._cotangent(array, check_spectra(array, wavelengths_nm, channels), tuple(channels))
 
     @abstractmethod
     def _score(self, values: Array, wavelengths_nm: Floats, channels: tuple[str, ...]) -> Array: ...
@@ -130,13 +128,20 @@ class Linear(Objective):
         return np.broadcast_to(self._weights(wavelengths_nm, channels), values.shape)
 
 
-def _check_shape(values: Array, wavelengths_nm: Floats, channels: Sequence[str]) -> None:
+def check_spectra(values: Array, wavelengths_nm: ArrayLike, channels: Sequence[str]) -> Floats:
+    """The wavelengths in nm as float64 (wavelengths,), if spectra fit them and the channels.
+
+    Raises:
+        ValueError: the spectra are not floating-point numbers of shape (..., channels, wavelengths).
+    """
     namespace_of_floats("spectra", values)
-    expected = (len(channels), len(wavelengths_nm))
+    wavelength = np.asarray(wavelengths_nm, np.float64)
+    expected = (len(channels), len(wavelength))
     if tuple(values.shape[-2:]) != expected:
         raise ValueError(
             f"spectra must be (..., {expected[0]} channels, {expected[1]} wavelengths), got {tuple(values.shape)}"
         )
+    return wavelength
 
 
 def weighted_sum(values: Array, weights: Floats) -> Array:

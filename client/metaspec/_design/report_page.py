@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from metaspec_contract.detectors import COLOURS
+from metaspec_contract.run_folder import Merit
 from metaspec_contract.spectra import MERGED_GREENS
 
 _PAGE = """<!doctype html>
@@ -82,9 +84,9 @@ def _row(design: Mapping[str, Any]) -> str:
     cells = [
         f'<a href="#design-{design["rank"]}">{design["rank"]:03d}</a>',
         *polished_from(design),
-        f"<b>{merit['min_efficiency']:.3f}</b>",
-        *(f"{value:.3f}" for value in merit["colour_efficiency"].values()),
-        ", ".join(f"{value:.3f}" for value in merit["crosstalk"].values()),
+        f"<b>{number(merit.get('min_efficiency'))}</b>",
+        *(number(merit["colour_efficiency"].get(colour)) for colour in COLOURS),
+        ", ".join(number(merit["crosstalk"].get(colour)) for colour in COLOURS),
         f"{design['solid_nm']:.0f}, {design['void_nm']:.0f}",
         str(design["start"]),
         "".join(f'<a href="{files[kind]}">{files[kind].rpartition(".")[2]}</a>' for kind in ("structure", "layout")),
@@ -97,8 +99,22 @@ def polished_from(design: Mapping[str, Any]) -> list[str]:
     if "unpolished" not in design:
         return []
     start = design["unpolished"]
-    merits = (f"{start[kind]['min_efficiency']:.3f}" for kind in ("predicted", "simulated"))
+    merits = (number(start[kind].get("min_efficiency")) for kind in ("predicted", "simulated"))
     return [f"{start['rank']:03d}", *merits]
+
+
+def number(value: float | None) -> str:
+    """A figure of merit in a table; a dash for one that there is not, since the wavelengths do not reach its band."""
+    return "-" if value is None else f"{value:.3f}"
+
+
+def in_words(merit: Merit) -> str:
+    """Colour efficiencies: "min efficiency 0.512 (R 0.512, G 0.540, B 0.530)"; "" where no colour has one."""
+    efficiencies = merit.colour_efficiency.model_dump(exclude_none=True)
+    colours = ", ".join(f"{colour} {value:.3f}" for colour, value in efficiencies.items())
+    if merit.min_efficiency is not None:
+        return f"min efficiency {merit.min_efficiency:.3f} ({colours})"
+    return f"efficiency {colours}" if colours else ""
 
 
 def _section(design: Mapping[str, Any], folder: Path) -> str:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Sequence
-from typing import Literal, Self
+from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -22,9 +24,25 @@ from metaspec._transport.protocol import (
     needs_config,
     parse_model,
 )
+from metaspec._transport.proxies import proxy_for
 from metaspec_contract.model import gradient_model
-from metaspec_contract.source import Evaluation, ObjectiveFunction
+from metaspec_contract.source import Evaluation, ObjectiveFunction, value_and_cotangent
 from metaspec_contract.spectra import Spectra
+
+
+@dataclass
+class _Line:
+    """The connections of one event loop.
+
+    Attributes:
+        transport: the connections.
+        gate: limit of the requests in flight.
+        describing: task that asks for the model's description on behalf of all, while it runs.
+    """
+
+    transport: AsyncTransport
+    gate: asyncio.Semaphore
+    describing: asyncio.Task[ModelInfo] | None = None
 
 
 class AsyncSurrogate(SurrogateBase):
@@ -33,13 +51,24 @@ class AsyncSurrogate(SurrogateBase):
     Arrays are checked, packed and unpacked in threads, so that the event loop stays responsive.
     """
 
-    _transport: AsyncTransport
-    _gate: asyncio.Semaphore
+    def _connect(self) -> None:
+        if self._scheme == "grpc":
+            grpc_transports()  # raises where the extra is missing
+        else:
+            proxy_for(self.url)  # likewise for settings of the environment
+        self._lines: dict[asyncio.AbstractEventLoop, _Line] = {}
 
-    def _connect(self, scheme: Literal["http", "grpc"], url: str, api_key: str | None) -> None:
-        carrier = AsyncHttpTransport if scheme == "http" else grpc_transports().AsyncGrpcTransport
-        self._transport = carrier(url, api_key, self._timeout, self._concurrency)
-        self._gate = asyncio.Semaphore(self._concurrency)
+    def _line(self) -> _Line:
+        """The connections of the running event loop: those of another one cannot be used in it."""
+        self._check_open()
+        loop = asyncio.get_running_loop()
+        if loop not in self._lines:
+            for closed in [other for other in list(self._lines) if other.is_closed()]:
+                self._lines.pop(closed, None)
+            carrier = AsyncHttpTransport if self._scheme == "http" else grpc_transports().AsyncGrpcTransport
+            transport = carrier(self.url, self._api_key, self._timeout, self._concurrency)
+            self._lines[loop] = _Line(transport, asyncio.Semaphore(self._concurrency))
+        return self._lines[loop]
 
     async def predict(self, structures: ArrayLike) -> Spectra:
         """Spectra of structures; see `Surrogate.predict`."""
@@ -56,26 +85,36 @@ class AsyncSurrogate(SurrogateBase):
     async def predict_and_gradient(self, structures: ArrayLike, objective: ObjectiveFunction) -> Evaluation:
         """An objective of the spectra, and its gradient; see `Surrogate.predict_and_gradient`."""
         spectra = await self.predict(structures)
-        value, cotangent = objective(spectra)
+        value, cotangent = value_and_cotangent(objective, spectra)
         return Evaluation(np.asarray(value), await self.gradient(structures, cotangent), spectra)
 
     async def metadata(self) -> ModelInfo:
         """Description of the model; see `Surrogate.metadata`."""
-        if self._info is None:
-            self._info = await self._describe()
-        return self._info
+        info = self._info
+        if info is None:
+            line = self._line()
+            if line.describing is None:
+                line.describing = asyncio.create_task(self._describe())
+                line.describing.add_done_callback(lambda _: setattr(line, "describing", None))
+            self._info = info = await asyncio.shield(line.describing)  # others wait for it, too
+        return info
 
     async def is_ready(self) -> bool:
         """Whether the server answers and the model is ready, now."""
+        line = self._line()
         try:
-            await self._transport.send(self._question("ready"))
+            async with line.gate:
+                await line.transport.send(self._question("ready"))
         except MetaSpecError:
             return False
         return True
 
     async def close(self) -> None:
-        """Close the connections."""
-        await self._transport.close()
+        """Close the connections of the running event loop, and forget those of others."""
+        self._closed = True
+        line = self._lines.pop(asyncio.get_running_loop(), None)
+        if line is not None:
+            await line.transport.close()
 
     async def __aenter__(self) -> Self:
         return self
@@ -84,9 +123,9 @@ class AsyncSurrogate(SurrogateBase):
         await self.close()
 
     async def _describe(self, version: str = "", model: str = "") -> ModelInfo:
-        server = await self._send(self._question("server"))
-        metadata = await self._send(self._question("model", version, model))
-        config = await self._send(self._question("config", version, model)) if needs_config(server, metadata) else None
+        server = await self._ask(self._question("server"))
+        metadata = await self._ask(self._question("model", version, model))
+        config = await self._ask(self._question("config", version, model)) if needs_config(server, metadata) else None
         return parse_model(server, metadata, config, version or self.version or "")
 
     async def _check_gradient_model(self, version: str = "") -> None:
@@ -119,7 +158,7 @@ class AsyncSurrogate(SurrogateBase):
 
         async def infer() -> None:
             for n in todo:
-                async with self._gate:
+                async with self._line().gate:
                     request = await asyncio.to_thread(call.request, n, version)
                     self._count(request)
                     bar.update(await asyncio.to_thread(call.write, n, await self._send(request)))
@@ -133,11 +172,20 @@ class AsyncSurrogate(SurrogateBase):
                 first = errors.exceptions[0]
                 raise first from first.__cause__
 
+    async def _ask(self, request: Request) -> Reply:
+        """Send a question."""
+        async with self._line().gate:
+            return await self._send(request)
+
     async def _send(self, request: Request) -> Reply:
-        attempt = 0
+        """Send a request until it is answered or all attempts have failed; the gate is open."""
+        attempt, began = 0, time.monotonic()
         while True:
             try:
-                return await self._transport.send(request)
+                reply = await self._line().transport.send(request)
             except (ServerBusy, ServerUnreachable) as error:
-                await asyncio.sleep(self._pause(attempt, error))
+                await asyncio.sleep(self._pause(attempt, time.monotonic() - began, error))
+            else:
+                self._answered()
+                return reply
             attempt += 1

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import math
+import os
 import random
 import threading
+import weakref
+from functools import partial
 from types import ModuleType
 from typing import Any, Literal, NamedTuple
 from urllib.parse import urlsplit
 
+import numpy as np
 from numpy.typing import ArrayLike
 from tqdm import tqdm
 
@@ -20,6 +25,8 @@ from metaspec_contract.model import DEFAULT_MODEL, STRUCTURE
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 _LONGEST_PAUSE = 8.0  # seconds before another attempt, if the server does not ask for more
+
+_log = logging.getLogger("metaspec")  # says when a surrogate waits for its server, and when that is over
 
 
 class Sent(NamedTuple):
@@ -46,35 +53,63 @@ class SurrogateBase:
         api_key: str | None = None,
         timeout: float = 60.0,
         retries: int = 4,
+        wait: float = 0.0,
         batch_size: int = 256,
         concurrency: int = 4,
         progress: bool = True,
     ) -> None:
-        for name, value, least in (
-            ("retries", retries, 0),
-            ("batch_size", batch_size, 1),
-            ("concurrency", concurrency, 1),
-        ):
-            if value < least:
-                raise ValueError(f"{name} must be at least {least}, got {value}")
-        if not 0 < timeout < math.inf:
-            raise ValueError(f"timeout must be above 0 seconds and finite, got {timeout}")
-        if not model:
-            raise ValueError("model must be a name, got ''")
-        if api_key is not None and not (api_key.isascii() and api_key.isprintable()):
+        _check_whole("retries", retries, 0)
+        _check_whole("batch_size", batch_size, 1)
+        _check_whole("concurrency", concurrency, 1)
+        if not _is_number(timeout) or not 0 < timeout < math.inf:
+            raise ValueError(f"timeout must be above 0 seconds and finite, got {timeout!r}")
+        if not _is_number(wait) or not 0 <= wait < math.inf:
+            raise ValueError(f"wait must be at least 0 seconds and finite, got {wait!r}")
+        if not isinstance(model, str) or not model:
+            raise ValueError(f"model must be a name, got {model!r}")
+        if isinstance(version, bool) or not isinstance(version, str | int | np.integer | None):
+            raise ValueError(f"version must be the number of a version, got {version!r}")
+        if api_key is not None and not (isinstance(api_key, str) and api_key.isascii() and api_key.isprintable()):
             raise ValueError("api_key must consist of printable ASCII characters")
-        scheme = _scheme(url)
+        self._scheme = _scheme(url)
         self.url, self.model, self.version = url.rstrip("/"), model, None if version is None else str(version)
-        self._timeout, self._retries = timeout, retries
-        self._batch_size, self._concurrency, self._progress = batch_size, concurrency, progress
+        self._api_key = api_key
+        self._timeout, self._retries, self._wait = timeout, int(retries), wait
+        self._batch_size, self._concurrency, self._progress = int(batch_size), int(concurrency), progress
         self._info: ModelInfo | None = None
         self._gradient_info: tuple[ModelInfo, ModelInfo] | None = None  # with the forward model it was checked against
         self._sent, self._counting = Sent(0, 0), threading.Lock()
-        self._connect(scheme, self.url, api_key)
+        self._known = self._waiting = self._closed = False
+        self._connect()
+        _living.add(self)
 
-    def _connect(self, scheme: Literal["http", "grpc"], url: str, api_key: str | None) -> None:
-        """Create the transport, and the gate that limits requests in flight for all callers that share a surrogate."""
+    def _connect(self) -> None:
+        """Forget all connections without closing them, and create the gate that limits requests in flight.
+
+        Connections belong to a process: after a fork, both would read from the same socket, and each other's answers.
+        """
         raise NotImplementedError
+
+    def _after_fork(self) -> None:
+        """In the child process: new connections and new locks, because threads that held the old ones are not here."""
+        self._counting = threading.Lock()
+        self._connect()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copies and pickles hold the settings, and connect anew. They hold the API key, too."""
+        settings: dict[str, Any] = {
+            "url": self.url,
+            "model": self.model,
+            "version": self.version,
+            "api_key": self._api_key,
+            "timeout": self._timeout,
+            "retries": self._retries,
+            "wait": self._wait,
+            "batch_size": self._batch_size,
+            "concurrency": self._concurrency,
+            "progress": self._progress,
+        }
+        return partial(type(self), **settings), ()
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.model} at {self.url}>"
@@ -87,6 +122,11 @@ class SurrogateBase:
     def _count(self, request: Request) -> None:
         with self._counting:
             self._sent = Sent(self._sent.requests + 1, self._sent.structures + len(request.inputs[STRUCTURE]))
+
+    def _check_open(self) -> None:
+        """Raise ValueError after `close`."""
+        if self._closed:
+            raise ValueError(f"{self!r} is closed: create another one")
 
     def _question(
         self, operation: Literal["server", "model", "config", "ready"], version: str = "", model: str = ""
@@ -123,16 +163,37 @@ class SurrogateBase:
         disable = None if self._progress and len(call) > 1 else True
         return tqdm(total=call.rows, unit="structure", delay=2.0, leave=False, disable=disable)
 
-    def _pause(self, attempt: int, error: MetaSpecError) -> float:
+    def _pause(self, attempt: int, waited: float, error: MetaSpecError) -> float:
         """Seconds before the next attempt: what the server asks for, plus exponential back-off with full jitter.
 
+        Args:
+            attempt: number of attempts before the failed one.
+            waited: seconds since the first attempt.
+            error: error of the failed attempt.
+
         Raises:
-            MetaSpecError: the given error, if no attempt is left or the server asks for a pause longer than `timeout`.
+            MetaSpecError: the given error, if neither an attempt nor time to wait is left for as long as the server asks.
         """
         asked: float = getattr(error, "retry_after", None) or 0.0
-        if attempt == self._retries or asked > self._timeout:
+        left = self._wait - waited if self._known else 0.0
+        if not (attempt < self._retries and asked <= self._timeout) and not asked < left:
             raise error
+        if attempt >= self._retries:
+            self._say_once(True, "%s; waiting for the server, %s at most", error.args[0], _duration(left))
         return asked + random.uniform(0, min(_LONGEST_PAUSE, 0.25 * 2 ** min(attempt, 10)))
+
+    def _answered(self) -> None:
+        """Note that the server has answered."""
+        self._known = True
+        if self._waiting:
+            self._say_once(False, "%s answers again", self.url)
+
+    def _say_once(self, waiting: bool, message: str, *arguments: object) -> None:
+        """Log the beginning or the end of a wait, once for all requests in flight."""
+        with self._counting:
+            changed, self._waiting = waiting != self._waiting, waiting
+        if changed:
+            _log.warning(message, *arguments)
 
 
 def grpc_transports() -> ModuleType:
@@ -148,12 +209,28 @@ def grpc_transports() -> ModuleType:
     return _grpc
 
 
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+
+
+def _check_whole(name: str, value: object, least: int) -> None:
+    """Raise ValueError unless a setting is a whole number of at least `least`."""
+    if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
+
+
 def _scheme(url: str) -> Literal["http", "grpc"]:
     """The protocol of a URL.
 
     Raises:
         ValueError: not a URL of HTTP or gRPC.
     """
+    if not isinstance(url, str):
+        raise ValueError(f"url must be an address, got {url!r}")
     try:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port
@@ -164,3 +241,15 @@ def _scheme(url: str) -> Literal["http", "grpc"]:
     if parts.scheme in ("grpc", "grpcs") and host and port and not parts.path.strip("/"):
         return "grpc"
     raise ValueError(f"url must be http://..., https://..., grpc://host:port or grpcs://host:port, got {url!r}")
+
+
+_living: weakref.WeakSet[SurrogateBase] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for surrogate in list(_living):
+        surrogate._after_fork()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows, which has no forks
+    os.register_at_fork(after_in_child=_after_fork)

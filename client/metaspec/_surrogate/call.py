@@ -41,7 +41,7 @@ class Call:
         version: str,
         batch_size: int,
     ) -> None:
-        self._structures = check_structures(structures)
+        self._structures = check_structures(structures, info.pixels)
         self._model, self._version, self._batch_size = model, version, batch_size
         self._takes_bits = info.takes_bits
         self._cotangent = None

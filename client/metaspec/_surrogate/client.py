@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import threading
+import time
+from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
-from itertools import islice
-from typing import Literal
+from concurrent.futures import CancelledError, Future
+from queue import SimpleQueue
+from threading import Thread
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -14,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from metaspec._errors import MetaSpecError, ProtocolError, ServerBusy, ServerUnreachable
 from metaspec._surrogate.base import SurrogateBase, grpc_transports
 from metaspec._surrogate.call import Call
+from metaspec._transport.cancellation import Cancellation, Cancelled
 from metaspec._transport.http import HttpTransport
 from metaspec._transport.protocol import (
     ModelInfo,
@@ -28,7 +31,8 @@ from metaspec_contract.model import gradient_model
 from metaspec_contract.source import Source
 from metaspec_contract.spectra import Spectra
 
-_NEVER = threading.Event()
+_LOOK_EVERY = 0.2  # seconds between two looks whether a request that waits for others is still wanted
+_LONGEST_END = 2.0  # seconds for cancelled requests to end: at once, except those that look up a name or connect
 
 
 class Surrogate(SurrogateBase, Source):
@@ -42,6 +46,7 @@ class Surrogate(SurrogateBase, Source):
         api_key: API key, if the server requires one; sent as a bearer token.
         timeout: longest wait in seconds for an answer, and for the pause that a busy server asks for.
         retries: number of further attempts when the server is busy or unreachable, with growing, jittered pauses.
+        wait: seconds for which a server that has answered before is asked again after that, such as during its restart.
         batch_size: structures per request.
         concurrency: largest number of requests in flight.
         progress: whether long calls show a progress bar in a terminal.
@@ -63,19 +68,20 @@ class Surrogate(SurrogateBase, Source):
     _transport: Transport
     _gate: threading.Semaphore
 
-    def _connect(self, scheme: Literal["http", "grpc"], url: str, api_key: str | None) -> None:
-        carrier = HttpTransport if scheme == "http" else grpc_transports().GrpcTransport
-        self._transport = carrier(url, api_key, self._timeout, self._concurrency)
+    def _connect(self) -> None:
+        carrier = HttpTransport if self._scheme == "http" else grpc_transports().GrpcTransport
+        self._transport = carrier(self.url, self._api_key, self._timeout)
         self._gate = threading.Semaphore(self._concurrency)
+        self._flight_lock = threading.Lock()
+        self._flight: Future[ModelInfo] | None = None
 
     def predict(self, structures: ArrayLike) -> Spectra:
         """Spectra of structures.
 
         Args:
-            structures: (128, 128), (N, 128, 128) or (N, 1, 128, 128); 1 is solid, 0 is void, a density between mixes their
-                permittivities linearly.
-                Large N are split over concurrent requests; the order is kept, and one version of the model answers all.
-                Arrays larger than memory may be a `numpy.memmap`.
+            structures: (y, x), (N, y, x) or (N, 1, y, x), of the pixels of the model's process; 1 is solid, 0 is void, a
+                density between mixes their permittivities linearly. Large N are split over concurrent requests; the order is
+                kept, and one version of the model answers all. Arrays larger than memory may be a `numpy.memmap`.
 
         Raises:
             InvalidStructure: raised before anything is sent.
@@ -97,7 +103,7 @@ class Surrogate(SurrogateBase, Source):
                 objectives of each structure.
 
         Returns:
-            float32 (N, 128, 128), or (N, K, 128, 128) for K cotangents of each structure.
+            float32 (N, y, x), or (N, K, y, x) for K cotangents of each structure.
 
         Raises:
             InvalidStructure: raised before anything is sent.
@@ -108,26 +114,50 @@ class Surrogate(SurrogateBase, Source):
 
     def metadata(self) -> ModelInfo:
         """Description of the model; requested once, and again when another version has answered."""
-        if self._info is None:
-            self._info = self._describe()
-        return self._info
+        while (info := self._info) is None:
+            with self._flight_lock:
+                flight, mine = self._flight, self._flight is None
+                if flight is None:
+                    flight = self._flight = Future()
+            try:
+                info = self._land(flight) if mine else flight.result()
+            except CancelledError:  # the thread that asked was interrupted
+                continue
+            return info
+        return info
+
+    def _land(self, flight: Future[ModelInfo]) -> ModelInfo:
+        """Ask for the description on behalf of all threads that wait for it."""
+        try:
+            self._info = info = self._describe()
+            flight.set_result(info)
+        except Exception as error:
+            flight.set_exception(error)
+            raise
+        finally:
+            self._flight = None
+            flight.cancel()  # without effect if it has a result
+        return info
 
     def is_ready(self) -> bool:
         """Whether the server answers and the model is ready, now."""
+        self._check_open()
         try:
-            self._transport.send(self._question("ready"))
+            with self._gate:
+                self._transport.send(self._question("ready"), Cancellation())
         except MetaSpecError:
             return False
         return True
 
     def close(self) -> None:
         """Close the connections."""
+        self._closed = True
         self._transport.close()
 
     def _describe(self, version: str = "", model: str = "") -> ModelInfo:
-        server = self._send(self._question("server"))
-        metadata = self._send(self._question("model", version, model))
-        config = self._send(self._question("config", version, model)) if needs_config(server, metadata) else None
+        server = self._ask(self._question("server"))
+        metadata = self._ask(self._question("model", version, model))
+        config = self._ask(self._question("config", version, model)) if needs_config(server, metadata) else None
         return parse_model(server, metadata, config, version or self.version or "")
 
     def _check_gradient_model(self, version: str = "") -> None:
@@ -156,36 +186,71 @@ class Surrogate(SurrogateBase, Source):
 
     def _infer(self, call: Call, which: Sequence[int], version: str = "") -> None:
         """Send some requests of a call, at most `concurrency` at a time."""
-        cancelled = threading.Event()
-
-        def infer(n: int) -> int:
-            with self._gate:
-                request = call.request(n, version)
-                self._count(request)
-                return call.write(n, self._send(request, cancelled))
-
         if len(which) == 1:
-            infer(which[0])
+            self._infer_one(call, which[0], version, Cancellation(), look_every=None)
             return
-        todo = iter(which)
-        with self._bar(call) as bar, ThreadPoolExecutor(self._concurrency) as pool:
-            try:
-                running = {pool.submit(infer, n) for n in islice(todo, self._concurrency)}
-                while running:
-                    done, running = wait(running, return_when=FIRST_COMPLETED)
-                    for future in done:
-                        bar.update(future.result())
-                    running |= {pool.submit(infer, n) for n in islice(todo, len(done))}
-            except BaseException:
-                cancelled.set()  # ends the pauses before further attempts
-                raise
+        todo, done = deque(which), SimpleQueue[int | BaseException]()
+        cancellation = Cancellation()
 
-    def _send(self, request: Request, cancelled: threading.Event = _NEVER) -> Reply:
-        attempt = 0
-        while True:
+        def work() -> None:
+            while not cancellation.requested:
+                try:
+                    n = todo.popleft()  # atomic
+                except IndexError:
+                    return
+                try:
+                    done.put(self._infer_one(call, n, version, cancellation))
+                except BaseException as error:
+                    done.put(error)
+                    return
+
+        threads = [Thread(target=work, daemon=True) for _ in range(min(self._concurrency, len(which)))]
+        with self._bar(call) as bar:
             try:
-                return self._transport.send(request)
+                for thread in threads:
+                    thread.start()
+                for _ in which:
+                    rows = done.get()
+                    if isinstance(rows, BaseException):
+                        raise rows
+                    bar.update(rows)
+            finally:
+                cancellation.cancel()  # without effect if all is done
+                deadline = time.monotonic() + _LONGEST_END
+                for thread in threads:
+                    if thread.ident is not None:
+                        thread.join(max(0.0, deadline - time.monotonic()))
+
+    def _infer_one(
+        self, call: Call, n: int, version: str, cancellation: Cancellation, look_every: float | None = _LOOK_EVERY
+    ) -> int:
+        """Send one request of a call, and return its number of rows."""
+        while not self._gate.acquire(timeout=look_every):  # others may use the surrogate, too
+            if cancellation.requested:
+                raise Cancelled
+        try:
+            request = call.request(n, version)
+            self._count(request)
+            return call.write(n, self._send(request, cancellation))
+        finally:
+            self._gate.release()
+
+    def _ask(self, request: Request) -> Reply:
+        """Send a question."""
+        with self._gate:
+            return self._send(request, Cancellation())
+
+    def _send(self, request: Request, cancellation: Cancellation) -> Reply:
+        """Send a request until it is answered or all attempts have failed; the gate is open."""
+        attempt, began = 0, time.monotonic()
+        while True:
+            self._check_open()
+            try:
+                reply = self._transport.send(request, cancellation)
             except (ServerBusy, ServerUnreachable) as error:
-                if cancelled.wait(self._pause(attempt, error)):
+                if cancellation.requested or cancellation.wait(self._pause(attempt, time.monotonic() - began, error)):
                     raise
+            else:
+                self._answered()
+                return reply
             attempt += 1

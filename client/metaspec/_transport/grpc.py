@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -21,7 +24,9 @@ from metaspec._errors import (
     ServerError,
     ServerUnreachable,
 )
-from metaspec._transport.protocol import Reply, Request
+from metaspec._transport.cancellation import Cancellation
+from metaspec._transport.protocol import Reply, Request, check_id
+from metaspec._transport.proxies import is_loopback
 from metaspec._version import USER_AGENT
 
 _CHANNEL = [
@@ -59,22 +64,57 @@ _CAUSES: dict[str, type[MetaSpecError]] = {
 class GrpcTransport:
     """Sends requests over one connection, at most `timeout` seconds each."""
 
-    def __init__(self, url: str, api_key: str | None, timeout: float, connections: int) -> None:
+    def __init__(self, url: str, api_key: str | None, timeout: float) -> None:
         self._url = url
         self._options = _options(api_key, timeout)
-        self._client = tritonclient.grpc.InferenceServerClient(**_address(url))
+        self._lock = threading.Lock()
+        self._client: Any = None
+        # One thread starts all calls: tritonclient gives threads that start them at the same time each other's answers, and
+        # Ctrl-C in the middle of a start leaves gRPC with a lock that nobody releases.
+        self._starter = ThreadPoolExecutor(1)
 
-    def send(self, request: Request) -> Reply:
+    def send(self, request: Request, cancellation: Cancellation) -> Reply:
         """The server's answer; see `Transport`."""
+        with self._lock:
+            if self._client is None:
+                self._client = tritonclient.grpc.InferenceServerClient(**_address(self._url))
         try:
-            answer = _call(self._client, request, **_tensors(request), **self._options)
+            if request.operation == "infer":
+                answer = self._infer(request, cancellation)
+            else:
+                answer = _call(self._client, request, **self._options)
         except InferenceServerException as error:
             raise _error_of(error, self._url, self._options) from error
         return _decode(answer, request, self._url)
 
+    def _infer(self, request: Request, cancellation: Cancellation) -> Any:
+        """The answer to an inference request, which another thread can cancel."""
+        answered: SimpleQueue[tuple[Any, Exception | None]] = SimpleQueue()
+        starting = self._starter.submit(
+            self._client.async_infer,
+            request.model,
+            model_version=request.version,
+            callback=lambda result, error: answered.put((result, error)),
+            **_tensors(request),
+            **self._options,
+        )
+        try:
+            with cancellation.ending(starting.result().cancel):
+                answer, error = answered.get()
+        except BaseException:
+            if not starting.cancel():
+                starting.result().cancel()
+            raise
+        if error is not None:
+            raise error
+        return answer
+
     def close(self) -> None:
         """Close the connection."""
-        self._client.close()
+        self._starter.shutdown()
+        with self._lock:
+            if self._client is not None:
+                self._client.close()
 
 
 class AsyncGrpcTransport:
@@ -86,8 +126,8 @@ class AsyncGrpcTransport:
         self._client: Any = None
 
     async def send(self, request: Request) -> Reply:
-        """The server's answer; see `Transport`."""
-        if self._client is None:  # bound to the running event loop
+        """The server's answer; see `AsyncTransport`."""
+        if self._client is None:
             self._client = tritonclient.grpc.aio.InferenceServerClient(**_address(self._url))
         tensors = await asyncio.to_thread(_tensors, request)
         try:
@@ -104,7 +144,8 @@ class AsyncGrpcTransport:
 
 def _address(url: str) -> dict[str, Any]:
     parts = urlsplit(url)
-    return {"url": parts.netloc, "ssl": parts.scheme == "grpcs", "channel_args": _CHANNEL}
+    to_this_machine = [("grpc.enable_http_proxy", 0)] if is_loopback(parts.hostname or "") else []
+    return {"url": parts.netloc, "ssl": parts.scheme == "grpcs", "channel_args": [*_CHANNEL, *to_this_machine]}
 
 
 def _options(api_key: str | None, timeout: float) -> dict[str, Any]:
@@ -113,7 +154,7 @@ def _options(api_key: str | None, timeout: float) -> dict[str, Any]:
 
 
 def _tensors(request: Request) -> dict[str, Any]:
-    """Inputs and outputs of an inference request for tritonclient; empty for other operations."""
+    """Inputs, outputs and identifier of an inference request for tritonclient; empty for other operations."""
     if request.operation != "infer":
         return {}
     inputs = []
@@ -121,7 +162,8 @@ def _tensors(request: Request) -> dict[str, Any]:
         tensor = tritonclient.grpc.InferInput(name, array.shape, np_to_triton_dtype(array.dtype))
         tensor.set_data_from_numpy(array)
         inputs.append(tensor)
-    return {"inputs": inputs, "outputs": [tritonclient.grpc.InferRequestedOutput(name) for name in request.outputs]}
+    outputs = [tritonclient.grpc.InferRequestedOutput(name) for name in request.outputs]
+    return {"inputs": inputs, "outputs": outputs, "request_id": request.id}
 
 
 def _call(client: Any, request: Request, **arguments: Any) -> Any:
@@ -142,7 +184,7 @@ def _decode(answer: Any, request: Request, url: str) -> Reply:
 
     Raises:
         ModelUnavailable: the model is not ready.
-        ProtocolError: bytes and shape of a tensor disagree.
+        ProtocolError: bytes and shape of a tensor disagree, or it is the answer to another request.
     """
     match request.operation:
         case "server":
@@ -164,6 +206,7 @@ def _decode(answer: Any, request: Request, url: str) -> Reply:
         arrays = {name: array for name in request.outputs if (array := answer.as_numpy(name)) is not None}
     except (ValueError, TypeError) as error:
         raise ProtocolError(f"the answer from {url} cannot be read: {error!r}") from error
+    check_id(request, answer.get_response().id, url)
     return Reply({"model_version": answer.get_response().model_version}, arrays)
 
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import socket
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import suppress
 from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import quote
@@ -25,7 +28,9 @@ from metaspec._errors import (
     ServerError,
     ServerUnreachable,
 )
-from metaspec._transport.protocol import Reply, Request
+from metaspec._transport.cancellation import Cancellation, Cancelled
+from metaspec._transport.protocol import Reply, Request, check_id
+from metaspec._transport.proxies import proxy_for
 from metaspec._version import USER_AGENT
 
 _PIECE = 2**18  # bytes of a body copied at a time
@@ -47,41 +52,107 @@ _ERRORS: dict[int, type[MetaSpecError]] = {
 
 
 class HttpTransport:
-    """Sends requests over up to `connections` persistent connections.
+    """Sends each request over a persistent connection of its own: an idle one, or else a new one.
 
     Bodies are written and read in pieces: an httpx.Response is part of a reference cycle, so that it would keep whole
     bodies alive until the next garbage collection.
     """
 
-    def __init__(self, url: str, api_key: str | None, timeout: float, connections: int) -> None:
+    def __init__(self, url: str, api_key: str | None, timeout: float) -> None:
         self._url, self._timeout = url, timeout
-        self._client = httpx.Client(**_settings(url, api_key, timeout, connections))
+        self._client, self._transport = _settings(url, api_key, timeout, connections=1)
+        self._idle: deque[_Connection] = deque()  # its methods are atomic
+        self._closed = False
 
-    def send(self, request: Request) -> Reply:
+    def send(self, request: Request, cancellation: Cancellation) -> Reply:
         """The server's answer; see `Transport`."""
-        content = bytearray()
         try:
-            with self._client.stream(**encode(request)) as response:
-                for chunk in response.iter_bytes():
-                    content += chunk
+            connection = self._idle.pop()
+        except IndexError:
+            connection = _Connection(httpx.Client(transport=httpx.HTTPTransport(**self._transport), **self._client))
+        try:
+            with cancellation.ending(connection.break_off):
+                response, content = connection.exchange(request)
+            reply = decode(request, response, content)
         except httpx.RequestError as error:
+            connection.close()
             raise _failure(error, self._url, self._timeout) from error
-        return decode(request, response, content)
+        except (ServerBusy, ServerError, ModelUnavailable, NotAllowed, RequestTooLarge):
+            self._keep(connection)  # an answer, read to its end
+            raise
+        except BaseException:
+            connection.close()
+            raise
+        self._keep(connection)
+        return reply
 
     def close(self) -> None:
-        """Close the connections."""
+        """Close the connections, those in use after their request."""
+        self._closed = True
+        with suppress(IndexError):
+            while True:
+                self._idle.pop().close()
+
+    def _keep(self, connection: _Connection) -> None:
+        if connection.broken:
+            connection.close()
+            return
+        self._idle.append(connection)
+        if self._closed:  # in the meantime
+            self.close()
+
+
+class _Connection:
+    """One persistent connection, which another thread can break off.
+
+    Args:
+        client: client with a single connection.
+
+    Attributes:
+        broken: whether it was broken off.
+    """
+
+    def __init__(self, client: httpx.Client) -> None:
+        self._client = client
+        self._socket: socket.socket | None = None
+        self.broken = False
+
+    def exchange(self, request: Request) -> tuple[httpx.Response, bytearray]:
+        """Send a request and read the whole answer."""
+        content = bytearray()
+        with self._client.stream(**encode(request), extensions={"trace": self._trace}) as response:
+            for chunk in response.iter_bytes():
+                content += chunk
+        return response, content
+
+    def break_off(self) -> None:
+        """End the exchange in the thread that waits for it: closing a socket would not wake it, shutting it down does."""
+        self.broken = True
+        if self._socket is not None:
+            with suppress(OSError):  # the method of TLS sockets is not safe here: the other thread still reads
+                socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Close the connection."""
         self._client.close()
+
+    def _trace(self, event: str, info: dict[str, Any]) -> None:
+        if event.endswith(("connect_tcp.complete", "start_tls.complete")):
+            self._socket = info["return_value"].get_extra_info("socket")
+            if self.broken:
+                raise Cancelled
 
 
 class AsyncHttpTransport:
-    """`HttpTransport` for asyncio."""
+    """`HttpTransport` for asyncio, with up to `connections` persistent connections."""
 
     def __init__(self, url: str, api_key: str | None, timeout: float, connections: int) -> None:
         self._url, self._timeout = url, timeout
-        self._client = httpx.AsyncClient(**_settings(url, api_key, timeout, connections))
+        client, transport = _settings(url, api_key, timeout, connections)
+        self._client = httpx.AsyncClient(transport=httpx.AsyncHTTPTransport(**transport), **client)
 
     async def send(self, request: Request) -> Reply:
-        """The server's answer; see `Transport`."""
+        """The server's answer; see `AsyncTransport`."""
         message, content = encode(request), bytearray()
         if "content" in message:
             message["content"] = _async_pieces(message["content"])
@@ -98,14 +169,24 @@ class AsyncHttpTransport:
         await self._client.aclose()
 
 
-def _settings(url: str, api_key: str | None, timeout: float, connections: int) -> dict[str, Any]:
-    return {
+def _settings(url: str, api_key: str | None, timeout: float, connections: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Settings of a client of httpx, and of its transport.
+
+    Raises:
+        ValueError, ImportError: see `proxy_for`.
+    """
+    client = {
         "base_url": url,
-        "verify": url.startswith("https://"),  # loading the certificates of all authorities takes 0.1 s
-        "timeout": httpx.Timeout(timeout, pool=None),  # waiting for a connection is not waiting for an answer
-        "limits": httpx.Limits(max_connections=connections, max_keepalive_connections=connections),
+        "timeout": httpx.Timeout(timeout),
         "headers": {"User-Agent": USER_AGENT} | ({"Authorization": f"Bearer {api_key}"} if api_key else {}),
     }
+    transport = {
+        # Loading the certificates of all authorities takes 0.1 s.
+        "verify": httpx.create_ssl_context() if url.startswith("https://") else False,
+        "limits": httpx.Limits(max_connections=connections, max_keepalive_connections=connections),
+        "proxy": proxy_for(url),
+    }
+    return client, transport
 
 
 def encode(request: Request) -> dict[str, Any]:
@@ -127,7 +208,7 @@ def encode(request: Request) -> dict[str, Any]:
         for name, array in request.inputs.items()
     ]
     wanted = [{"name": name, "parameters": {"binary_data": True}} for name in request.outputs]
-    header = json.dumps({"inputs": inputs, "outputs": wanted}).encode()
+    header = json.dumps({"id": request.id, "inputs": inputs, "outputs": wanted}).encode()
     parts: list[bytes | memoryview] = [header, *(array.data.cast("B") for array in request.inputs.values())]
     headers = {
         "Content-Type": "application/octet-stream",
@@ -166,7 +247,9 @@ def decode(request: Request, response: httpx.Response, content: bytearray) -> Re
         if request.operation == "ready":
             return Reply({})
         if request.operation == "infer":
-            return _tensors(content, int(response.headers[_HEADER_LENGTH]))
+            reply = _tensors(content, int(response.headers[_HEADER_LENGTH]))
+            check_id(request, reply.document.get("id"), str(response.request.url))
+            return reply
         return Reply(dict(json.loads(content)))
     except (KeyError, ValueError, TypeError, IndexError, AttributeError, OverflowError, RecursionError) as error:
         raise ProtocolError(f"the answer from {response.request.url} cannot be read: {error!r}") from error

@@ -7,6 +7,7 @@ nothing of structures and spectra, and the clients nothing of HTTP and gRPC.
 from __future__ import annotations
 
 import json
+import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
@@ -15,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metaspec._errors import ProtocolError
+from metaspec._transport.cancellation import Cancellation
 from metaspec_contract.model import (
     METADATA_KEY,
     PACKED_STRUCTURES,
@@ -42,6 +44,7 @@ class Request:
         version: version of the model; "" for the server's choice.
         inputs: contiguous input tensors by name.
         outputs: names of the wanted output tensors.
+        id: identifier, which the server repeats in its answer.
     """
 
     operation: Literal["server", "model", "config", "ready", "infer"]
@@ -49,6 +52,7 @@ class Request:
     version: str = ""
     inputs: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     outputs: tuple[str, ...] = ()
+    id: str = field(default_factory=lambda: uuid.uuid4().hex)  # random bytes of the system: two forks differ
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,17 +69,22 @@ class Reply:
 
 
 class Transport(Protocol):
-    """Sends requests to a server; threads may share it."""
+    """Sends requests to a server; threads may share it. It connects when it first sends."""
 
-    def send(self, request: Request) -> Reply:
-        """The reply, or one of this package's errors. Makes one attempt."""
+    def send(self, request: Request, cancellation: Cancellation) -> Reply:
+        """The reply, or one of this package's errors. Makes one attempt.
+
+        Args:
+            request: request to send.
+            cancellation: ends the attempt at once, with any error.
+        """
 
     def close(self) -> None:
         """Close the connections."""
 
 
 class AsyncTransport(Protocol):
-    """Sends requests to a server, for asyncio."""
+    """Sends requests to a server, for one event loop of asyncio. It connects when it first sends."""
 
     async def send(self, request: Request) -> Reply:
         """The reply, or one of this package's errors. Makes one attempt."""
@@ -95,6 +104,21 @@ class ModelInfo(SourceInfo):
 
     takes_bits: bool
     details: dict[str, Any]
+
+
+def check_id(request: Request, answered: object, url: str) -> None:
+    """Check that an answer belongs to its request; a server that repeats no identifier is taken at its word.
+
+    Args:
+        request: the request.
+        answered: identifier in the answer, if any.
+        url: address of the server.
+
+    Raises:
+        ProtocolError: it is the answer to another request.
+    """
+    if answered not in (None, "", request.id):
+        raise ProtocolError(f"{url} sent the answer to another request: its id is {answered!r}, not {request.id!r}")
 
 
 def needs_config(server: Reply, model: Reply) -> bool:

@@ -15,7 +15,10 @@ Your own optimiser is a subclass of `Optimiser`; `ask` and `tell` also work with
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from typing import Any
+
+import numpy as np
 
 from metaspec._extras import missing_extra
 from metaspec.optimise.adam import Adam
@@ -26,7 +29,7 @@ from metaspec.optimise.polishing import polish
 from metaspec.optimise.problem import Problem, Score
 from metaspec.optimise.record import History, Progress, Result
 from metaspec.optimise.refinement import Refined, Refinement, refine
-from metaspec.topology import random_latents
+from metaspec.topology import PIXEL_NM, random_latents
 from metaspec_contract.structures import PIXELS
 
 __all__ = [
@@ -66,7 +69,13 @@ NAMES = (*_GRADIENT, *_GRADIENT_FREE)
 
 
 def by_name(
-    name: str, starts: int = 16, seed: int = 0, *, shape: tuple[int, int] = (PIXELS, PIXELS), **settings: Any
+    name: str,
+    starts: int = 16,
+    seed: int = 0,
+    *,
+    shape: tuple[int, int] = (PIXELS, PIXELS),
+    pixel_nm: float = PIXEL_NM,
+    **settings: Any,
 ) -> Optimiser:
     """An optimiser with random starts.
 
@@ -75,22 +84,31 @@ def by_name(
             "de", "ga" and "botorch" are gradient-free and vary `points` x `points` control points.
         starts: batch size: number of starts of a gradient method, else of candidates per generation.
         seed: seed of the random number generator.
-        shape: pixels (y, x) of a structure.
+        shape: pixels (y, x) of a structure; `source.metadata().pixels` for another device than the default one.
+        pixel_nm: width of a pixel in nm; `source.metadata().process.pixel_nm` likewise.
         **settings: arguments of the optimiser's class; and `points` for a gradient-free one.
 
     Raises:
-        ValueError: no such optimiser.
+        ValueError: no such optimiser, or too few starts for it.
         ImportError: a required package is not installed; the extra that has it is named.
     """
+    make = find(name, starts)
+    if name in _GRADIENT:
+        return make(random_latents(starts, seed, shape, pixel_nm=pixel_nm), **settings)
+    points = settings.pop("points", 6 if name == "botorch" else 10)
+    return ControlPoints(make(starts, seed, (points, points), **settings), shape)
+
+
+def find(name: str, starts: int) -> Callable[..., Optimiser]:
+    """The class of an optimiser. Arguments and errors are those of `by_name`."""
     if name not in NAMES:
         raise ValueError(f"optimiser must be one of {', '.join(NAMES)}, got {name!r}")
     module, kind, package, extra = (_GRADIENT | _GRADIENT_FREE)[name]
     try:
-        make = getattr(importlib.import_module(f"{__name__}.{module}"), kind)
+        make: Callable[..., Optimiser] = getattr(importlib.import_module(f"{__name__}.{module}"), kind)
     except ImportError as error:
         raise missing_extra(f'the optimiser "{name}" needs', package, extra) from error
-    if name in _GRADIENT:
-        optimiser: Optimiser = make(random_latents(starts, seed, shape), **settings)
-        return optimiser
-    points = settings.pop("points", 6 if name == "botorch" else 10)
-    return ControlPoints(make(starts, seed, (points, points), **settings), shape)
+    fewest = getattr(make, "fewest", 1)
+    if isinstance(starts, bool) or not isinstance(starts, int | np.integer) or starts < fewest:
+        raise ValueError(f'starts must be a whole number of at least {fewest} for "{name}", got {starts!r}')
+    return make

@@ -31,6 +31,8 @@ class Bayesian(Optimiser):
     needs_gradient = False
 
     def __init__(self, candidates: int = 8, seed: int = 0, shape: tuple[int, int] = (6, 6), initial: int = 4) -> None:
+        if candidates < 1:
+            raise ValueError(f'candidates must be at least 1 for "botorch", got {candidates}')
         self.candidates, self.seed, self.shape, self.initial = candidates, seed, shape, initial
         self.settings = {"name": "botorch", "candidates": candidates, "seed": seed} | {
             "shape": list(shape),

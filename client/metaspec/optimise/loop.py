@@ -16,6 +16,7 @@ from metaspec.optimise.base import Array, Optimiser, digest
 from metaspec.optimise.problem import Problem
 from metaspec.optimise.record import History, Progress, Record, Result
 from metaspec.optimise.refinement import Refined, Refinement
+from metaspec.optimise.stopping import Patience, next_stage
 from metaspec.topology import beta_schedule
 from metaspec_contract.spectra import Spectra
 from metaspec_contract.structures import check_binary, unpack
@@ -33,6 +34,8 @@ def run(
     *,
     betas: Sequence[float] | None = None,
     check_every: int = 5,
+    patience: int | None = None,
+    min_gain: float = 1e-3,
     structure: ArrayLike | None = None,
     checkpoint: str | PathLike[str] | None = None,
     save_every_s: float = 30.0,
@@ -47,7 +50,11 @@ def run(
     Where the parameterisation has a minimum feature size, these structures are repaired before they are evaluated, densities
     that break it are penalised in the end (see `Problem.evaluate`), and the best structures are refined in the last 15 % of the
     steps (see `refine`). So all structures of the result have it. A gradient-free optimiser proposes repaired structures
-    in all steps. With robust variants, there is no refinement.
+    in all steps. With robust variants, a fabrication or penalties, there is no refinement.
+
+    With `patience`, a stage of constant beta ends early where neither its densities nor the binary structures gain (see
+    `metaspec.optimise.stopping`), and so does the run in its last stage, at the next evaluation of binary structures. The
+    history has the steps that were made.
 
     Whatever ends a run early (Ctrl-C, loss of the server, an exception in the callback), its last complete step is saved to
     the checkpoint before the exception propagates. The same call then resumes exactly.
@@ -60,6 +67,8 @@ def run(
             with gradients, and infinite (binary structures) for a gradient-free one. With a minimum feature size and
             gradients, infinite means a step of the refinement.
         check_every: number of steps between evaluations of the thresholded structures.
+        patience: number of steps without a gain after which a stage ends; None for never.
+        min_gain: smallest rise of the objective that counts as a gain.
         structure: binary structures (M, y, x) that the rows start from. They are evaluated before the first step: the result
             is never worse than they are.
         checkpoint: path of the checkpoint, which is resumed if it exists.
@@ -73,8 +82,9 @@ def run(
     """
     if steps < 1 or check_every < 1:
         raise ValueError(f"steps and check_every must be at least 1, got {steps} and {check_every}")
+    waiting = Patience(patience, min_gain)
     with_rule = problem.parameterisation.min_feature_nm is not None
-    refines = optimiser.needs_gradient and with_rule and not problem.robust_delta
+    refines = optimiser.needs_gradient and with_rule and problem.refinable
     if betas is None:
         betas = _default_betas(steps, with_rule, refines) if optimiser.needs_gradient else [np.inf] * steps
     if len(betas) != steps or not min(betas) > 0:
@@ -87,6 +97,8 @@ def run(
         "betas": [float(beta) for beta in betas],
         "check_every": check_every,
     }
+    if patience is not None:
+        settings |= {"patience": patience, "min_gain": float(min_gain)}
     ends = {steps - 1, *(step - 1 for step in range(1, steps) if betas[step - 1] < betas[step] == np.inf)}
     checked = [step for step in range(steps) if step % check_every == 0 or step in ends]
     if structure is not None:
@@ -105,13 +117,14 @@ def run(
         done, spent = int(arrays["done"]), arrays["spent"]
         record.restore(arrays)
         optimiser.restore(_without_prefix(arrays, "optimiser."))
+        waiting.restore(_without_prefix(arrays, "waiting."))
         if state := _without_prefix(arrays, "refinement."):
             refinement = _refinement(problem, record)
             refinement.restore(state)
     origin = _spent(problem) - spent
 
     def state_after(step: int) -> tuple[int, Array, dict[str, Array]]:
-        arrays = _with_prefix(optimiser.state(), "optimiser.")
+        arrays = _with_prefix(optimiser.state(), "optimiser.") | _with_prefix(waiting.state(), "waiting.")
         if refinement is not None:
             arrays |= _with_prefix(refinement.state(), "refinement.")
         return step, _spent(problem) - origin, arrays
@@ -136,7 +149,8 @@ def run(
     saved = time.monotonic()
     with tqdm(total=steps, initial=done, unit="step", disable=None if progress else True) as bar:
         try:
-            for step in range(done, steps):
+            step = done
+            while step < steps:
                 beta = betas[step]
                 if refines and step and beta == np.inf:
                     refinement = refinement or _refinement(problem, record)
@@ -146,7 +160,8 @@ def run(
                     if step and beta != betas[step - 1]:
                         optimiser.restart()
                     latent = optimiser.ask()
-                    score = (problem.evaluate if optimiser.needs_gradient else problem.score)(latent, beta)
+                    gradient = optimiser.needs_gradient
+                    score = problem.evaluate(latent, beta, step) if gradient else problem.score(latent, beta)
                     value = score.value
                     if step in checked:
                         structure = problem.parameterisation.binary(latent)
@@ -156,15 +171,19 @@ def run(
                 if step in checked:
                     record.check(step, checked.index(step), latent=latent, **binary._asdict())
                 record.value[step] = value
-                complete = state_after(step + 1)
+                following = next_stage(betas, step) if waiting.is_over(beta, value, record.best) else step + 1
+                if following == steps and step not in checked:  # the last structures are evaluated, too
+                    following = step + 1
+                complete = state_after(following)
                 if time.monotonic() - saved >= save_every_s:
                     save()
                     saved = time.monotonic()
                 bar.set_postfix_str(f"best {record.best.max():.4f}", refresh=False)
-                bar.update()
+                bar.update(following - step)
                 if callback is not None:
                     best, structure = record.best.copy(), record.structure.copy()
-                    callback(Progress(step + 1, steps, beta, record.value[step].copy(), best, structure))
+                    callback(Progress(following, steps, beta, record.value[step].copy(), best, structure))
+                step = following
         finally:
             save()
     return _result(record, betas, checked, complete[1], problem)
@@ -213,15 +232,19 @@ def _result(record: Record, betas: Sequence[float], checked: list[int], spent: A
     info = problem.source.metadata()
     order = np.argsort(-record.best, kind="stable")
     shape = record.structure.shape
+    made = np.isfinite(record.value[:, 0])  # not the steps that the stop rule left out
+    number = np.cumsum(made) - 1
+    kept = [n for n, step in enumerate(checked) if step == _BEFORE or made[step]]
+    steps = np.array([_BEFORE if checked[n] == _BEFORE else number[checked[n]] for n in kept])
     return Result(
         structure=record.structure[order],
         value=record.best[order],
         spectra=Spectra.of_model(record.spectra[order], info, str(record.version)),
         latent=record.latent[order],
         row=order,
-        found=record.found[order],
-        history=History(np.array(betas, float), record.value, np.array(checked), record.binary_value),
-        trajectory=unpack(record.bits, (shape[1], shape[2])).reshape(-1, *shape[1:]),
+        found=number[record.found[order]],
+        history=History(np.array(betas, float)[made], record.value[made], steps, record.binary_value[kept]),
+        trajectory=unpack(record.bits[kept], (shape[1], shape[2])).reshape(-1, *shape[1:]),
         structures_evaluated=int(spent[0]),
         server_calls=int(spent[1]),
         wall_s=float(spent[2]),

@@ -37,12 +37,13 @@ def polish(problem: Problem, structure: ArrayLike, steps: int = 90, **settings: 
         InvalidStructure: not binary structures.
         ValueError, SourceError: as for `run`.
     """
-    start, parameterisation = check_binary(structure), problem.parameterisation
+    start = check_binary(structure, problem.source.metadata().pixels)
+    parameterisation = problem.parameterisation
     width, pixel = parameterisation.min_feature_nm, parameterisation.pixel_nm
     if width is not None:
         start = np.stack([without_small_features(one, width, pixel) for one in start])
     adam = Adam(start.astype(np.float64), learning_rate=_LEARNING_RATE)
-    refines = width is not None and not problem.robust_delta
+    refines = width is not None and problem.refinable
     refined = round(_REFINED * steps) if refines else 0
     betas = [*beta_schedule(steps - refined, *_BETAS, stages=_STAGES).tolist(), *[np.inf] * refined]
     return run(problem, adam, steps, betas=betas, check_every=_CHECK_EVERY, structure=start, **settings)

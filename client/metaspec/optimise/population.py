@@ -23,11 +23,20 @@ class Population(Optimiser):
 
     The state is the values told so far; `restore` replays them on a new optimiser with the same seed, which is exact for
     libraries that draw all random numbers from that seed.
+
+    Attributes:
+        fewest: smallest number of candidates per generation that the method can learn from.
+
+    Raises:
+        ValueError: fewer candidates than that.
     """
 
     needs_gradient = False
+    fewest: ClassVar[int] = 2
 
     def __init__(self, name: str, candidates: int, seed: int, shape: tuple[int, int], **more: Any) -> None:
+        if candidates < self.fewest:
+            raise ValueError(f'candidates must be at least {self.fewest} for "{name}", got {candidates}')
         self.settings = {"name": name, "candidates": candidates, "seed": seed, "shape": list(shape), **more}
         self.candidates, self.seed, self.shape = candidates, seed, shape
         self._begin()
@@ -152,6 +161,7 @@ class DE(Pymoo):
     """Differential evolution (Storn and Price, J. Global Optim. 11, 341 (1997)) from pymoo."""
 
     name, algorithm = "de", pymoo_de.DE
+    fewest = 4  # each candidate is compared with a sum of three others
 
 
 class GA(Pymoo):

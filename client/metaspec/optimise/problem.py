@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from metaspec._source import check_source
+from metaspec.fabrication import BlurAndBias
 from metaspec.optimise.base import Array
+from metaspec.optimise.variants import Etched, Fabricated, Nominal, Variant
+from metaspec.penalties import Penalty
 from metaspec.topology import Parameterisation, robust_etas
-from metaspec_contract.source import ObjectiveFunction, Source
+from metaspec_contract.source import ObjectiveFunction, Source, value_and_cotangent
 from metaspec_contract.spectra import Spectra
 
 RULE_FROM = 20.0  # beta from which the minimum feature size counts: earlier, it keeps densities from good shapes
@@ -22,7 +27,7 @@ class Score(NamedTuple):
     """An objective and its gradient at N latents.
 
     Attributes:
-        value: values of the objective, float64 (N,); with variants, that of the worst or their mean.
+        value: values of the objective, float64 (N,); with variants, that of the worst or their mean; less the penalties.
         gradient: gradient with respect to the latents, float64 (N, y, x); None if not requested.
         spectra: spectra of the nominal structures.
     """
@@ -37,7 +42,8 @@ class Problem:
 
     With `robust_delta`, each latent has three variants, eroded, nominal and dilated, thresholded at 1/2 + delta, 1/2 and
     1/2 - delta of the filtered latent, and its value is that of the worst (Wang, Lazarov and Sigmund, Struct. Multidisc.
-    Optim. 43, 767 (2011)) or their mean. All variants are computed in one batch.
+    Optim. 43, 767 (2011)) or their mean. With `fabrication`, each has in addition one variant for each corner of a process,
+    other corners in every step. All variants are computed in one batch.
 
     Args:
         source: source of spectra and gradients: a `Surrogate`, the solver, or another one.
@@ -45,7 +51,9 @@ class Problem:
             to the spectra.
         parameterisation: map from latents to densities.
         robust_delta: shift of the threshold, in [0, 1/2); 0 for the nominal structure only.
-        robust: "worst" or "mean" of the variants.
+        robust: "worst" or "mean" of the variants, the nominal structure among them.
+        fabrication: blur and bias of a process; None for none.
+        penalties: functions of the nominal density that are subtracted from the objective.
 
     Attributes:
         structures_evaluated: number of structures whose spectra were computed for this problem; gradients do not count.
@@ -53,6 +61,7 @@ class Problem:
 
     Raises:
         ValueError: `robust_delta` or `robust` is out of range.
+        TypeError: the source is not a source, such as an `AsyncSurrogate`, or a penalty is not one.
     """
 
     def __init__(
@@ -63,17 +72,27 @@ class Problem:
         *,
         robust_delta: float = 0.0,
         robust: str = "worst",
+        fabrication: BlurAndBias | None = None,
+        penalties: Sequence[Penalty] = (),
     ) -> None:
+        check_source(source)
         if not 0 <= robust_delta < 0.5:
             raise ValueError(f"robust_delta must be at least 0 and below 0.5, got {robust_delta}")
         if robust not in ("worst", "mean"):
             raise ValueError(f"robust must be 'worst' or 'mean', got {robust!r}")
+        if isinstance(penalties, Penalty) or not all(isinstance(one, Penalty) for one in penalties):
+            raise TypeError(f"penalties must be a list of objects of metaspec.penalties, got {penalties!r}")
         self.source, self.objective, self.parameterisation = source, objective, parameterisation
         self.robust_delta, self.robust = robust_delta, robust
+        self.fabrication, self.penalties = fabrication, tuple(penalties)
         self.structures_evaluated = self.server_calls = 0
-        self._etas = robust_etas(robust_delta) if robust_delta else (0.5,)
 
-    def evaluate(self, latent: ArrayLike, beta: float) -> Score:
+    @property
+    def refinable(self) -> bool:
+        """Whether the objective of a binary structure is that of its spectra alone, which `refine` improves."""
+        return not (self.robust_delta or self.fabrication or self.penalties)
+
+    def evaluate(self, latent: ArrayLike, beta: float, step: int | None = None) -> Score:
         """The objective of latents and its gradient: two calls of the source.
 
         Where the parameterisation has a minimum feature size, `Parameterisation.violation` is subtracted at a beta of 20 or
@@ -82,6 +101,7 @@ class Problem:
         Args:
             latent: latents (N, y, x) in [0, 1].
             beta: steepness of the projection, finite.
+            step: number of the step, which draws its own corners of the fabrication; None for those of `score`.
 
         Raises:
             ValueError: `beta` is not positive and finite, or the parameterisation has pixels of another device.
@@ -90,31 +110,48 @@ class Problem:
         latent = np.asarray(latent)
         if not 0 < beta < np.inf:
             raise ValueError(f"beta must be positive and finite for a gradient, got {beta}")
-        value, gradient, spectra = self._evaluate(latent, beta)
+        nominal = self.parameterisation.density(latent, beta)
+        value, gradient, spectra = self._evaluate(latent, nominal, beta, self._variants(step))
+        if self.penalties:
+            value = value - self._penalty(nominal)
+            by_density = np.sum([penalty.cotangent(nominal) for penalty in self.penalties], axis=0)
+            gradient = gradient - self.parameterisation.pull_back(latent, by_density, beta)
         if self.parameterisation.min_feature_nm is not None and beta >= RULE_FROM:
             violation, by_latent = self.parameterisation.violation(latent, beta)
             weight = _RULE * beta**3
             value, gradient = value - weight * violation, gradient - weight * by_latent
         return Score(value, gradient, spectra)
 
-    def _evaluate(self, latent: Array, beta: float) -> tuple[Array, Array, Spectra]:
+    def _variants(self, step: int | None = None) -> list[Variant]:
+        """All variants, the nominal one in between or first."""
+        variants: list[Variant] = [Nominal(self.parameterisation)]
+        if self.robust_delta:
+            eroded, _, dilated = robust_etas(self.robust_delta)
+            variants = [Etched(self.parameterisation, eroded), *variants, Etched(self.parameterisation, dilated)]
+        if self.fabrication is not None:
+            variants += [Fabricated(self.parameterisation, corner) for corner in self.fabrication.draw(step)]
+        return variants
+
+    def _evaluate(
+        self, latent: Array, nominal: Array, beta: float, variants: list[Variant]
+    ) -> tuple[Array, Array, Spectra]:
         """The objective of latents, its gradient with respect to them, and the nominal spectra."""
-        densities = self._densities(latent, beta)
-        if len(self._etas) == 1:
+        if len(variants) == 1:
             self._check_pixels()
-            value, by_density, spectra = self.source.predict_and_gradient(densities[0], self.objective)
+            value, by_density, spectra = self.source.predict_and_gradient(nominal, self.objective)
             self.server_calls += 2
             self.structures_evaluated += len(latent)
             pulled = self.parameterisation.pull_back(latent, by_density, beta)
-            return np.asarray(value, np.float64), pulled.astype(np.float64), spectra
+            return _checked_values(value, len(latent)), pulled.astype(np.float64), spectra
+        densities = np.stack([variant.density(latent, nominal, beta) for variant in variants])
         values, weights, cotangent, spectra = self._predict(densities)
         wanted = weights > 0  # only the worst variant has a gradient: the others are not computed
         gradients = self.source.gradient(densities[wanted], cotangent[wanted] * weights[wanted][:, None, None])
         self.server_calls += 1
         gradient = np.zeros(latent.shape)
         parts = iter(np.split(gradients, np.cumsum(wanted.sum(axis=1))[:-1]))
-        for eta, rows in zip(self._etas, wanted, strict=True):
-            gradient[rows] += self.parameterisation.pull_back(latent[rows], next(parts), beta, eta)
+        for variant, rows in zip(variants, wanted, strict=True):
+            gradient[rows] += variant.pull_back(latent[rows], nominal[rows], next(parts), beta)
         return (weights * values).sum(axis=0), gradient, spectra
 
     def score(self, latent: ArrayLike, beta: float = np.inf, structure: ArrayLike | None = None) -> Score:
@@ -125,16 +162,19 @@ class Problem:
             beta: steepness of the projection; infinite for binary structures.
             structure: `parameterisation.binary(latent)` if already known; used at infinite beta only.
         """
-        values, weights, _, spectra = self._predict(self._densities(np.asarray(latent), beta, structure))
-        return Score((weights * values).sum(axis=0), None, spectra)
-
-    def _densities(self, latent: Array, beta: float, structure: ArrayLike | None = None) -> Array:
-        """Densities of all variants, (variants, N, y, x): what over- and under-etching leave need not keep the feature size."""
-        densities = np.stack([self.parameterisation.density(latent, beta, eta) for eta in self._etas])
+        latent = np.asarray(latent)
         if beta < np.inf:
-            return densities
-        densities[len(densities) // 2] = self.parameterisation.binary(latent) if structure is None else structure
-        return densities.astype(np.uint8)
+            nominal = self.parameterisation.density(latent, beta)
+        else:
+            nominal = self.parameterisation.binary(latent) if structure is None else np.asarray(structure)
+        densities = np.stack([variant.density(latent, nominal, beta) for variant in self._variants()])
+        values, weights, _, spectra = self._predict(densities.astype(np.uint8) if beta == np.inf else densities)
+        return Score((weights * values).sum(axis=0) - self._penalty(nominal.astype(np.float64)), None, spectra)
+
+    def _penalty(self, nominal: Array) -> Array:
+        """Sum of the penalties of nominal densities, (N,)."""
+        total: Array = sum((penalty.score(nominal) for penalty in self.penalties), np.zeros(len(nominal)))
+        return total
 
     def _check_pixels(self) -> None:
         """Raise ValueError if lengths of the parameterisation refer to pixels of another device than the source's."""
@@ -152,14 +192,15 @@ class Problem:
         spectra = self.source.predict(densities.reshape(-1, *densities.shape[2:]))
         self.server_calls += 1
         self.structures_evaluated += variants * count
-        scored = [self.objective(spectra[n * count : (n + 1) * count]) for n in range(variants)]
-        values = np.array([value for value, _ in scored], np.float64)
+        parts = (spectra[n * count : (n + 1) * count] for n in range(variants))
+        scored = [value_and_cotangent(self.objective, part) for part in parts]
+        values = np.stack([_checked_values(value, count) for value, _ in scored])
         cotangent = np.array([derivative for _, derivative in scored])
         if self.robust == "mean":
             weights = np.full(values.shape, 1 / variants)
         else:
             weights = (np.arange(variants)[:, None] == values.argmin(axis=0)).astype(np.float64)
-        nominal = variants // 2 * count
+        nominal = count if self.robust_delta else 0  # after the eroded ones
         return values, weights, cotangent, spectra[nominal : nominal + count]
 
     def settings(self, count: int) -> dict[str, Any]:
@@ -170,16 +211,31 @@ class Problem:
         """
         info = self.source.metadata()
         noise = np.random.default_rng(0).random((count, *info.spectra_shape), np.float32)
-        value, _ = self.objective(Spectra.of_model(noise, info))
-        mean = float(np.mean(np.asarray(value, np.float64)))
+        value, _ = value_and_cotangent(self.objective, Spectra.of_model(noise, info))
+        mean = float(np.mean(_checked_values(value, count)))
         # A server's newer version takes over within a run; another grid or process of a solver is another run.
         solver = {"version": info.version, "process": info.process.model_dump(mode="json")} if info.simulated else {}
         return {
             "model": info.name,
             **solver,
-            "objective": re.sub(" at 0x[0-9a-f]+", "", repr(self.objective)),
+            "objective": _named(self.objective),
             "objective_of_noise": float(f"{mean:.9g}"),  # distinguishes functions of the same name
             "parameterisation": repr(self.parameterisation),
             "robust_delta": self.robust_delta,
             "robust": self.robust,
+            **({"fabrication": _named(self.fabrication)} if self.fabrication else {}),
+            **({"penalties": _named(self.penalties)} if self.penalties else {}),
         }
+
+
+def _checked_values(value: ArrayLike, count: int) -> Array:
+    """Values of an objective as float64 (N,); ValueError unless there is one for each structure."""
+    values = np.asarray(value, np.float64)
+    if values.shape != (count,):
+        raise ValueError(f"an objective must return one value for each of {count} structures, got shape {values.shape}")
+    return values
+
+
+def _named(thing: object) -> str:
+    """The repr of an object without its address, which differs between processes."""
+    return re.sub(" at 0x[0-9a-f]+", "", repr(thing))

@@ -17,8 +17,9 @@ from numpy.typing import ArrayLike
 
 from metaspec._design.features import without_small_features
 from metaspec._design.filters import check_symmetry, conic_filter, symmetrise
+from metaspec._source import check_source
 from metaspec.optimise.base import Array
-from metaspec_contract.source import ObjectiveFunction, Source
+from metaspec_contract.source import ObjectiveFunction, Source, value_and_cotangent
 from metaspec_contract.spectra import Spectra
 from metaspec_contract.structures import check_binary
 
@@ -113,6 +114,7 @@ class Refinement:
         *,
         symmetry: str | None = None,
     ) -> None:
+        check_source(source)
         check_symmetry(symmetry)
         self._info = source.metadata()
         self._source, self._objective, self._symmetry = source, objective, symmetry
@@ -154,7 +156,8 @@ class Refinement:
             return
         spectra = self._spectra.copy()
         spectra[rows] = found.values
-        value, cotangent = map(np.asarray, self._objective(Spectra.of_model(spectra, self._info, found.version)))
+        known = Spectra.of_model(spectra, self._info, found.version)
+        value, cotangent = map(np.asarray, value_and_cotangent(self._objective, known))
         better = rows[value[rows] > self.value[rows]] if self._version else rows
         gradient = self._source.gradient(trial[better], cotangent[better]) if len(better) else self._gradient[:0]
         if self._version:
