@@ -1,7 +1,8 @@
 """Figures of merit of a colour router: efficiency and crosstalk of red, green and blue.
 
 Both are linear in the spectra, so they are also available as weights. Definitions follow the `bayer_sorter` challenge of the
-public package invrs-gym; green is G1 + G2.
+public package invrs-gym; green is G1 + G2. A device whose wavelengths do not reach the band of a colour has no efficiency of
+it: functions refuse to compute one, and reports, which list those of `covered_colours`, leave it out.
 """
 
 from __future__ import annotations
@@ -59,26 +60,43 @@ def crosstalk_weights(
     return _weights(colour, tuple(other for other in COLOURS if other != colour), wavelengths_nm, channels)
 
 
+def covered_colours(wavelengths_nm: ArrayLike) -> tuple[str, ...]:
+    """Colours whose band contains at least one of the wavelengths: those that have an efficiency."""
+    return tuple(colour for colour in COLOURS if in_band(colour, wavelengths_nm).any())
+
+
+def crosstalk_colours(wavelengths_nm: ArrayLike) -> tuple[str, ...]:
+    """Covered colours that have a crosstalk: all of them, or none if only one band is covered."""
+    covered = covered_colours(wavelengths_nm)
+    return covered if len(covered) > 1 else ()
+
+
 def colour_efficiency(
-    spectra: NDArray[np.floating], wavelengths_nm: ArrayLike, channels: Sequence[str] = CHANNELS
+    spectra: NDArray[np.floating],
+    wavelengths_nm: ArrayLike,
+    channels: Sequence[str] = CHANNELS,
+    colours: Sequence[str] = COLOURS,
 ) -> NDArray[np.float32]:
-    """Efficiency of red, green and blue: (..., channels, wavelengths) to float32 (..., 3).
+    """Efficiency of colours, red, green and blue by default: (..., channels, wavelengths) to float32 (..., colours).
 
     Raises:
         ValueError: see `efficiency_weights`.
     """
-    return weighted_sums(spectra, [efficiency_weights(colour, wavelengths_nm, channels) for colour in COLOURS])
+    return weighted_sums(spectra, [efficiency_weights(colour, wavelengths_nm, channels) for colour in colours])
 
 
 def crosstalk(
-    spectra: NDArray[np.floating], wavelengths_nm: ArrayLike, channels: Sequence[str] = CHANNELS
+    spectra: NDArray[np.floating],
+    wavelengths_nm: ArrayLike,
+    channels: Sequence[str] = CHANNELS,
+    colours: Sequence[str] = COLOURS,
 ) -> NDArray[np.float32]:
-    """Crosstalk of red, green and blue: (..., channels, wavelengths) to float32 (..., 3).
+    """Crosstalk of colours, red, green and blue by default: (..., channels, wavelengths) to float32 (..., colours).
 
     Raises:
         ValueError: see `crosstalk_weights`.
     """
-    return weighted_sums(spectra, [crosstalk_weights(colour, wavelengths_nm, channels) for colour in COLOURS])
+    return weighted_sums(spectra, [crosstalk_weights(colour, wavelengths_nm, channels) for colour in colours])
 
 
 def weighted_sums(spectra: NDArray[np.floating], weights: Sequence[NDArray[np.float64]]) -> NDArray[np.float32]:
@@ -87,6 +105,8 @@ def weighted_sums(spectra: NDArray[np.floating], weights: Sequence[NDArray[np.fl
     Raises:
         ValueError: the last two axes of the spectra do not have the shape of the weights.
     """
+    if not weights:
+        return np.zeros((*np.shape(spectra)[:-2], 0), np.float32)
     if np.shape(spectra)[-2:] != weights[0].shape:
         raise ValueError(f"spectra must end in (channels, wavelengths) = {weights[0].shape}, got {np.shape(spectra)}")
     sums: NDArray[np.float32] = np.tensordot(spectra, np.stack(weights), axes=([-2, -1], [1, 2])).astype(np.float32)

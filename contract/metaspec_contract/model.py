@@ -19,7 +19,6 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError,
 from metaspec_contract.detectors import CHANNELS, DETECTORS, SPREAD
 from metaspec_contract.process import CompleteProcess
 from metaspec_contract.provenance import DataSource, require_same_device
-from metaspec_contract.structures import PIXELS
 from metaspec_contract.validation import first_error
 
 METADATA_KEY = "metaspec"
@@ -80,6 +79,11 @@ class TensorSpec:
     def size(self) -> int:
         """Number of elements in one row."""
         return math.prod(self.shape)
+
+    @property
+    def pixels(self) -> tuple[int, int]:
+        """Rows and columns of a structure: the last two axes of its tensor."""
+        return self.shape[-2], self.shape[-1]
 
     @property
     def packed_bytes(self) -> int:
@@ -189,7 +193,7 @@ class ModelMetadata(BaseModel):
     @property
     def tensors(self) -> tuple[dict[str, tuple[int, ...]], dict[str, tuple[int, ...]]]:
         """Inputs and outputs that the graph must have: shape of one row, by name."""
-        structure, spectra = (1, PIXELS, PIXELS), self.spectra_shape
+        structure, spectra = (1, *self.process.structure_shape), self.spectra_shape
         if self.kind == "vjp":
             return {STRUCTURE: structure, COTANGENT: spectra}, {SPECTRA: spectra, GRADIENT: structure}
         return {STRUCTURE: structure}, {SPECTRA: spectra}
@@ -322,7 +326,8 @@ def probes(metadata: ModelMetadata, rows: int, dtype: np.dtype[Any] | None = Non
 
 def _why(metadata: ModelMetadata, name: str, shape: tuple[int, ...]) -> str:
     if name in (STRUCTURE, GRADIENT):
-        return f", expected {_shape(shape)}: a structure has {PIXELS} x {PIXELS} pixels"
+        pixels = metadata.process.pixels
+        return f", expected {_shape(shape)}: a structure of its process has {pixels} x {pixels} pixels"
     return (
         f", expected {_shape(shape)}: the metadata name {len(metadata.channels)} channels and "
         f"{len(metadata.wavelengths_nm)} wavelengths"

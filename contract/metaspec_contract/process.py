@@ -10,13 +10,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 
-from metaspec_contract.structures import PIXELS
 from metaspec_contract.validation import first_error
 
 _MOST_WAVELENGTHS = 100_000  # more come from a mistyped step, or are meant to exhaust the reader's memory
@@ -85,6 +84,7 @@ class Process(BaseModel):
         wavelength_min_nm: first wavelength of the spectra in nm.
         wavelength_max_nm: last wavelength of the spectra in nm.
         wavelength_step_nm: spacing of the wavelengths in nm.
+        pixels: pixels along each side of a structure.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -97,6 +97,7 @@ class Process(BaseModel):
     wavelength_min_nm: FiniteFloat = Field(default=400.0, gt=0)
     wavelength_max_nm: FiniteFloat = Field(default=700.0, gt=0)
     wavelength_step_nm: FiniteFloat = Field(default=1.0, gt=0)
+    pixels: Literal[64, 128, 256] = 128
 
     @model_validator(mode="after")
     def _whole_number_of_steps(self) -> Self:
@@ -122,7 +123,12 @@ class Process(BaseModel):
     @property
     def pixel_nm(self) -> float:
         """Width of a pixel of a structure in nm."""
-        return 1000 * self.period_um / PIXELS
+        return 1000 * self.period_um / self.pixels
+
+    @property
+    def structure_shape(self) -> tuple[int, int]:
+        """Rows and columns of a structure."""
+        return self.pixels, self.pixels
 
     def difference(self, other: Process) -> str:
         """Physical differences from another process, field by field: "period_um 2.0 against 1.6"; "" if there are none.
@@ -145,15 +151,21 @@ def _short(value: float | Sellmeier) -> object:
     return f"{value.name} {value.strength} {value.resonance_um}" if isinstance(value, Sellmeier) else value
 
 
+LATER = ("pixels",)
+"""Fields that documents from before version 0.3 do not have: these are of processes that have the default."""
+
+
 def complete_process(document: Mapping[str, Any]) -> Process:
     """Read a process from a document that must state every field: no default stands in for a missing one.
+
+    Only the fields `LATER` may be missing.
 
     Raises:
         ValueError: a field is missing, unknown or out of range; the field is named.
     """
     if not isinstance(document, Mapping):
         raise ValueError(f"process must be an object with fields, got a value of type {type(document).__name__}")
-    if missing := [name for name in Process.model_fields if name not in document]:
+    if missing := [name for name in Process.model_fields if name not in document and name not in LATER]:
         raise ValueError(f"process must state {', '.join(missing)}")
     try:
         return Process.model_validate(document)

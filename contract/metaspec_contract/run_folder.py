@@ -1,8 +1,8 @@
 """Run folder: written by `metaspec optimise` and `metaspec polish`, read and added to by `metaspec-simulate verify`.
 
-designs.npy       uint8 (N, 128, 128), best first           design_000.npy, .gds, .png, spectra_000.png, ...
+designs.npy       uint8 (N, y, x), best first               design_000.npy, .gds, .png, spectra_000.png, ...
 spectra.npy       float32 (N, channels, wavelengths)        history.csv, history.png, report.html
-trajectory.npy    uint8 (M, 128, 128), as optimised         settings.json
+trajectory.npy    uint8 (M, y, x), as optimised             settings.json
 report.json       `RunReport`; written last                 verify.json, verify.png, simulated/ (`VerifyReport`)
 """
 
@@ -10,12 +10,16 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, JsonValue, ValidationError, model_validator
 
-from metaspec_contract.detectors import CHANNELS
+from metaspec_contract.detectors import CHANNELS, COLOURS
+from metaspec_contract.figures_of_merit import colour_efficiency, covered_colours, crosstalk, crosstalk_colours
 from metaspec_contract.process import CompleteProcess, Process
 from metaspec_contract.validation import first_error
 
@@ -24,20 +28,20 @@ DESIGNS, SPECTRA, TRAJECTORY = "designs.npy", "spectra.npy", "trajectory.npy"
 
 
 class ByColour(BaseModel):
-    """A number for each colour; green is G1 + G2."""
+    """A number for each colour, if it has one; green is G1 + G2."""
 
     model_config = ConfigDict(extra="forbid")
 
-    R: FiniteFloat
-    G: FiniteFloat
-    B: FiniteFloat
+    R: FiniteFloat | None = None
+    G: FiniteFloat | None = None
+    B: FiniteFloat | None = None
 
 
 class Merit(BaseModel):
-    """Figures of merit of one design's spectra.
+    """Figures of merit of one design's spectra. Colours whose band the wavelengths do not reach have none.
 
     Attributes:
-        min_efficiency: smallest of the colour efficiencies.
+        min_efficiency: smallest of the colour efficiencies, where all three colours have one.
         colour_efficiency: mean over a colour's band of the power in its detectors.
         crosstalk: mean over the other two bands of the power in a colour's detectors.
         spread: mean over wavelengths of the channel "spread", where the model has one.
@@ -47,12 +51,38 @@ class Merit(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    min_efficiency: FiniteFloat
+    min_efficiency: FiniteFloat | None = None
     colour_efficiency: ByColour
     crosstalk: ByColour
     spread: FiniteFloat | None = None
     energy_error: FiniteFloat | None = None
     file: str | None = None
+
+    @classmethod
+    def of(
+        cls,
+        spectra: NDArray[np.float32],
+        wavelengths_nm: NDArray[np.float64],
+        channels: Sequence[str] = CHANNELS,
+        **known: Any,
+    ) -> Self:
+        """Figures of merit of spectra.
+
+        Args:
+            spectra: efficiencies of one design, (channels, wavelengths).
+            wavelengths_nm: wavelengths in nm, (wavelengths,).
+            channels: names of the channels.
+            **known: fields that do not follow from the spectra.
+        """
+        colours, both = covered_colours(wavelengths_nm), crosstalk_colours(wavelengths_nm)
+        efficiency = colour_efficiency(spectra, wavelengths_nm, channels, colours).tolist()
+        leaking = crosstalk(spectra, wavelengths_nm, channels, both).tolist()
+        return cls(
+            min_efficiency=min(efficiency) if colours == COLOURS else None,
+            colour_efficiency=ByColour(**dict(zip(colours, efficiency, strict=True))),
+            crosstalk=ByColour(**dict(zip(both, leaking, strict=True))),
+            **known,
+        )
 
 
 class DesignFiles(BaseModel):

@@ -15,6 +15,7 @@ from pydantic import BaseModel
 
 from metaspec_contract.files import write_json
 from metaspec_contract.model import ModelMetadata
+from metaspec_contract.process import LATER
 from metaspec_contract.run_folder import RunReport, VerifyReport
 
 DOCUMENTS: dict[str, type[BaseModel]] = {
@@ -32,9 +33,9 @@ def json_schema(name: str) -> dict[str, Any]:
     for described in (schema, *definitions.values()):
         _describe(described)
     process = definitions["Process"]  # as `complete_process`: no defaults for missing fields
-    process["required"] = list(process["properties"])
-    for field in process["properties"].values():
-        field.pop("default", None)
+    process["required"] = [name for name in process["properties"] if name not in LATER]
+    for field in process["required"]:
+        process["properties"][field].pop("default", None)
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "$id": f"urn:metaspec:{name}", **schema}
 
 

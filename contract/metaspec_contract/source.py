@@ -17,7 +17,6 @@ from numpy.typing import ArrayLike, NDArray
 
 from metaspec_contract.process import Process
 from metaspec_contract.spectra import Spectra, label
-from metaspec_contract.structures import PIXELS
 
 GROUP = "metaspec.sources"
 """Entry point group of the sources."""
@@ -72,7 +71,7 @@ class SourceInfo:
     @property
     def pixels(self) -> tuple[int, int]:
         """Rows and columns of a structure."""
-        return PIXELS, PIXELS
+        return self.process.structure_shape
 
     @property
     def spectra_shape(self) -> tuple[int, int]:
@@ -105,8 +104,8 @@ class Source(Protocol):
         """Spectra of structures.
 
         Args:
-            structures: (128, 128), (N, 128, 128) or (N, 1, 128, 128); 1 is solid, 0 is void, a density between mixes their
-                permittivities linearly.
+            structures: (y, x), (N, y, x) or (N, 1, y, x), of the pixels of the process; 1 is solid, 0 is void, a density
+                between mixes their permittivities linearly.
 
         Raises:
             metaspec_contract.InvalidStructure: raised before anything is computed.
@@ -125,7 +124,7 @@ class Source(Protocol):
                 objectives of each structure.
 
         Returns:
-            float32 (N, 128, 128), or (N, K, 128, 128) for K cotangents of each structure.
+            float32 (N, y, x), or (N, K, y, x) for K cotangents of each structure.
 
         Raises:
             metaspec_contract.InvalidStructure: raised before anything is computed.
@@ -153,7 +152,7 @@ class Source(Protocol):
             SourceError: the source failed.
         """
         spectra = self.predict(structures)
-        value, cotangent = objective(spectra)
+        value, cotangent = value_and_cotangent(objective, spectra)
         return Evaluation(np.asarray(value), self.gradient(structures, cotangent), spectra)
 
     def close(self) -> None:
@@ -165,6 +164,23 @@ class Source(Protocol):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def value_and_cotangent(objective: ObjectiveFunction, spectra: Spectra) -> tuple[ArrayLike, ArrayLike]:
+    """What an objective returns: its values, and its derivatives with respect to the spectra.
+
+    Raises:
+        TypeError: it returns something else, such as values alone.
+    """
+    found: Any = objective(spectra)
+    if not isinstance(found, tuple | list) or len(found) != 2:
+        shape = f" of shape {np.shape(found)}" if isinstance(found, np.ndarray) else ""
+        raise TypeError(
+            "an objective must return N values and N derivatives with respect to the spectra, "
+            f"`return value, cotangent`, got {type(found).__name__}{shape}"
+        )
+    value, cotangent = found
+    return value, cotangent
 
 
 def source_names() -> list[str]:

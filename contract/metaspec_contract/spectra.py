@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self
 
@@ -10,7 +11,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from metaspec_contract import figures_of_merit
-from metaspec_contract.detectors import CHANNELS, DETECTOR_LINES, channel_index
+from metaspec_contract.detectors import CHANNELS, COLOURS, DETECTOR_LINES, channel_index
 
 if TYPE_CHECKING:
     import pandas
@@ -93,19 +94,41 @@ class Spectra:
         """Efficiency of one channel, (N, wavelengths)."""
         return self.values[:, channel_index(name, self.channels)]
 
-    def colour_efficiency(self) -> NDArray[np.float32]:
+    @property
+    def colours(self) -> tuple[str, ...]:
+        """Colours whose band the wavelengths reach: all three for the default process."""
+        return figures_of_merit.covered_colours(self.wavelengths_nm)
+
+    def colour_efficiency(self, colours: Sequence[str] = COLOURS) -> NDArray[np.float32]:
         """Efficiency of red, green and blue, (N, 3): the mean over a colour's band of the power in its detectors.
 
         Green is the sum of G1 and G2.
-        """
-        return figures_of_merit.colour_efficiency(self.values, self.wavelengths_nm, self.channels)
 
-    def crosstalk(self) -> NDArray[np.float32]:
-        """Crosstalk of red, green and blue, (N, 3): the mean over the other two bands of the power in its detectors."""
-        return figures_of_merit.crosstalk(self.values, self.wavelengths_nm, self.channels)
+        Args:
+            colours: the colours, in the order of the result; `self.colours` for those that there are.
+
+        Raises:
+            ValueError: the wavelengths do not reach the band of a colour.
+        """
+        return figures_of_merit.colour_efficiency(self.values, self.wavelengths_nm, self.channels, colours)
+
+    def crosstalk(self, colours: Sequence[str] = COLOURS) -> NDArray[np.float32]:
+        """Crosstalk of red, green and blue, (N, 3): the mean over the other two bands of the power in its detectors.
+
+        Args:
+            colours: the colours, in the order of the result.
+
+        Raises:
+            ValueError: the wavelengths do not reach the other bands.
+        """
+        return figures_of_merit.crosstalk(self.values, self.wavelengths_nm, self.channels, colours)
 
     def min_efficiency(self) -> NDArray[np.float32]:
-        """Smallest of the three colour efficiencies, (N,): the figure of merit of invrs-gym's challenge."""
+        """Smallest of the three colour efficiencies, (N,): the figure of merit of invrs-gym's challenge.
+
+        Raises:
+            ValueError: the wavelengths do not reach the band of a colour.
+        """
         smallest: NDArray[np.float32] = self.colour_efficiency().min(axis=1)
         return smallest
 

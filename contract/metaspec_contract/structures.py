@@ -1,10 +1,11 @@
 """Structures: shape and values, validation, bit packing, and the symmetries that permute their spectra.
 
-A structure is an array (128, 128), row = y, column = x, periodic in both: 1 is solid, 0 is void. It is binary, or a float
-density in [0, 1]: a pixel of density d has the permittivity eps_void + d (eps_solid - eps_void), at every wavelength. That is
-the linear mixing of density-based topology optimisation; the solver computes it, a model approximates it as far as it was
-taught. On disk and on the wire, binary structures are bit-packed: 2048 bytes each, row by row, the first pixel in
-the highest bit.
+A structure is an array (y, x), row = y, column = x, periodic in both: 1 is solid, 0 is void. It has the pixels of its
+process, 128 x 128 by default. It is binary, or a float density in [0, 1]: a pixel of density d has the permittivity
+eps_void + d (eps_solid - eps_void), at every wavelength. That is the linear mixing of density-based topology optimisation;
+the solver computes it, a model approximates it as far as it was taught. On disk
+and on the wire, binary structures are bit-packed, row by row, the first pixel in the highest bit: 2048 bytes for 128 x 128
+pixels.
 """
 
 from __future__ import annotations
@@ -18,14 +19,15 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 PIXELS = 128
-"""Pixels along each side of a structure."""
+"""Pixels along each side of a structure of the default process."""
 
 ROUNDING = 1e-6
 """Largest excursion from [0, 1] that counts as rounding: accepted when checked, clipped by `as_density`."""
 
 Structure: TypeAlias = NDArray[np.uint8]
-"""Binary structures (..., 128, 128)."""
+"""Binary structures (..., y, x)."""
 
+_OVERSHOOT = 0.5  # excursion from [0, 1] up to which a filter or an interpolation may be the reason
 _CHUNK = 256  # structures checked at a time, which bounds the size of intermediate arrays
 
 
@@ -47,6 +49,8 @@ def check_structures(
         InvalidStructure: another shape or dtype, or values outside [0, 1] by more than `ROUNDING`.
     """
     y, x = pixels
+    if np.ma.is_masked(structures):
+        raise InvalidStructure(f"{name} must be given in every pixel, got a masked array: use its method filled")
     try:
         array = np.asarray(structures)
     except ValueError as error:
@@ -61,7 +65,11 @@ def check_structures(
         if not (chunk.min() >= -ROUNDING and chunk.max() <= 1 + ROUNDING):  # this form also rejects NaN
             outside = ~((chunk >= -ROUNDING) & (chunk <= 1 + ROUNDING))
             n, _, row, column = (int(i) for i in np.argwhere(outside)[0])
-            hint = "; divide 8-bit images by 255" if chunk.max() == 255 else ""
+            hint = ""
+            if chunk.max() == 255:
+                hint = "; divide 8-bit images by 255"
+            elif chunk.min() >= -_OVERSHOOT and chunk.max() <= 1 + _OVERSHOOT:
+                hint = "; numpy.clip(array, 0, 1) cuts off what a filter or an interpolation overshoots"
             raise InvalidStructure(
                 f"{name} must lie between 0 (void) and 1 (solid), "
                 f"got {_number(chunk[n, 0, row, column])} at structure {start + n}, row {row}, column {column}{hint}"

@@ -74,6 +74,14 @@ FACTS = {
 
 ALLOWED = {
     ("client/metaspec/_cli/bulk.py", "syncing files (files.replacing)"): "appends to a file that a later run resumes",
+    (
+        "training/metaspec_training/data/augmentation.py",
+        "bit packing of structures (structures.pack)",
+    ): "a table of bytes",
+    (
+        "training/metaspec_training/data/packed.py",
+        "bit packing of structures (structures.pack)",
+    ): "bits in words to rotate",
     ("simulation/metaspec_simulation/data/store.py", "temporary names (files.replacing)"): "moves a folder, not a file",
     ("simulation/metaspec_simulation/data/lock.py", "temporary names (files.replacing)"): "says who holds the lock",
 }

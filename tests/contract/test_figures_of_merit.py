@@ -24,7 +24,9 @@ from metaspec_contract.detectors import (
 )
 from metaspec_contract.figures_of_merit import (
     colour_efficiency,
+    covered_colours,
     crosstalk,
+    crosstalk_colours,
     crosstalk_weights,
     efficiency_weights,
     in_band,
@@ -122,6 +124,34 @@ def test_what_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         weights(colour, wavelengths, channels)
+
+
+@pytest.mark.parametrize(
+    ("wavelengths", "covered", "leaking"),
+    [
+        (np.arange(400.0, 701), COLOURS, COLOURS),
+        (np.arange(400.0, 551), ("G", "B"), ("G", "B")),  # a part of the green band
+        (np.arange(600.0, 1001), ("R",), ()),
+        (np.arange(900.0, 1001), (), ()),
+    ],
+)
+def test_colours_whose_band_is_not_reached_are_left_out(
+    wavelengths: NDArray[np.float64], covered: tuple[str, ...], leaking: tuple[str, ...]
+) -> None:
+    assert covered_colours(wavelengths) == covered
+    assert crosstalk_colours(wavelengths) == leaking
+    spectra = np.random.default_rng(0).uniform(size=(2, 4, len(wavelengths)))
+    efficiency = colour_efficiency(spectra, wavelengths, colours=covered)
+    assert efficiency.shape == (2, len(covered))
+    for column, colour in enumerate(covered):
+        (weighted,) = weighted_sums(spectra, [efficiency_weights(colour, wavelengths)]).T
+        np.testing.assert_array_equal(efficiency[:, column], weighted)
+    assert crosstalk(spectra, wavelengths, colours=leaking).shape == (2, len(leaking))
+    if covered != COLOURS:
+        with pytest.raises(
+            ValueError, match=r"no wavelength lies in the band of \w+ \(\d+ to \d+ nm\), got \d+ to \d+ nm"
+        ):
+            colour_efficiency(spectra, wavelengths)
 
 
 def test_spectra_of_another_shape() -> None:

@@ -80,6 +80,7 @@ def test_wavelengths(first: int, steps: int, step: float) -> None:
             "process.solid: strength has 1 terms but resonance_um has 2",
         ),
         ({"solid": "Si3N4"}, "process.solid: Input should be .*, got 'Si3N4'"),
+        ({"pixels": 100}, "process.pixels: Input should be 64, 128 or 256, got 100"),
     ],
 )
 def test_processes_that_are_refused(fields: dict[str, Any], message: str) -> None:
@@ -87,13 +88,19 @@ def test_processes_that_are_refused(fields: dict[str, Any], message: str) -> Non
         complete_process(DOCUMENT | fields)
 
 
-@pytest.mark.parametrize("name", list(Process.model_fields))
+@pytest.mark.parametrize("name", [name for name in Process.model_fields if name != "pixels"])
 def test_a_document_must_state_every_field(name: str) -> None:
     partial = {key: value for key, value in DOCUMENT.items() if key != name}
     with pytest.raises(ValueError, match=f"^process must state {name}$"):
         complete_process(partial)
     with pytest.raises(ValueError, match=f"process must state {name}"):
         Provenance.model_validate({"process": partial, "data": [source()]})
+
+
+def test_documents_from_before_there_were_other_pixels() -> None:
+    before = {key: value for key, value in DOCUMENT.items() if key != "pixels"}
+    assert complete_process(before) == complete_process(before | {"pixels": 128})
+    assert complete_process(before).structure_shape == (128, 128)
 
 
 @pytest.mark.parametrize("document", [None, 3, ["period_um"], "period_um"])

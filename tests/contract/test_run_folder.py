@@ -6,11 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from pydantic import ValidationError
 
 from metaspec_contract.process import Process
-from metaspec_contract.run_folder import REPORT, RunReport, VerifyReport, read_report
+from metaspec_contract.run_folder import REPORT, Merit, RunReport, VerifyReport, read_report
 from metaspec_contract.validation import first_error
 
 Document = dict[str, Any]
@@ -31,6 +32,23 @@ def test_reading(write: Callable[..., Path], report: Document) -> None:
     assert found.process == Process()
     assert found.model_dump(mode="json", exclude_unset=True) == report
     assert read_report(write(channels=["spread", "B", "G2", "R", "G1"])).channels[0] == "spread"
+
+
+def test_figures_of_merit_of_spectra() -> None:
+    values = np.zeros((5, 301), np.float32)
+    values[[0, 2, 3]] = [[0.25], [0.125], [0.5]]
+    channels = ("B", "spread", "G1", "R", "G2")
+    merit = Merit.of(values, np.arange(400.0, 701), channels, spread=0.5)
+    assert merit.model_dump(exclude_none=True) == {
+        "min_efficiency": 0.125,
+        "colour_efficiency": {"R": 0.5, "G": 0.125, "B": 0.25},
+        "crosstalk": {"R": 0.5, "G": 0.125, "B": 0.25},
+        "spread": 0.5,
+    }
+    merit = Merit.of(values, np.arange(600.0, 901), channels)  # only red is reached
+    only_red = {"colour_efficiency": {"R": 0.5}, "crosstalk": {}}
+    assert merit.model_dump(exclude_none=True) == only_red
+    assert Merit.model_validate(only_red) == merit
 
 
 def test_another_device(write: Callable[..., Path]) -> None:

@@ -49,7 +49,9 @@ def test_schemas_are_schemas(name: str) -> None:
     assert schema["title"] == DOCUMENTS[name].__name__
     for part in (schema, *schema["$defs"].values()):
         assert "Attributes:" not in part["description"]
-    assert schema["$defs"]["Process"]["required"] == list(Process.model_fields)
+    process = schema["$defs"]["Process"]
+    assert [*process["required"], "pixels"] == list(Process.model_fields)
+    assert process["properties"]["pixels"]["default"] == 128
 
 
 @pytest.mark.parametrize(
