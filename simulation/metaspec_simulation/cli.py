@@ -17,7 +17,6 @@ from metaspec_contract.process import Process, read_process
 from metaspec_contract.run_folder import REPORT, VERIFY
 from metaspec_simulation.data.damage import finished
 from metaspec_simulation.data.designs import candidates, read_designs
-from metaspec_simulation.data.importer import find_pairs, import_pairs
 from metaspec_simulation.data.levels import as_structure
 from metaspec_simulation.data.lock import exclusive
 from metaspec_simulation.data.recipe import Recipe, given_levels, given_recipe
@@ -32,6 +31,7 @@ from metaspec_simulation.dataset import (
     summary,
     write_samples,
 )
+from metaspec_simulation.import_command import import_files
 from metaspec_simulation.jobs import Function, Job, Progress, run_here, run_on_cluster
 from metaspec_simulation.physics.solver import DECAY, LONGEST, Solver
 from metaspec_simulation.simulated import Task, simulations, tasks
@@ -83,7 +83,7 @@ def simulate(
     structures: Annotated[
         Path | None,
         typer.Option(
-            help="Simulate these structures or densities instead of random ones: a .npy file (N, 128, 128).",
+            help="Simulate these structures or densities instead of random ones: a .npy file (N, y, x).",
             exists=True,
             dir_okay=False,
         ),
@@ -107,7 +107,7 @@ def simulate(
     if structures is not None:
         if count is not None:
             raise ValueError("--count and --structures exclude each other")
-        given = as_structure(given_levels(read_array(structures), name=f"{structures}: structures"))
+        given = as_structure(given_levels(read_array(structures), device, f"{structures}: structures"))
         recipe, count = given_recipe(device, cells, given, orders, longest), len(given)
     elif count is not None:
         recipe = Recipe(device, seed=seed, cells=cells, longest=longest, orders=orders)
@@ -290,21 +290,7 @@ def _simulate_task(task: Task, report: Callable[[], object]) -> None:
     task.simulate(_solver(task.process, task.cells))
 
 
-@app.command("import")
-def import_files(
-    folder: Annotated[Path, typer.Argument(help="Folder of the .npy files.", exists=True, file_okay=False)],
-    out: Annotated[Path, typer.Option(help="Folder of the new data set.")],
-    process: Annotated[Path | None, _PROCESS_FILE] = None,
-) -> None:
-    """Make a data set of simulations done elsewhere.
-
-    FOLDER holds pairs of files, binary_dataset_128_<k>.npy with structures and spectra_latest_<k>.npy with their spectra.
-    """
-    device = _process(process)
-    pairs = find_pairs(folder, device)
-    with tqdm(total=sum(pair.rows for pair in pairs), unit="row") as bar:
-        result = import_pairs(pairs, out, device, bar.update)
-    typer.echo(str(result))
+app.command("import")(import_files)
 
 
 def _process(path: Path | None) -> Process:

@@ -1,29 +1,21 @@
-"""The figure of a comparison of designs with their simulations.
-
-A structure is drawn as it is stored, row 0 at the top: x is the column and points right, y is the row and points down, and
-detector R is at the top left.
-"""
+"""The figure of a comparison of designs with their simulations."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
-from metaspec_contract.detectors import BANDS_NM, CHANNELS, COLOUR_NAMES, COLOURS, QUADRANTS
+from metaspec_contract.detectors import COLOUR_NAMES, COLOURS, DETECTOR_LINES
+from metaspec_simulation.drawing import draw_structure, shade_bands
 from metaspec_simulation.verify import Verification
 
 SHOWN = 3
 """Number of designs whose structures and spectra are drawn."""
 
-_LINES = dict(zip(CHANNELS, ("tab:red", "tab:green", "yellowgreen", "tab:blue"), strict=True))
 _MARKS = {"min": "black"} | {colour: f"tab:{COLOUR_NAMES[colour]}" for colour in COLOURS}
-_MATERIAL = LinearSegmentedColormap.from_list("material", ["#fbfaf6", "#39536b"])  # void to solid
 
 
 def draw_verification(result: Verification) -> Figure:
@@ -33,45 +25,37 @@ def draw_verification(result: Verification) -> Figure:
         result: comparison by `metaspec_simulation.verify.compare`.
     """
     predicted, simulated = result.merit(result.predicted), result.merit(result.simulated.spectra)
-    thresholded = result.merit(result.thresholded.spectra)[-1, :, 0]
-    best = np.argsort(-simulated[-1, :, 0], kind="stable")[:SHOWN]
+    thresholded, ranked = result.merit(result.thresholded.spectra)[-1], "min" in result.merits
+    best = (np.argsort(-simulated[-1, :, 0], kind="stable") if ranked else np.arange(len(result.ranks)))[:SHOWN]
     figure = Figure(figsize=(3.9 * (len(best) + 1), 7.4), layout="constrained")
     axes = figure.subplots(2, len(best) + 1, height_ratios=(1, 1.1))
     drawn = (result.predicted, result.simulated.spectra[-1], result.thresholded.spectra[-1])
     highest = 1.25 * max(float(spectra[best].max()) for spectra in drawn)
     for column, k in enumerate(best):
         above, below = axes[:, column]
-        _draw_structure(above, result.designs.structures[k], result.designs.process.period_um)
+        draw_structure(above, result.designs.structures[k], result.designs.process.period_um)
         title = f"design {result.ranks[k]:03d}"
         title += f", non-discreteness {result.non_discreteness[k]:.3f}" if result.grey[k] else ""
-        title += f"\nmin efficiency {predicted[k, 0]:.3f} {result.designs.origin},\n{simulated[-1, k, 0]:.3f} simulated"
-        title += f", {thresholded[k]:.3f} thresholded" if result.grey[k] else ""
+        if ranked:
+            title += (
+                f"\nmin efficiency {predicted[k, 0]:.3f} {result.designs.origin},\n{simulated[-1, k, 0]:.3f} simulated"
+            )
+            title += f", {thresholded[k, 0]:.3f} thresholded" if result.grey[k] else ""
         above.set_title(title, fontsize=10)
         _draw_spectra(below, result, int(k))
         below.set(ylim=(0, highest), ylabel="" if column else "efficiency")
     _draw_legend(axes[1, 0], result)  # above the lines, where the limit leaves room
     _draw_error(axes[0, -1], result)
-    _draw_parity(axes[1, -1], predicted, simulated, result.designs.origin)
+    if result.merits:
+        _draw_parity(axes[1, -1], result.merits, predicted, simulated, result.designs.origin)
+    else:
+        axes[1, -1].set_axis_off()
     return figure
 
 
-def _draw_structure(axes: Axes, structure: NDArray[Any], period_um: float) -> None:
-    axes.imshow(structure, cmap=_MATERIAL, vmin=0, vmax=1, extent=(0, period_um, period_um, 0), interpolation="nearest")
-    half = period_um / 2
-    for draw_line in (axes.axhline, axes.axvline):
-        draw_line(half, color="0.5", lw=0.9, ls=(0, (5, 4)))
-    for name, colour in _LINES.items():
-        row, column = QUADRANTS[name]
-        box = {"boxstyle": "round,pad=0.25", "facecolor": "white", "edgecolor": colour}
-        x, y = (column + 0.06) * half, (row + 0.06) * half
-        axes.text(x, y, name, color=colour, ha="left", va="top", bbox=box, fontweight="bold", fontsize=9)
-    ticks = np.linspace(0, period_um, 5)
-    axes.set(xlabel="x (µm)", ylabel="y (µm)", xticks=ticks, yticks=ticks)
-
-
 def _draw_spectra(axes: Axes, result: Verification, k: int) -> None:
-    _shade_bands(axes)
-    for channel, colour in enumerate(_LINES.values()):
+    shade_bands(axes)
+    for channel, colour in enumerate(DETECTOR_LINES.values()):
         axes.plot(result.wavelengths_nm, result.simulated.spectra[-1, k, channel], color=colour, alpha=0.45, lw=3)
         axes.plot(result.wavelengths_nm, result.predicted[k, channel], color=colour, lw=1.2, ls="--")
         if result.grey[k]:
@@ -93,8 +77,8 @@ def _draw_legend(axes: Axes, result: Verification) -> None:
 
 def _draw_error(axes: Axes, result: Verification) -> None:
     """The absolute difference of both spectra, mean over the designs, over wavelength."""
-    _shade_bands(axes)
-    for channel, (name, colour) in enumerate(_LINES.items()):
+    shade_bands(axes)
+    for channel, (name, colour) in enumerate(DETECTOR_LINES.items()):
         error = np.abs(result.error[:, channel]).mean(axis=0)
         axes.plot(result.wavelengths_nm, error, color=colour, lw=1.2, label=name)
     designs = "1 design" if len(result.ranks) == 1 else f"mean of {len(result.ranks)} designs"
@@ -105,13 +89,16 @@ def _draw_error(axes: Axes, result: Verification) -> None:
     axes.legend(ncols=4, fontsize=9, loc="upper right")
 
 
-def _draw_parity(axes: Axes, predicted: NDArray[np.floating], simulated: NDArray[np.floating], origin: str) -> None:
+def _draw_parity(
+    axes: Axes, names: tuple[str, ...], predicted: NDArray[np.floating], simulated: NDArray[np.floating], origin: str
+) -> None:
     """Figures of merit that the optimiser saw over simulated ones; with several grids, bars span their results."""
     finest = simulated[-1]
     limits = np.array([min(predicted.min(), simulated.min()), max(predicted.max(), simulated.max())])
     limits += np.array([-0.08, 0.08]) * max(np.ptp(limits), 0.02)
     axes.plot(limits, limits, color="0.4", lw=0.8)
-    for column, (name, colour) in enumerate(_MARKS.items()):
+    for column, name in enumerate(names):
+        colour = _MARKS[name]
         spread = np.abs(np.stack([simulated.min(axis=0), simulated.max(axis=0)]) - finest)[..., column]
         axes.errorbar(
             finest[:, column],
@@ -127,8 +114,3 @@ def _draw_parity(axes: Axes, predicted: NDArray[np.floating], simulated: NDArray
     axes.set_title("colour efficiency, G = G1 + G2", fontsize=10)
     axes.set(xlabel="simulated", ylabel=origin, xlim=limits, ylim=limits, aspect="equal")
     axes.legend(fontsize=9, loc="upper left")
-
-
-def _shade_bands(axes: Axes) -> None:
-    for colour, (low, high) in BANDS_NM.items():
-        axes.axvspan(low, high, color=f"tab:{COLOUR_NAMES[colour]}", alpha=0.08, lw=0)

@@ -35,7 +35,7 @@ class Task:
     Attributes:
         process: process to simulate.
         cells: the solver's grid cells per period.
-        structure: the design, (128, 128): binary, uint8, or with grey pixels, float32.
+        structure: the design, (y, x): binary, uint8, or with grey pixels, float32.
         folder: folder where simulations are kept.
     """
 

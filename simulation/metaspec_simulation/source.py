@@ -101,7 +101,7 @@ class SolverSource(Source):
 
     def predict(self, structures: ArrayLike) -> Spectra:
         """Spectra of structures, by simulation; see `Source.predict`."""
-        checked = check_structures(structures)
+        checked = check_structures(structures, self.process.structure_shape)
         info = self.metadata()
         values = np.empty((len(checked), *info.spectra_shape), np.float32)
         for n, result in self._results(checked, [None] * len(checked)):
@@ -113,7 +113,7 @@ class SolverSource(Source):
 
         K cotangents of a structure share its forward simulation.
         """
-        checked = check_structures(structures)
+        checked = check_structures(structures, self.process.structure_shape)
         weights = check_cotangent(cotangent, len(checked), self.metadata().spectra_shape)
         values = np.empty((*weights.shape[:-2], *checked.shape[-2:]), np.float32)
         for n, result in self._results(checked, [np.asarray(one, np.float64) for one in weights]):
@@ -126,7 +126,7 @@ class SolverSource(Source):
         The objective is evaluated for one structure at a time, between its forward and its adjoint simulation: on N equal
         spectra, of whose values and derivatives the n-th are those of structure n.
         """
-        checked, info = check_structures(structures), self.metadata()
+        checked, info = check_structures(structures, self.process.structure_shape), self.metadata()
         count = len(checked)
         values, gradients = (
             np.empty((count, *info.spectra_shape), np.float32),

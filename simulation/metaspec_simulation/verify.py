@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
 from metaspec_contract.detectors import COLOURS, DETECTORS
-from metaspec_contract.figures_of_merit import colour_efficiency, crosstalk
+from metaspec_contract.figures_of_merit import colour_efficiency, covered_colours
 from metaspec_contract.process import Process
-from metaspec_contract.run_folder import ByColour, Merit, VerifiedDesign, VerifyReport
+from metaspec_contract.run_folder import Merit, VerifiedDesign, VerifyReport
 from metaspec_simulation.data.designs import Designs
 from metaspec_simulation.simulated import FOLDER, Task, simulations
 
@@ -102,9 +102,20 @@ class Verification:
         densities = [row[0].structure.astype(np.float64) for row in self.tasks]
         return np.array([np.mean(4 * density * (1 - density)) for density in densities])
 
+    @property
+    def merits(self) -> tuple[str, ...]:
+        """Figures of merit: "min", the smallest colour efficiency, then those of "R", "G" (G1 + G2) and "B".
+
+        Colours whose band the wavelengths do not reach are left out, and then so is "min".
+        """
+        covered = covered_colours(self.wavelengths_nm)
+        return ("min", *covered) if covered == COLOURS else covered
+
     def merit(self, spectra: NDArray[np.float32]) -> Floats:
-        """Smallest colour efficiency, then red, green (G1 + G2) and blue: (..., K, 4, W) to (..., K, 4)."""
-        colours = colour_efficiency(spectra, self.wavelengths_nm)
+        """The figures of merit `merits`: (..., K, 4, W) to (..., K, merits)."""
+        colours = colour_efficiency(spectra, self.wavelengths_nm, colours=covered_colours(self.wavelengths_nm))
+        if "min" not in self.merits:
+            return colours
         return np.concatenate([colours.min(axis=-1, keepdims=True), colours], axis=-1)
 
 
@@ -142,14 +153,19 @@ def table(result: Verification) -> str:
     """A comparison as text: one line per design, and a summary."""
     predicted, simulated = result.merit(result.predicted), result.merit(result.simulated.spectra)
     on_solver = result.designs.report.simulated
-    groups = ["min efficiency"]
-    groups += [f"{colour} = {' + '.join(of)}" if len(of := DETECTORS[colour]) > 1 else colour for colour in COLOURS]
+    titles = {
+        "min": "min efficiency",
+        **{colour: colour for colour in COLOURS},
+        "G": f"G = {' + '.join(DETECTORS['G'])}",
+    }
+    groups, ranked = [titles[name] for name in result.merits], "min" in result.merits
     columns = {
         "MAE": np.abs(result.error).mean(axis=(1, 2)),
         "rms": np.sqrt((result.error**2).mean(axis=(1, 2))),
         "energy": result.simulated.energy_error[-1],
     }
-    columns |= {f"min ({cells})": simulated[g, :, 0] for g, cells in enumerate(result.cells[:-1])}
+    if ranked:
+        columns |= {f"min ({cells})": simulated[g, :, 0] for g, cells in enumerate(result.cells[:-1])}
     if (apart := result.grid_difference) is not None:
         columns["grids rms"] = apart
     notes = []
@@ -158,13 +174,14 @@ def table(result: Verification) -> str:
     if result.designs.report.merged_greens:
         notes.append("The model knows only the mean of G1 and G2: MAE and rms include their difference.")
     if result.grey.any():
-        thresholded = result.merit(result.thresholded.spectra)[..., 0]
         columns["grey"] = result.non_discreteness
-        columns["min, 1/2"] = thresholded[-1]
-        columns |= {f"1/2 ({cells})": thresholded[g] for g, cells in enumerate(result.cells[:-1])}
-        notes.append(
-            "grey: mean of 4 d (1 - d) over the pixels' densities d; min, 1/2: min efficiency thresholded at 1/2."
-        )
+        note = "grey: mean of 4 d (1 - d) over the pixels' densities d"
+        if ranked:
+            thresholded = result.merit(result.thresholded.spectra)[..., 0]
+            columns["min, 1/2"] = thresholded[-1]
+            columns |= {f"1/2 ({cells})": thresholded[g] for g, cells in enumerate(result.cells[:-1])}
+            note += "; min, 1/2: min efficiency thresholded at 1/2"
+        notes.append(f"{note}.")
     top = f"{'':4}" + "".join(f"  {name:^15}" for name in groups)
     head = f"{'rank':4}" + ("   optim.  simul." if on_solver else "  predict.  simul.") * len(groups)
     head += "".join(f"{name:>10}" for name in columns)
@@ -179,7 +196,10 @@ def table(result: Verification) -> str:
 
 
 def summary(result: Verification) -> dict[str, Any]:
-    """Means over the designs, and which of them is the best one when simulated."""
+    """Means over the designs, and which of them is the best one when simulated, if all three colours have an efficiency."""
+    spectra = {"mae": float(np.abs(result.error).mean()), "rms": float(np.sqrt((result.error**2).mean()))}
+    if "min" not in result.merits:
+        return spectra
     predicted, simulated = result.merit(result.predicted)[:, 0], result.merit(result.simulated.spectra[-1])[:, 0]
     best = int(simulated.argmax())
     gap = predicted - simulated
@@ -190,8 +210,7 @@ def summary(result: Verification) -> dict[str, Any]:
             "predicted": float(predicted[best]),
             "simulated": float(simulated[best]),
         },
-        "mae": float(np.abs(result.error).mean()),
-        "rms": float(np.sqrt((result.error**2).mean())),
+        **spectra,
         "min_efficiency_error": {"mean": float(gap.mean()), "mean_absolute": float(np.abs(gap).mean())},
         "rank_correlation": float(spearmanr(predicted, simulated).statistic) if ranked else None,
     }
@@ -213,11 +232,15 @@ def _summary_of_grey(result: Verification) -> dict[str, Any]:
 
 def _summary_lines(result: Verification) -> list[str]:
     numbers, origin = summary(result), result.designs.origin
+    spectra = f"mean absolute difference {numbers['mae']:.4f}, rms {numbers['rms']:.4f}"
+    lines = [f"Spectra, {origin} against simulated: {spectra}."]
+    if "best" not in numbers:
+        return lines
     best, gap, correlation = numbers["best"], numbers["min_efficiency_error"], numbers["rank_correlation"]
     lines = [
         f"Best when simulated: rank {best['rank']}, min efficiency {best['simulated']:.4f} "
         f"({origin}: {best['predicted']:.4f}).",
-        f"Spectra, {origin} against simulated: mean absolute difference {numbers['mae']:.4f}, rms {numbers['rms']:.4f}.",
+        *lines,
         f"Min efficiency: {origin} minus simulated is {gap['mean']:+.4f} on average, "
         f"{gap['mean_absolute']:.4f} in absolute value.",
     ]
@@ -239,7 +262,7 @@ def as_report(result: Verification) -> VerifyReport:
 
     def by_grid(simulated: Simulated, k: int, row: list[Task]) -> dict[str, Merit]:
         return {
-            str(task.cells): _merit(
+            str(task.cells): Merit.of(
                 simulated.spectra[g, k],
                 result.wavelengths_nm,
                 energy_error=float(simulated.energy_error[g, k]),
@@ -251,7 +274,7 @@ def as_report(result: Verification) -> VerifyReport:
     designs = [
         VerifiedDesign(
             rank=rank,
-            predicted=_merit(result.predicted[k], result.wavelengths_nm),
+            predicted=Merit.of(result.predicted[k], result.wavelengths_nm),
             simulated=by_grid(result.simulated, k, result.tasks[k]),
             non_discreteness=float(non_discreteness[k]) if grey[k] else None,
             thresholded=by_grid(result.thresholded, k, [task.thresholded for task in result.tasks[k]])
@@ -272,19 +295,4 @@ def as_report(result: Verification) -> VerifyReport:
         process=result.process,
         summary=summary(result),
         designs=designs,
-    )
-
-
-def _merit(spectra: NDArray[np.float32], wavelengths_nm: NDArray[np.float64], **simulated: Any) -> Merit:
-    """Figures of merit of spectra (4, W), and what is known of their simulation."""
-
-    def by_colour(values: Floats) -> ByColour:
-        return ByColour(**dict(zip(COLOURS, values.tolist(), strict=True)))
-
-    efficiency = colour_efficiency(spectra, wavelengths_nm)
-    return Merit(
-        min_efficiency=float(efficiency.min()),
-        colour_efficiency=by_colour(efficiency),
-        crosstalk=by_colour(crosstalk(spectra, wavelengths_nm)),
-        **simulated,
     )

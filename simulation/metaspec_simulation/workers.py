@@ -37,7 +37,7 @@ class Job(NamedTuple):
     """One structure to simulate.
 
     Attributes:
-        density: density, float64 (128, 128).
+        density: density, float64 (y, x).
         cotangent: weights of the spectra for the gradient; None for the spectra alone.
     """
 
@@ -50,7 +50,7 @@ class Result(NamedTuple):
 
     Attributes:
         spectra: float32 (4, W).
-        gradient: float32 (128, 128) or (C, 128, 128); None if the job had no cotangent.
+        gradient: float32 (y, x) or (C, y, x); None if the job had no cotangent.
     """
 
     spectra: NDArray[np.float32]

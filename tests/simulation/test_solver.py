@@ -237,3 +237,22 @@ def test_a_grid_that_is_too_coarse() -> None:
 def test_settings_out_of_range(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Solver(PROCESS, cells=24, **settings)
+
+
+@pytest.mark.parametrize("pixels", [64, 256])
+def test_other_pixels(pixels: int) -> None:
+    """A structure of larger pixels is one of smaller pixels, and each gradient is that of its own pixels."""
+    structure = np.random.default_rng(0).uniform(size=(64, 64))
+    other = Solver(PROCESS.model_copy(update={"pixels": pixels}), cells=32, longest=20.0)
+    usual = Solver(PROCESS, cells=32, longest=20.0)
+    cotangent = np.random.default_rng(1).standard_normal((4, len(PROCESS.wavelengths_nm)))
+
+    def of(solver: Solver) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        times = solver.process.pixels // 64
+        simulation, gradient = solver.gradient(structure.repeat(times, axis=0).repeat(times, axis=1), cotangent)
+        return simulation.spectra, gradient.reshape(64, times, 64, times).sum(axis=(1, 3))
+
+    for ours, theirs in zip(of(other), of(usual), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4 * np.abs(theirs).max())
+    with pytest.raises(InvalidStructure, match=rf"structure must be \({pixels}, {pixels}\), .*, got \(128, 128\)"):
+        other.simulate(np.zeros((128, 128)))

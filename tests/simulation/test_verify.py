@@ -205,6 +205,8 @@ def test_grey_designs(structures: Structure, simulated: Floats, tmp_path: Path) 
     assert after.file is not None
     with np.load(folder / after.file) as kept:
         np.testing.assert_array_equal(kept["spectra"], of_threshold[1, 1])
+    assert after.min_efficiency is not None
+    assert before.min_efficiency is not None
     change = after.min_efficiency - before.min_efficiency
     found = summary(result)["grey"]
     assert (found["designs"], found["non_discreteness"]) == (1, pytest.approx(0.75))

@@ -44,7 +44,7 @@ def open_dataset(path: Path, recipe: Recipe, count: int, given: ArrayLike | None
         path: folder of the data set.
         recipe: recipe of its samples.
         count: number of samples that it shall have in all.
-        given: structures or densities of a recipe with given ones, (count, 128, 128).
+        given: structures or densities of a recipe with given ones, (count, y, x).
         shard: samples per shard of a new data set.
 
     Raises:
@@ -55,7 +55,7 @@ def open_dataset(path: Path, recipe: Recipe, count: int, given: ArrayLike | None
             group = create_store(unfinished, recipe.process, recipe.attributes(), count, True, recipe.orders, shard)
             if given is not None:
                 with whole_chunks():
-                    group["structure"][:] = given_levels(given)
+                    group["structure"][:] = given_levels(given, recipe.process)
         return read_dataset(path, mode="r+")
     group = read_dataset(path, mode="r+")
     if difference := read_attributes(path, group).process.difference(recipe.process):
@@ -103,7 +103,7 @@ def add_structures(
         path: folder of the data set.
         process: process of all samples.
         cells: the solver's grid cells per period.
-        wanted: distinct structures or densities, (N, 128, 128).
+        wanted: distinct structures or densities, (N, y, x).
         orders: whether the samples have the orders under the layer, too.
 
     Returns:
@@ -181,7 +181,8 @@ def mend(path: Path, group: Group, recipe: Recipe, given: ArrayLike | None = Non
             chunk_file(path, group["complete"], shard).unlink(missing_ok=True)
             damage.file.unlink(missing_ok=True)
             if damage.array == "structure" and given is not None:
-                group["structure"][damage.start : damage.stop] = given_levels(given)[damage.start : damage.stop]
+                levels = given_levels(given, recipe.process)
+                group["structure"][damage.start : damage.stop] = levels[damage.start : damage.stop]
     return found
 
 

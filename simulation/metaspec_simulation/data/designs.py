@@ -29,9 +29,9 @@ class Designs:
     Attributes:
         folder: run folder.
         report: its `report.json`.
-        structures: the designs, best first, (N, 128, 128): binary, uint8, if none is grey, otherwise densities, float32.
+        structures: the designs, best first, (N, y, x): binary, uint8, if none is grey, otherwise densities, float32.
         predicted: spectra that the optimiser saw, predicted or, on a solver, simulated; R, G1, G2, B, float32 (N, 4, W).
-        trajectory: structures visited on the way, uint8 (M, 128, 128); empty where there is no such file.
+        trajectory: structures visited on the way, uint8 (M, y, x); empty where there is no such file.
     """
 
     folder: Path
@@ -73,7 +73,7 @@ def read_designs(folder: Path, process: Process | None = None) -> Designs:
         ValueError: a file is missing or damaged, or two of them contradict each other.
     """
     report = _read_report(folder, process)
-    structures = _read_structures(folder / DESIGNS)
+    structures = _read_structures(folder / DESIGNS, report.process.structure_shape)
     if len(structures) != len(report.designs):
         raise ValueError(f"{folder}: {DESIGNS} has {len(structures)} rows but {REPORT} lists {len(report.designs)}")
     spectra = read_array(folder / SPECTRA)
@@ -90,18 +90,18 @@ def read_designs(folder: Path, process: Process | None = None) -> Designs:
         report=report,
         structures=structures,
         predicted=spectra[:, [report.channels.index(name) for name in CHANNELS]].astype(np.float32),
-        trajectory=check_binary(read_array(trajectory), name=f"{trajectory}: structures")
+        trajectory=check_binary(read_array(trajectory), report.process.structure_shape, f"{trajectory}: structures")
         if trajectory.exists()
         else structures[:0],
     )
 
 
-def _read_structures(file: Path) -> NDArray[Any]:
+def _read_structures(file: Path, pixels: tuple[int, int]) -> NDArray[Any]:
     """Structures of a file: binary, uint8, if none is grey, otherwise densities, float32.
 
     Densities within `ROUNDING` of 0 or 1 are 0 or 1: a steep projection does not reach them.
     """
-    density = as_density(check_structures(read_array(file), name=f"{file}: structures")[:, 0])
+    density = as_density(check_structures(read_array(file), pixels, f"{file}: structures")[:, 0])
     nearest = np.rint(density)
     grey = np.abs(density - nearest) > ROUNDING
     return np.where(grey, density, nearest) if grey.any() else nearest.astype(np.uint8)
@@ -136,7 +136,7 @@ def candidates(results: list[Designs], limit: int | None = None) -> NDArray[Any]
             The choice does not depend on what has been simulated: the same call makes the same choice.
 
     Returns:
-        Distinct structures, (N, 128, 128): binary, uint8, if none is grey, otherwise densities, float32.
+        Distinct structures, (N, y, x): binary, uint8, if none is grey, otherwise densities, float32.
     """
     ends = np.concatenate([as_levels(one.structures) for one in results])
     levels = np.concatenate([ends, *(np.uint8(LEVELS) * one.trajectory for one in results)])

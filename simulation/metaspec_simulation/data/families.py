@@ -47,12 +47,33 @@ SPLITS = ("train", "validation", "test")
 _SPLIT_UP_TO = (0.8, 0.9, 1.0)
 
 
-def random_structure(rng: np.random.Generator, family: str) -> NDArray[Any]:
-    """Draw one structure (128, 128) of a family: binary, uint8, or of the family `grey` a density, float32.
+def random_structure(rng: np.random.Generator, family: str, pixels: int = PIXELS) -> NDArray[Any]:
+    """Draw one structure of a family: binary, uint8, or of the family `grey` a density, float32.
+
+    Args:
+        rng: random number generator.
+        family: a random one of `SOURCES`.
+        pixels: pixels along each side. All are drawn with 128: for 64, every other one is taken, for 256, each one twice.
+
+    Returns:
+        (pixels, pixels).
 
     Raises:
         ValueError: `family` is not a random one of `SOURCES`.
     """
+    return resampled(_draw(rng, family), pixels)
+
+
+def resampled(structure: NDArray[Any], pixels: int) -> NDArray[Any]:
+    """A structure (128, 128) on other pixels, (pixels, pixels): for 64, every other one is taken, for 256, each one twice."""
+    if pixels < PIXELS:
+        step = PIXELS // pixels
+        return structure[::step, ::step]
+    return structure.repeat(pixels // PIXELS, axis=0).repeat(pixels // PIXELS, axis=1)
+
+
+def _draw(rng: np.random.Generator, family: str) -> NDArray[Any]:
+    """A structure of a family, (128, 128)."""
     if family in FAMILIES:
         # Opening and closing treat rows and columns alike, so a symmetric structure stays symmetric.
         shape, diagonal = family.removesuffix("_diagonal"), family.endswith("_diagonal")
@@ -70,7 +91,7 @@ def random_structure(rng: np.random.Generator, family: str) -> NDArray[Any]:
 def _binary(rng: np.random.Generator) -> Structure:
     """A binary structure to make a grey one of."""
     family = (*FAMILIES, *FINE, "rings", "crosses", "letters")[rng.integers(len(FAMILIES) + len(FINE) + 3)]
-    return random_structure(rng, family)
+    return _draw(rng, family)
 
 
 def _fine(rng: np.random.Generator, shape: str) -> Structure:

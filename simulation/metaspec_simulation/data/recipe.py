@@ -55,8 +55,9 @@ class Recipe:
         return self.families[sample % len(self.families)]
 
     def structure(self, sample: int) -> NDArray[Any]:
-        """Structure of a random sample, (128, 128): binary, uint8, or a density in multiples of 1/255, float32."""
-        return families.random_structure(np.random.default_rng([self.seed, sample]), self.family(sample))
+        """Structure of a random sample, (y, x): binary, uint8, or a density in multiples of 1/255, float32."""
+        rng = np.random.default_rng([self.seed, sample])
+        return families.random_structure(rng, self.family(sample), self.process.pixels)
 
     def attributes(self) -> dict[str, Any]:
         """The recipe as attributes of the store."""
@@ -82,14 +83,14 @@ def given_recipe(
     Args:
         process: process of all samples.
         cells: the solver's grid cells per period.
-        given: structures or densities, (N, 128, 128).
+        given: structures or densities, (N, y, x).
         orders: whether the samples have the orders under the layer, too.
         longest: time at which the solver ends a run in any case, um / c.
 
     Raises:
         InvalidStructure: there are none, another shape, or values outside [0, 1].
     """
-    levels = given_levels(given)
+    levels = given_levels(given, process)
     if not len(levels):
         raise InvalidStructure("structures must be at least one, got none")
     content = levels if is_grey(levels).any() else pack(levels)
@@ -97,10 +98,10 @@ def given_recipe(
     return Recipe(process, seed=0, cells=cells, longest=longest, given=digest, orders=orders)
 
 
-def given_levels(given: ArrayLike, name: str = "structures") -> NDArray[np.uint8]:
-    """Structures or densities (N, 128, 128) as levels, uint8; densities are rounded to multiples of 1/255.
+def given_levels(given: ArrayLike, process: Process, name: str = "structures") -> NDArray[np.uint8]:
+    """Structures or densities (N, y, x) of a process as levels, uint8; densities are rounded to multiples of 1/255.
 
     Raises:
         InvalidStructure: another shape, or values outside [0, 1].
     """
-    return as_levels(check_structures(given, name=name)[:, 0])
+    return as_levels(check_structures(given, process.structure_shape, name)[:, 0])

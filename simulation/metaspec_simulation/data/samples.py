@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,7 +66,7 @@ class Samples:
     @property
     def structures(self) -> NDArray[Any]:
         """Structures (N, 128, 128): binary, uint8, or if one is grey, float32."""
-        structures = unpack(self.packed)
+        structures = unpack(self.packed, self.process.structure_shape)
         grey = np.flatnonzero(self.grey >= 0)
         if not grey.size:
             return structures
@@ -80,11 +81,23 @@ class Samples:
         )
         return levels
 
-    def of(self, split: str) -> Samples:
-        """The samples of one split, "train", "validation" or "test"."""
+    def of(self, split: str, limit: int | None = None) -> Samples:
+        """The samples of one split, in order; arguments are those of `rows`."""
+        return self.take(self.rows(split, limit))
+
+    def rows(self, split: str, limit: int | None = None) -> NDArray[np.intp]:
+        """Numbers of the samples of one split, ascending.
+
+        Args:
+            split: "train", "validation" or "test".
+            limit: largest number of samples; of more, so many are drawn at random, the same ones every time. Default: all.
+        """
         if split not in families.SPLITS:
             raise ValueError(f"split must be one of {', '.join(families.SPLITS)}, got {split!r}")
-        return self.take(np.flatnonzero(self.split == split))
+        rows = np.flatnonzero(self.split == split)
+        if limit is not None and limit < len(rows):
+            rows = np.sort(np.random.default_rng(0).choice(rows, limit, replace=False))
+        return rows
 
     def take(self, rows: NDArray[np.integer]) -> Samples:
         """Some samples, by number."""
@@ -136,31 +149,68 @@ def load(path: Path, orders: bool = False) -> Samples:
 def _load(group: Group, process: Process, done: NDArray[np.intp], orders: bool) -> Samples:
     family, split = (np.array(group[name].attrs["flag_meanings"].split()) for name in ("family", "split"))
     known = "harmonics" in group
-    levels = read_levels(group, done)
-    grey = is_grey(levels)
+    blocks = _blocks(group, done)
+    packed, grey, densities = _structures(group, blocks)
+    spectra = _rows(group["spectra"], blocks, np.float32)
+    spectra *= np.float32(STEP)
     return Samples(
         process=process,
-        packed=pack(levels > LEVELS // 2),
-        spectra=group["spectra"][:][done].astype(np.float32) * np.float32(STEP),
-        harmonics=group["harmonics"][:][done] if known else np.zeros((len(done), 0, 0), np.int16),
+        packed=packed,
+        spectra=spectra,
+        harmonics=_rows(group["harmonics"], blocks) if known else np.zeros((len(done), 0, 0), np.int16),
         harmonic_wavelengths_nm=group["harmonic_wavelength"][:] if known else np.zeros(0),
         family=family[group["family"][:][done]],
         split=split[group["split"][:][done]],
         energy_error=group["energy_error"][:][done],
         flag=group["flag"][:][done] if "flag" in group else np.zeros(len(done), np.uint8),
         grey=np.where(grey, np.cumsum(grey) - 1, -1),
-        densities=levels[grey],
+        densities=densities,
         harmonic_orders=np.array(group.attrs["harmonic_orders"]).T if known else np.zeros((2, 0), np.int64),
-        orders=_rows(group["orders"], done)
+        orders=_rows(group["orders"], blocks)
         if orders and "orders" in group
         else np.zeros((len(done), 2, 2, 2, 0, 0), np.int16),
         attributes=dict(group.attrs),
     )
 
 
-def _rows(array: Any, rows: NDArray[np.intp]) -> NDArray[Any]:
-    """Rows of a large array, which is not held twice."""
-    values: NDArray[Any] = array[:] if len(rows) == array.shape[0] else array.oindex[rows]
+_BLOCK = 1024
+"""Samples that are read at a time, so that no array is held twice."""
+
+_Blocks: TypeAlias = list[tuple[slice, NDArray[np.intp]]]
+
+
+def _blocks(group: Group, done: NDArray[np.intp]) -> _Blocks:
+    """Rows of the store in whole shards, and which of each block's rows are wanted."""
+    shard = group["structure"].chunks[0]
+    size = shard * max(1, _BLOCK // shard)
+    starts = range(0, int(done[-1]) + 1, size)
+    edges = np.searchsorted(done, [*starts, starts[-1] + size])
+    return [
+        (slice(start, start + size), done[low:high] - start)
+        for start, (low, high) in zip(starts, pairwise(edges), strict=True)
+        if high > low
+    ]
+
+
+def _structures(group: Group, blocks: _Blocks) -> tuple[NDArray[np.uint8], NDArray[np.bool_], NDArray[np.uint8]]:
+    """Bit-packed structures, which of them are grey, and the densities of these."""
+    packed, grey, densities = [], [], []
+    for rows, wanted in tqdm(blocks, "loading", unit="block", delay=2.0, leave=False, disable=None):
+        levels = read_levels(group, rows)[wanted]
+        shaded = is_grey(levels)
+        packed.append(pack(levels > LEVELS // 2))
+        grey.append(shaded)
+        densities.append(levels[shaded])
+    return np.concatenate(packed), np.concatenate(grey), np.concatenate(densities)
+
+
+def _rows(array: Any, blocks: _Blocks, dtype: type[np.generic] | None = None) -> NDArray[Any]:
+    """The wanted rows of an array, in its dtype or another one."""
+    values = np.empty((sum(len(wanted) for _, wanted in blocks), *array.shape[1:]), dtype or array.dtype)
+    end = 0
+    for rows, wanted in blocks:
+        values[end : end + len(wanted)] = array[rows][wanted]
+        end += len(wanted)
     return values
 
 
@@ -224,8 +274,10 @@ def check(path: Path) -> tuple[int, int, str]:
     group = read_dataset(path)
     read_attributes(path, group)
     _refuse(path, find_damage(path, group))
-    done = finished(group)
-    return int(done.sum()), len(done), hashlib.sha256(read_levels(group, slice(None)).tobytes()).hexdigest()
+    done, digest = finished(group), hashlib.sha256()
+    for rows, _ in _blocks(group, np.arange(len(done))):
+        digest.update(read_levels(group, rows).tobytes())
+    return int(done.sum()), len(done), digest.hexdigest()
 
 
 def provenance(sets: Mapping[str, Samples], preset: str = "") -> Provenance:

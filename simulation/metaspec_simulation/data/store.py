@@ -26,7 +26,7 @@ from pydantic import BaseModel, StrictBool, ValidationError, model_validator
 
 from metaspec_contract.detectors import CHANNELS
 from metaspec_contract.process import CompleteProcess, Process
-from metaspec_contract.structures import PIXELS, unpack
+from metaspec_contract.structures import unpack
 from metaspec_contract.validation import first_error
 from metaspec_simulation.data import labels
 from metaspec_simulation.data.families import SOURCES, SPLITS
@@ -188,7 +188,7 @@ def read_dataset(path: Path, mode: str = "r") -> Group:
 
 
 def read_levels(group: Group, rows: slice | NDArray[np.integer]) -> NDArray[np.uint8]:
-    """Structures of some samples as levels, uint8 (n, 128, 128)."""
+    """Structures of some samples as levels, uint8 (n, y, x)."""
     kept = group["structure"][rows] if isinstance(rows, slice) else group["structure"][:][rows]
     levels: NDArray[np.uint8] = np.uint8(LEVELS) * unpack(kept) if kept.ndim == 2 else kept
     return levels
@@ -250,8 +250,8 @@ def create_store(
     if orders:
         axes["order_wavelength"] = wavelengths[labels.thinned(process, labels.ORDERS_NM)], "nm"
     sizes = {name: len(values) for name, (values, _) in axes.items()} | {
-        "y": PIXELS,
-        "x": PIXELS,
+        "y": process.pixels,
+        "x": process.pixels,
         "channel": len(CHANNELS),
         "harmonic": 2 * len(harmonic_orders()[0]) - 1,
         "polarisation": 2,
@@ -283,7 +283,10 @@ def create_store(
     return group
 
 
-_SHUFFLE: dict[str, Literal["bitshuffle"]] = {"harmonics": "bitshuffle"}  # 12 % smaller
+_SHUFFLE: dict[str, Literal["bitshuffle"]] = {
+    "harmonics": "bitshuffle",  # 12 % smaller
+    "structure": "bitshuffle",  # 3 % smaller, and ten times faster
+}
 
 
 def consolidate(path: Path) -> None:
