@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch  # noqa: F401  (its messages go to the stderr of its import, which must not be that of a test)
 import numpy as np
 import pytest
 import torch

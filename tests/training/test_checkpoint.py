@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,8 @@ from metaspec_training.data.augmentation import Batch
 from metaspec_training.data.datamodule import SpectraDataModule
 from metaspec_training.fit.checkpoint import load_network, read_checkpoint, warm_start
 from metaspec_training.fit.loss import AdaptiveSpectralLoss, merge_greens
-from metaspec_training.fit.module import SpectraModule, with_earlier_data
+from metaspec_training.fit.module import SpectraModule
+from metaspec_training.fit.start import with_earlier_data
 from metaspec_training.networks.field import DiffractionFieldNet, DiffractionFieldNetConfig
 from metaspec_training.networks.propagation import Propagation
 from metaspec_training.networks.query import DiffractionNet, DiffractionNetConfig
@@ -176,6 +178,43 @@ def test_warm_start_takes_over_what_fits(checkpoint: Path) -> None:
     assert warm_start(splines.build(), source) == []
     with pytest.raises(ValueError, match=r"model.weights: nothing in .*last.ckpt fits this network"):
         SpectraModule(TINY_QUERY, AdaptiveSpectralLoss(), weights=checkpoint)
+
+
+def test_a_warm_start_keeps_the_function_where_an_improvement_can_start_without_effect() -> None:
+    """FiLM's scale and the detector heads, from a network whose FiLM and heads are not those of its initialisation."""
+    torch.manual_seed(0)
+    off = replace(TINY_QUERY, film_scale=False, detector_heads=False, memory_norm=False, fine_tokens=False)
+    source = off.build().eval()
+    density = torch.randint(0, 2, (3, 1, 128, 128)).float()
+    with torch.no_grad():
+        expected = source(density)
+        for film_scale, detector_heads in ((True, False), (False, True), (True, True)):
+            network = replace(off, film_scale=film_scale, detector_heads=detector_heads).build().eval()
+            assert (network(density) - expected).abs().max() > 1e-3
+            assert warm_start(network, source) == []
+            torch.testing.assert_close(network(density), expected)
+
+
+def test_a_warm_start_interpolates_the_positions_of_more_tokens() -> None:
+    off = replace(TINY_QUERY, fine_tokens=False)
+    source, network = off.build(), TINY_QUERY.build()
+    assert warm_start(network, source) == ["tokens.weight"], "it reads another map"
+    coarse, fine = (n.positions[:-1].reshape(side, side, -1) for n, side in ((source, 4), (network, 8)))
+    assert torch.equal(fine[::2, ::2], coarse)
+    torch.testing.assert_close(fine[1, 7], (coarse[0, 3] + coarse[0, 0] + coarse[1, 3] + coarse[1, 0]) / 4)
+    assert torch.equal(network.positions[-1], source.positions[-1])
+
+
+def test_a_warm_start_says_that_the_memory_norm_changes_the_function(checkpoint: Path, tmp_path: Path) -> None:
+    state = torch.load(checkpoint, weights_only=True)
+    off = replace(TINY_QUERY, memory_norm=False).for_process(Process())
+    state["network"] = (type(off).__name__, off.to_dict())
+    state["state_dict"] = {f"network.{name}": weight for name, weight in off.build().state_dict().items()}
+    torch.save(state, tmp_path / "off.ckpt")
+    with pytest.warns(
+        UserWarning, match=r"memory_norm.weight: they start from scratch; no start makes memory_norm change"
+    ):
+        SpectraModule(TINY_QUERY, AdaptiveSpectralLoss(), weights=tmp_path / "off.ckpt")
 
 
 def test_any_loader_of_batches_trains_a_module(fine: Path, tmp_path: Path) -> None:

@@ -20,7 +20,13 @@ from metaspec_simulation.data.recipe import given_recipe
 from metaspec_simulation.dataset import Samples
 from metaspec_training.cli import main
 from metaspec_training.designs import make_designs
-from metaspec_training.report.evaluation import errors, mean_predictor, nearest_predictor, with_merged_greens
+from metaspec_training.report.evaluation import (
+    distance_to_training,
+    errors,
+    mean_spectrum,
+    nearest_predictor,
+    with_merged_greens,
+)
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "training" / "configs"
@@ -50,6 +56,24 @@ def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         ("--ckpt_path=nowhere.ckpt", "Checkpoint file not found: nowhere.ckpt"),
         ("--trainer.devices=0", "devices"),
         ("--trainer.max_epochs=-1", "trainer.max_epochs or trainer.max_steps must be set"),
+        ("--trainer.max_epochs=many", "Parser key \"trainer.max_epochs\": Expected a <class 'int'>. Got value: many"),
+        ("--trainer.precision=half", "Precision 'half' is invalid"),
+        ("--trainer.accelerator=abacus", "invalid accelerator name: `accelerator='abacus'`"),
+        ("--trainer.gradient_clip_val=1", "trainer.gradient_clip_val is not used: set model.clip_norm"),
+        ("--trainer.accumulate_grad_batches=0", "trainer.accumulate_grad_batches must be at least 1"),
+        ("--trainer.logger=Nothing", 'Parser key "trainer.logger"'),
+        ("--model.config.init_args.width=-32", "negative dimension -32"),
+        ("--model.config.init_args.witdh=32", "Option 'witdh' is not accepted"),
+        ("--model.optimizer=sgd", "Expected a typing.Literal['adamw', 'muon']. Got value: sgd"),
+        ("--model.freeze=[encoder]", "model.freeze: the network has no part encoder; its parts are stem, beam, body"),
+        ("--model.ramp_steps=0", "model.ramp_steps must be at least 1, got 0"),
+        ("--model.loss.init_args.blue_weight=-1", "blue_weight must not be negative, got -1"),
+        ("--data.seed=-1", "data.seed must not be negative, got -1"),
+        ("--ckpt_path=training/checkpoints/fast.ckpt", "fast.ckpt holds weights, but no training to resume"),
+        (
+            "--model.weights=training/train.py",
+            "train.py is not a checkpoint that this version can read: it holds something",
+        ),
     ],
 )
 def test_settings_that_are_refused(
@@ -59,6 +83,47 @@ def test_settings_that_are_refused(
     small = [f"--model.config.init_args.{size}" for size in ("width=32", "blocks=1", "stem=8")]
     said = refusal(capsys, "fit", *settings, *small, f"--trainer.default_root_dir={tmp_path}", setting)
     assert message in said
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"model: {learning_rte: 1}", "Subcommand 'fit' does not accept option 'model.learning_rte'"),
+        (
+            b"model: {learning_rate: fast}",
+            "Parser key \"model.learning_rate\": Expected a <class 'float'>. Got value: fast",
+        ),
+        (b"model:\n  loss: [1, 2\n  x: 3", "settings.yaml is not YAML, in line 3: expected ',' or ']', but got ':'"),
+        (b"\x80\x81\x82", "settings.yaml is not a file of text in YAML"),
+        (b"", "settings.yaml holds no settings"),
+        (b"fast training", "settings.yaml holds no settings"),
+        (
+            b"trainer: {callbacks: [{class_path: nowhere.Callback}]}",
+            "Parser key \"trainer.callbacks\": Problem with given class_path 'nowhere.Callback': No module named 'nowhere'",
+        ),
+    ],
+)
+def test_files_of_settings_that_are_refused(
+    content: bytes, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "settings.yaml").write_bytes(content)
+    assert message in refusal(
+        capsys, "fit", f"--config={CONFIGS / 'field.yaml'}", f"--config={tmp_path / 'settings.yaml'}"
+    )
+
+
+def test_a_run_resumes_with_its_own_network_only(
+    trained: Path, checkpoint: Path, fine: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = [
+        f"--config={trained / 'config.yaml'}",
+        f"--ckpt_path={checkpoint}",
+        f"--trainer.default_root_dir={tmp_path}",
+    ]
+    said = refusal(capsys, "fit", *settings, "--model.config.init_args.width=48")
+    assert "the network of the checkpoint to resume from has width 32, not 48" in said
+    said = refusal(capsys, "fit", *settings, "--model.optimizer=adamw")
+    assert "the checkpoint to resume from has model.optimizer muon, not adamw" in said
 
 
 @pytest.mark.slow
@@ -77,8 +142,8 @@ def test_the_script_refuses_in_one_line_too(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("command", "line"),
     [
-        ("", "the command must be one of fit, report, weights, designs, got none; see --help"),
-        ("train", "the command must be one of fit, report, weights, designs, got train; see --help"),
+        ("", "the command must be one of fit, report, weights, designs, convert, got none; see --help"),
+        ("train", "the command must be one of fit, report, weights, designs, convert, got train; see --help"),
         ("fit --config /nowhere.yaml", "Parser key \"config\": File does not exist: '/nowhere.yaml'"),
         ("fit --model.foo 3", "unrecognized arguments: --model.foo 3"),
         ("report", "the following arguments are required: run"),
@@ -114,18 +179,22 @@ def test_version_and_usage(capsys: pytest.CaptureFixture[str]) -> None:
     assert "metaspec-train designs" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("preset", ["field", "fast", "full", "baseline"])
+@pytest.mark.parametrize("preset", ["field", "fast", "full", "baseline", "fast+finetune", "fast+adapt"])
 def test_presets_are_valid(preset: str, capsys: pytest.CaptureFixture[str]) -> None:
+    files = [f"--config={CONFIGS / name}.yaml" for name in preset.split("+")]
     with pytest.raises(SystemExit) as exit_:
-        main(["fit", f"--config={CONFIGS / preset}.yaml", "--print_config"])
+        main(["fit", *files, "--print_config"])
     assert exit_.value.code == 0
-    assert "class_path: metaspec_training" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "class_path: metaspec_training" in printed
+    assert "  precision: auto\n" in printed
 
 
 def test_report(trained: Path, other: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["report", str(trained), "--out", str(tmp_path)])
     assert "| nearest training structure |" in capsys.readouterr().out
     report = json.loads((tmp_path / "report.json").read_text())
+    assert (report["counts"], report["evaluated"], report["neighbours"]) == ({"train": 16, "test": 3}, 3, 16)
     assert set(report["errors"]) >= {"network", "mean spectrum", "nearest training structure"}
     assert set(report["mae_by_family"]) <= set(SOURCES)
     assert report["provenance"]["data"][0]["name"] == "fine"
@@ -143,6 +212,20 @@ def test_report(trained: Path, other: Path, tmp_path: Path, capsys: pytest.Captu
     assert str(other) in mismatch
 
 
+def test_a_report_of_a_part_of_the_data_says_so(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["report", str(trained), "--out", str(tmp_path), "--limit=2", "--neighbours=4", "--batch_size=1"])
+    told = "2 of 3 structures of the test split, nearest ones looked for in 4 of 16 of the train split."
+    assert told in capsys.readouterr().out
+    for name in ("report.md", "report.html"):
+        assert told in (tmp_path / name).read_text()
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert (report["counts"], report["evaluated"], report["neighbours"]) == ({"train": 16, "test": 3}, 2, 4)
+    assert "limit must be at least 2, got 1" in refusal(capsys, "report", str(trained), "--limit=1")
+    assert "device 'gpu' cannot be used here: " in refusal(capsys, "report", str(trained), "--device=gpu")
+
+
 def test_a_report_says_that_only_the_mean_of_greens_is_known(trained: Path, tmp_path: Path) -> None:
     """And counts no error in the difference of the two, which nobody taught."""
     best = torch.load(trained / "checkpoints" / "best.ckpt", weights_only=True)
@@ -151,6 +234,7 @@ def test_a_report_says_that_only_the_mean_of_greens_is_known(trained: Path, tmp_
     main(["report", str(trained), "--out", str(tmp_path), "--checkpoint", str(tmp_path / "merged.ckpt")])
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["merged_greens"] is True
+    assert "network, mean over 4 symmetries" in report["errors"]  # those that leave green where green is
     assert "Only the mean of G1 and G2 is known" in (tmp_path / "report.html").read_text()
     by_detector = report["errors"]["network"]["mae_by_detector"]
     assert by_detector["G1"] == by_detector["G2"]
@@ -158,12 +242,21 @@ def test_a_report_says_that_only_the_mean_of_greens_is_known(trained: Path, tmp_
 
 def test_trivial_predictors(samples: Samples) -> None:
     training, test = samples.of("train"), samples.of("test")
-    mean = errors(mean_predictor(training, test), test.spectra, test.process)
-    assert mean.mae == pytest.approx(np.abs(training.spectra.mean(axis=0) - test.spectra).mean(), rel=1e-5)
+    np.testing.assert_allclose(mean_spectrum(samples, "train"), training.spectra.mean(axis=0), rtol=1e-5)
     assert errors(test.spectra, test.spectra, test.process).mae == 0
     assert errors(test.spectra, test.spectra, test.process).r2 == 1
     nearest = nearest_predictor(training, training.take(np.arange(10)))
     np.testing.assert_array_equal(nearest, training.spectra[:10])
+    np.testing.assert_allclose(distance_to_training(training, training.take(np.arange(10))), 0, atol=1e-3)
+    many = training.take(np.arange(3000) % (len(training) - 1))  # in several blocks, all but the last structure
+    last = training.take(np.array([len(training) - 1]))
+    first = many.take(np.arange(len(training) - 1))
+    np.testing.assert_array_equal(nearest_predictor(many, last), nearest_predictor(first, last))
+    np.testing.assert_allclose(distance_to_training(many, last), distance_to_training(first, last), rtol=1e-3)
+    some = samples.of("train", 5)
+    assert len(some) == 5
+    np.testing.assert_array_equal(some.packed, samples.of("train", 5).packed)
+    assert {row.tobytes() for row in some.packed} < {row.tobytes() for row in training.packed}
     merged = with_merged_greens(test.spectra)
     np.testing.assert_array_equal(merged[:, [0, 3]], test.spectra[:, [0, 3]])
     np.testing.assert_allclose(merged[:, 1], test.spectra[:, 1:3].mean(axis=1), rtol=1e-6)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +13,20 @@ import pytest
 import torch
 import zarr
 
-from metaspec_contract.structures import symmetries
+from metaspec_contract.process import Process
+from metaspec_contract.structures import pack, symmetries
 from metaspec_simulation.dataset import HARMONIC_STEP, Samples, load
 from metaspec_simulation.physics.farfield import shifted_basis
 from metaspec_testing.data_sets import in_older_layout
 from metaspec_training.data.augmentation import Batch, Expansion
 from metaspec_training.data.datamodule import SpectraDataModule
-from metaspec_training.data.packed import Packed, PackedSpectra
+from metaspec_training.data.packed import PackedSpectra
 from metaspec_training.networks.symmetric import apply_symmetry
 
 
-def expand(samples: Samples, items: range, draw: tuple[int, int] | None, positions: int = 1) -> Batch:
-    data = PackedSpectra(samples, draw, positions)
+def expand(samples: Samples, items: Sequence[int], draw: tuple[int, int] | None, positions: int = 1) -> Batch:
     expansion = Expansion(samples.process.wavelengths_nm, samples.harmonic_wavelengths_nm)
-    packed = Packed(*(torch.stack(field) for field in zip(*(data[i] for i in items), strict=True)))
-    batch: Batch = expansion(packed)
+    batch: Batch = expansion(PackedSpectra(samples, draw, positions)[items])
     return batch
 
 
@@ -51,9 +51,9 @@ def test_augmented_labels_are_those_of_the_moved_structure(samples: Samples) -> 
     again = expand(samples, range(5), draw, positions)
     other_epoch = expand(samples, range(5), (3, 2), positions)
     for item in range(5):
-        packed = PackedSpectra(samples, draw, positions)[item]
+        packed = PackedSpectra(samples, draw, positions)[[item]]
         symmetry = list(symmetries())[int(packed.symmetry)]
-        for k, (row, column) in enumerate(packed.shift.tolist()):
+        for k, (row, column) in enumerate(packed.shift[0].tolist()):
             moved = symmetry.apply(np.roll(samples.structures[item], (row, column), axis=(0, 1)))
             shown = np.roll(batch.density[item, 0].numpy(), batch.shift[item, k].int().tolist(), axis=(0, 1))
             np.testing.assert_array_equal(shown, moved)
@@ -62,6 +62,68 @@ def test_augmented_labels_are_those_of_the_moved_structure(samples: Samples) -> 
             np.testing.assert_allclose(batch.spectra[item, k].flatten(0, 1)[:, ::2], exact, atol=2e-5)
         torch.testing.assert_close(again.spectra[item], batch.spectra[item])
         assert not torch.equal(other_epoch.density[item], batch.density[item])
+
+
+def test_structures_of_every_size_and_grey_ones_move_alike() -> None:
+    """64, 128 and 256 pixels, bits in one to four words, as numpy moves and mirrors them."""
+    rng = np.random.default_rng(0)
+    for pixels in (64, 128, 256):
+        structures = rng.integers(0, 2, (12, pixels, pixels)).astype(np.uint8)
+        densities = rng.integers(0, 256, (2, pixels, pixels)).astype(np.uint8)
+        grey = np.full(12, -1)
+        grey[[1, 7]] = 0, 1
+        samples = some_samples(
+            process=Process(pixels=pixels),
+            packed=pack(structures),
+            densities=densities,
+            grey=grey,
+            harmonics=np.ones((12, 225, 4), np.int16),
+            harmonic_wavelengths_nm=np.linspace(400, 700, 4),
+        )
+        shown = structures.astype(np.float32)
+        shown[[1, 7]] = densities / np.float32(255)
+        items = [7, 3, *range(12)]
+        batch = expand(samples, items, (0, pixels), positions=3)
+        packed = PackedSpectra(samples, (0, pixels), 3)[items]
+        for row, item in enumerate(items):
+            symmetry = list(symmetries())[int(packed.symmetry[row])]
+            for k, shift in enumerate(packed.shift[row].tolist()):
+                moved = symmetry.apply(np.roll(shown[item], shift, axis=(0, 1)))
+                relative = (batch.shift[row, k] * pixels / 128).int().tolist()
+                np.testing.assert_allclose(np.roll(batch.density[row, 0], relative, axis=(0, 1)), moved, atol=1e-6)
+
+
+def test_what_is_drawn_of_a_sample_does_not_depend_on_the_others() -> None:
+    """Nor on the order in which an epoch shows them, or on the epochs before."""
+    samples = some_samples(harmonics=np.ones((12, 225, 4), np.int16))
+    whole, part = (PackedSpectra(each, (5, 0), 3) for each in (samples, samples.take(np.arange(5))))
+    ours, theirs = whole.drawn(5, 2)[[4, 2]], part.drawn(5, 1).drawn(5, 2)[range(5)]
+    assert torch.equal(ours.shift, theirs.shift[[4, 2]])
+    assert torch.equal(ours.symmetry, theirs.symmetry[[4, 2]])
+    assert not torch.equal(ours.shift, whole.drawn(5, 3)[[4, 2]].shift)
+    with pytest.raises(ValueError, match="packed without a draw"):
+        PackedSpectra(samples).drawn(5, 0)
+
+
+def some_samples(**fields: Any) -> Samples:
+    """12 empty samples of the default process, or of other fields."""
+    empty: dict[str, Any] = {
+        "process": Process(),
+        "attributes": {},
+        "family": np.full(12, "random"),
+        "split": np.full(12, "train"),
+        "packed": np.zeros((12, 2048), np.uint8),
+        "spectra": np.zeros((12, 4, 301), np.float32),
+        "harmonics": np.zeros((12, 0, 0), np.int16),
+        "harmonic_wavelengths_nm": np.linspace(400, 700, 4),
+        "energy_error": np.zeros(12, np.float32),
+        "flag": np.zeros(12, np.uint8),
+        "grey": np.full(12, -1),
+        "densities": np.zeros((0, 128, 128), np.uint8),
+        "harmonic_orders": np.zeros((2, 113), np.int64),
+        "orders": np.zeros((12, 2, 2, 2, 0, 0), np.int16),
+    }
+    return Samples(**(empty | fields))
 
 
 @pytest.mark.parametrize("merged", [False, True])
@@ -148,9 +210,7 @@ def test_data_sets_of_both_layouts_as_one(fine: Path, tmp_path: Path, caplog: py
     assert joined.harmonics.shape[1] == 225
     alone, both = SpectraDataModule(str(old)), {}
     for samples, expansion in ((alone.train_samples(), alone.expansion), (joined, data.expansion)):
-        items = PackedSpectra(samples, (0, 0), 2)
-        packed = Packed(*(torch.stack(field) for field in zip(*(items[n] for n in range(16)), strict=True)))
-        both[len(samples)] = expansion(packed)
+        both[len(samples)] = expansion(PackedSpectra(samples, (0, 0), 2)[range(16)])
     torch.testing.assert_close(both[16].spectra, both[32].spectra, rtol=0, atol=1e-6)
     np.testing.assert_array_equal(joined.structures[16:], load(fine).of("train").structures)
 
@@ -170,8 +230,13 @@ def test_data_sets_that_do_not_fit_together_are_refused(fine: Path, other: Path,
     with pytest.raises(ValueError, match="needs data sets that hold harmonics"):
         SpectraDataModule(str(imported), positions=2)
     zarr.open_group(imported).attrs["merged_greens"] = True
-    with pytest.raises(ValueError, match="imported knows only the mean of G1 and G2, fine knows each of them"):
-        SpectraDataModule([str(fine), str(imported)])
+    for order in ([fine, imported], [imported, fine]):  # neither is the mean taught as each, nor the difference lost
+        with pytest.raises(
+            ValueError,
+            match=r"imported knows only the mean of G1 and G2, fine knows each of them: train on one, then start from its "
+            r"weights \(model.weights\) on the other",
+        ):
+            SpectraDataModule(list(map(str, order)))
 
 
 def copy_of(source: Path, target: Path, harmonics: bool) -> Path:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
 from metaspec_training.fit.averaging import MovingAverage
 from metaspec_training.fit.loss import AdaptiveSpectralLoss, merge_greens
-from metaspec_training.fit.optimizer import MuonAdamW
+from metaspec_training.fit.optimizer import MuonAdamW, orthogonalise
+from metaspec_training.fit.precision import bf16_units
+from metaspec_training.fit.trainer import RunTrainer
 
 
 def test_loss_terms_follow_their_formulas() -> None:
@@ -58,6 +62,45 @@ def test_muon_steps_along_the_nearest_orthogonal_matrix() -> None:
     assert {id(group) for group in other.param_groups} >= {id(group) for group in other.muon.param_groups}
     optimizer.zero_grad()
     assert layer.weight.grad is None
+
+
+def test_muon_is_that_of_torch_in_bfloat16() -> None:
+    """Our step differs from torch's in the choice of dtype only: states are interchangeable."""
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(24, 7, bias=False)
+    matrix = torch.nn.Parameter(layer.weight.detach().clone())
+    ours = MuonAdamW(list(layer.parameters()), lr=0.1, weight_decay=0.2, dtype=torch.bfloat16)
+    theirs = torch.optim.Muon([matrix], lr=0.1, weight_decay=0.2, adjust_lr_fn="match_rms_adamw")
+    for _ in range(3):
+        layer.weight.grad = torch.randn(7, 24)
+        matrix.grad = layer.weight.grad.clone()
+        ours.step()
+        theirs.step()  # type: ignore[no-untyped-call]
+    assert torch.equal(layer.weight, matrix)
+    theirs.load_state_dict(ours.state_dict()["muon"])
+
+
+def test_muon_orthogonalises_in_the_dtype_that_the_processor_computes_in() -> None:
+    optimizer = MuonAdamW(list(torch.nn.Linear(4, 4).parameters()), lr=0.1, weight_decay=0.0)
+    expected = torch.bfloat16 if bf16_units(torch.device("cpu")) else torch.float32
+    assert optimizer.muon.dtype == expected
+    matrix = torch.randn(40, 30)
+    for dtype in (torch.float32, torch.bfloat16):
+        values = torch.linalg.svdvals(orthogonalise(matrix.to(dtype), (3.4445, -4.775, 2.0315), 5).float())
+        assert 0.6 < values.min() < values.max() < 1.3
+
+
+def test_automatic_precision_follows_the_processor(caplog: pytest.LogCaptureFixture) -> None:
+    """Its flags say whether it has bfloat16 units; torch would accept bfloat16 on all."""
+    flags = set(Path("/proc/cpuinfo").read_text().split()) if Path("/proc/cpuinfo").exists() else set()
+    if flags:
+        assert bool(bf16_units(torch.device("cpu"))) == bool(flags & {"avx512_bf16", "amx_bf16", "bf16"})
+    assert bf16_units(torch.device("mps")) == ""
+    with caplog.at_level("INFO"):
+        trainer = RunTrainer(precision="auto", accelerator="cpu", logger=False, enable_checkpointing=False)
+    assert trainer.precision == ("bf16-mixed" if bf16_units(torch.device("cpu")) else "32-true")
+    (line,) = [record.getMessage() for record in caplog.records if record.getMessage().startswith("Precision")]
+    assert line.startswith(f"Precision {trainer.precision}: this CPU has ")
 
 
 def test_the_average_follows_its_decay_only_once_it_is_long() -> None:

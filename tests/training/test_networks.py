@@ -34,6 +34,30 @@ def test_diffraction_net_predicts_efficiencies(config: DiffractionNetConfig, den
     assert DiffractionNetConfig.from_dict(config.to_dict()) == config
 
 
+@pytest.mark.parametrize(
+    "config",
+    [
+        DiffractionNetConfig(channels=32, width=32, blocks=1, heads=2, beam=True),
+        DiffractionFieldNetConfig(width=32, blocks=1, stem=16, wavelength_nodes=20, beam=True),
+    ],
+)
+def test_structures_of_other_pixels(config: DiffractionNetConfig | DiffractionFieldNetConfig) -> None:
+    """A network of one size serves processes of all: it sees the same structure on 128 x 128 pixels."""
+    network = config.build().eval()
+    structure = torch.randint(0, 2, (2, 1, 64, 64)).float()
+    predictions = []
+    for pixels in (64, 128, 256):
+        other = config.for_process(Process(pixels=pixels)).build().eval()
+        other.load_state_dict(network.state_dict())
+        times = pixels // 64
+        density = structure.repeat_interleave(times, -1).repeat_interleave(times, -2).requires_grad_()
+        predictions.append(spectra := other(density))
+        (gradient,) = torch.autograd.grad(spectra.square().sum(), density)
+        predictions.append(gradient.reshape(2, 64, times, 64, times).sum((2, 4)))
+    for ours, usual in ((0, 2), (4, 2), (1, 3), (5, 3)):
+        torch.testing.assert_close(predictions[ours], predictions[usual], rtol=1e-4, atol=1e-6)
+
+
 def test_each_improvement_changes_what_it_says() -> None:
     full, baseline = DiffractionNet(), DiffractionNet(DiffractionNetConfig.baseline())
     assert isinstance(full.memory_norm, torch.nn.LayerNorm)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import sys
-import warnings
 from argparse import ArgumentError
-from pathlib import Path
 
 from metaspec_training import __version__
 
@@ -14,8 +13,12 @@ usage: metaspec-train fit --config FILE ...                        train, or res
        metaspec-train report RUN [--split test ...]                    errors of the run's best network, as a page
        metaspec-train weights RUN [--w_grad 50 ...]                    change the loss weights of a running training
        metaspec-train designs --checkpoint FILE --out FILE.npy         structures optimised by a network, to simulate
+       metaspec-train convert STATE_DICT --preset baseline --out FILE  a checkpoint of your own implementation of the network
        metaspec-train --version
 Each command has its own --help."""
+
+
+_LONGEST = 60  # characters shown of a value
 
 
 def fit(arguments: list[str]) -> None:
@@ -23,36 +26,14 @@ def fit(arguments: list[str]) -> None:
 
     A run that was stopped resumes with the same command and `--ckpt_path RUN/checkpoints/last.ckpt`.
     """
-    import torch
-    from lightning.fabric.utilities.exceptions import MisconfigurationException
-    from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+    from metaspec_training.fit.run import run_training
+    from metaspec_training.fit.stop import TrainingStopped
 
-    from metaspec_training.data.datamodule import SpectraDataModule
-    from metaspec_training.fit.module import SpectraModule
-
-    class TrainingCLI(LightningCLI):
-        def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-            parser.link_arguments("data.provenance", "model.provenance", apply_on="instantiate")
-
-        def before_instantiate_classes(self) -> None:
-            settings = self.config.fit
-            if not settings.model.preset:
-                files = [Path(str(file)).stem for file in settings.config or [] if file is not None]
-                settings.model.preset = "+".join(files)
-
-    warnings.filterwarnings("ignore", "LightningCLI's args parameter")  # they are those of the command line
-    torch.set_float32_matmul_precision("high")
     try:
-        TrainingCLI(
-            SpectraModule,
-            SpectraDataModule,
-            seed_everything_default=0,
-            trainer_defaults={"reload_dataloaders_every_n_epochs": 1},  # each epoch draws its own translations
-            parser_kwargs={"exit_on_error": False},
-            args=["fit", *arguments],
-        )
-    except MisconfigurationException as error:
-        raise ValueError(str(error)) from error
+        run_training(arguments)
+    except TrainingStopped as error:
+        print(f"metaspec-train: {error}", file=sys.stderr)
+        raise SystemExit(error.status) from None
 
 
 def report(arguments: list[str]) -> None:
@@ -74,20 +55,27 @@ def designs(arguments: list[str]) -> None:
 
 
 def weights(arguments: list[str]) -> None:
-    """Show or change the loss weights of a running training."""
+    """Show or change the loss weights and the clip norm of a running training."""
     from jsonargparse import auto_cli
 
-    from metaspec_training.fit.live_weights import change_weights
+    from metaspec_training.fit.weights import change_weights
 
     given = ["--" + a[2:].replace("-", "_") if a.startswith("--") else a for a in arguments]
     print(auto_cli(change_weights, args=given, exit_on_error=False).model_dump_json(indent=2))
-    print("The training reads them at the start of its next epoch.")
+    print("The training takes them up within some 50 steps, the curvature weight little by little.")
+
+
+def convert(arguments: list[str]) -> None:
+    """Convert a state dict of another implementation into a checkpoint."""
+    from metaspec_training.convert import convert
+
+    convert(arguments)
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of the command."""
     command, *rest = (sys.argv[1:] if arguments is None else arguments) or [""]
-    commands = {"fit": fit, "report": report, "weights": weights, "designs": designs}
+    commands = {"fit": fit, "report": report, "weights": weights, "designs": designs, "convert": convert}
     if command in ("-h", "--help"):
         print(_USAGE)
         return
@@ -99,11 +87,21 @@ def main(arguments: list[str] | None = None) -> None:
             raise ValueError(f"the command must be one of {', '.join(commands)}, got {command or 'none'}; see --help")
         commands[command](rest)
     except (ValueError, OSError, ArgumentError) as error:
-        print(f"metaspec-train: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"metaspec-train: {_in_short(str(error))}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("metaspec-train: interrupted", file=sys.stderr)
         raise SystemExit(130) from None
+
+
+def _in_short(message: str) -> str:
+    """A message in one line; of the parser's reasons why a value is of none of several types, the first."""
+    before, several, after = message.partition("Does not validate against any of the Union subtypes")
+    if several:
+        reason = re.split(r"\n\s*- |\nGiven", after.partition("Errors:")[2].strip().removeprefix("- "))[0]
+        value = after.rpartition("Given value: ")[2]
+        message = f"{before}{reason}" + (f". Got value: {value}" if len(value) < _LONGEST else "")
+    return " ".join(message.split())
 
 
 if __name__ == "__main__":

@@ -13,11 +13,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from metaspec_contract import files
-from metaspec_contract.detectors import COLOURS
-from metaspec_contract.figures_of_merit import efficiency_weights
+from metaspec_contract.figures_of_merit import covered_colours, efficiency_weights
 from metaspec_contract.process import Process, complete_process
 from metaspec_contract.structures import PIXELS
-from metaspec_simulation.data.families import without_small_features
+from metaspec_simulation.data.families import resampled, without_small_features
 from metaspec_training.fit.checkpoint import Trained, read_checkpoint
 
 _BATCH = 16  # at most
@@ -34,7 +33,7 @@ def make_designs(
 
     Args:
         checkpoint: checkpoint of the network.
-        out: .npy file to write, uint8 (count, 128, 128); simulate it with `metaspec-simulate run --structures`.
+        out: .npy file to write, uint8 (count, y, x); simulate it with `metaspec-simulate run --structures`.
         count: number of structures.
         seed: seed of starts and objectives.
         steps: steps of the optimiser.
@@ -47,14 +46,15 @@ def make_designs(
         raise ValueError(f"count and steps must be at least 2, got {count} and {steps}")
     trained = read_checkpoint(checkpoint)
     network = trained.network.requires_grad_(False)
-    bands = colour_bands(_process(checkpoint, trained, process).wavelengths_nm)
+    device = _process(checkpoint, trained, process)
+    bands = colour_bands(device.wavelengths_nm)
     rng = np.random.default_rng([seed, 0x0DE5])
     found: list[NDArray[np.uint8]] = []
     size = min(_BATCH, count)
     with tqdm(total=count, unit="structure") as bar:
         while len(found) < count:
             latent = torch.from_numpy(_starts(rng, size)).requires_grad_(True)
-            weight = torch.from_numpy(rng.dirichlet((1.5, 1.5, 1.5), size)).float()
+            weight = torch.from_numpy(rng.dirichlet([1.5] * len(bands), size)).float()
             optimizer = torch.optim.Adam([latent], lr=0.15)
             for step in range(steps):
                 density = torch.sigmoid(4.0 * math.exp(2.5 * step / steps) * latent).unsqueeze(1)
@@ -71,7 +71,7 @@ def make_designs(
                     found += [one for one in usable if 0 < one.mean() < 1]
             bar.update(min(count, len(found)) - bar.n)
     out.parent.mkdir(parents=True, exist_ok=True)
-    files.write_array(out, np.stack(found[:count]))
+    files.write_array(out, np.stack([resampled(one, device.pixels) for one in found[:count]]))
     print(f"{count} structures in {out}")
 
 
@@ -92,8 +92,20 @@ def _process(checkpoint: Path, trained: Trained, file: Path | None) -> Process:
 
 
 def colour_bands(wavelengths_nm: NDArray[np.float64]) -> Tensor:
-    """Weights on spectra (4, W) that sum up to the efficiencies of R, G and B: float32 (3, 4, W)."""
-    return torch.from_numpy(np.stack([efficiency_weights(colour, wavelengths_nm) for colour in COLOURS])).float()
+    """Weights on spectra (4, W) that sum up to the efficiencies of R, G and B: float32 (3, 4, W).
+
+    Colours whose band the wavelengths do not reach are left out.
+
+    Raises:
+        ValueError: they reach none.
+    """
+    colours = covered_colours(wavelengths_nm)
+    if not colours:
+        first, last = wavelengths_nm[0], wavelengths_nm[-1]
+        raise ValueError(
+            f"no colour has its band between {first:g} and {last:g} nm: there is no efficiency to optimise"
+        )
+    return torch.from_numpy(np.stack([efficiency_weights(colour, wavelengths_nm) for colour in colours])).float()
 
 
 def _starts(rng: np.random.Generator, count: int) -> NDArray[np.float32]:

@@ -14,7 +14,7 @@ from metaspec_contract.structures import PIXELS, Symmetry
 from metaspec_simulation.data.levels import LEVELS
 from metaspec_simulation.dataset import HARMONIC_STEP
 from metaspec_training.data.packed import Packed
-from metaspec_training.networks.symmetric import D4, apply_symmetry
+from metaspec_training.networks.symmetric import D4
 from metaspec_training.networks.translation import Translation
 
 
@@ -22,8 +22,8 @@ class Batch(NamedTuple):
     """A batch as a network is trained on it.
 
     Attributes:
-        density: structures, float32 (B, 1, 128, 128).
-        shift: K positions relative to that of the density, in pixels, (B, K, 2); the first is (0, 0).
+        density: structures, float32 (B, 1, y, x), of the pixels of the process.
+        shift: K positions relative to that of the density, in 128ths of the period, (B, K, 2); the first is (0, 0).
         spectra: simulated spectra at these positions, float32 (B, K, 2, 2, W).
         low_fidelity: whether the labels are of a coarser grid than those of the data set for validation, bool (B,).
     """
@@ -46,9 +46,9 @@ class Expansion(nn.Module):
     channels: Tensor
     half_periods: Tensor
     interpolation: Tensor
-    pixels: Tensor
     transposed: Tensor
-    signs: Tensor
+    flipped: Tensor
+    bytes: Tensor
 
     def __init__(
         self,
@@ -64,36 +64,90 @@ class Expansion(nn.Module):
             [Symmetry(shift_rows=row, shift_columns=column).channels for column in (False, True)]
             for row in (False, True)
         ]
-        numbers = torch.arange(PIXELS**2).view(PIXELS, PIXELS)
-        signs = [(-1 if s.flip_rows else 1, -1 if s.flip_columns else 1) for s in D4]
-        self.register_buffer("pixels", torch.stack([apply_symmetry(s, numbers) for s in D4]), persistent=False)
-        self.register_buffer("transposed", torch.tensor([s.transpose for s in D4]), persistent=False)
-        self.register_buffer("signs", torch.tensor(signs), persistent=False)
-        self.register_buffer("channels", torch.tensor([s.channels for s in D4]), persistent=False)
-        self.register_buffer("half_periods", torch.tensor(half_periods), persistent=False)
-        self.register_buffer("interpolation", torch.tensor(np.array(spline), dtype=torch.float32), persistent=False)
+        # The 8 pixels of every byte, from left to right, and after these all of them from right to left.
+        pixels = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little").astype(np.float32)
+        for name, values in (
+            ("transposed", [s.transpose for s in D4]),
+            ("flipped", [(s.flip_rows, s.flip_columns) for s in D4]),
+            ("channels", [s.channels for s in D4]),
+            ("half_periods", half_periods),
+            ("bytes", np.concatenate([pixels, pixels[:, ::-1]])),
+            ("interpolation", np.array(spline, np.float32)),
+        ):
+            self.register_buffer(name, torch.tensor(values), persistent=False)
 
     def forward(self, batch: Packed) -> Batch:
-        density = self._moved(batch.structure, batch.shift[:, 0], batch.symmetry)
-        if batch.harmonics.shape[1]:
-            spectra = self.translation(batch.harmonics.float() @ self.interpolation, batch.shift.float())
-        else:  # half-period shifts only permute
-            rows, columns = (batch.shift // (PIXELS // 2)).unbind(-1)
-            spectra = batch.spectra.unsqueeze(1).expand(-1, rows.shape[1], -1, -1)
-            spectra = spectra.gather(2, self.half_periods[rows, columns].unsqueeze(-1).expand_as(spectra))
-        channels = self.channels[batch.symmetry][:, None, :, None].expand_as(spectra)
-        spectra = spectra.gather(2, channels).unflatten(2, (2, 2))
-        relative = self._turned(batch.shift - batch.shift[:, :1], batch.symmetry)
-        return Batch(density.unsqueeze(1).float() / LEVELS, relative.float(), spectra, batch.low_fidelity)
+        pixels = batch.bits.shape[1]
+        spectra = self._labels(batch, pixels)
+        relative = self._turned(batch.shift - batch.shift[:, :1], batch.symmetry) * (PIXELS / pixels)
+        return Batch(self._densities(batch).unsqueeze(1), relative, spectra.unflatten(2, (2, 2)), batch.low_fidelity)
 
-    def _moved(self, structure: Tensor, shift: Tensor, symmetry: Tensor) -> Tensor:
-        """Structures (B, 128, 128) translated by (B, 2), then transformed by an element of `D4` each, (B,)."""
-        pixel = self.pixels[symmetry]  # which pixel of the translated structure comes where
-        row = (pixel // PIXELS - shift[:, 0, None, None]) % PIXELS
-        column = (pixel % PIXELS - shift[:, 1, None, None]) % PIXELS
-        return structure.flatten(1).gather(1, (PIXELS * row + column).flatten(1)).view_as(structure)
+    def _labels(self, batch: Packed, pixels: int) -> Tensor:
+        """Spectra at the positions of a batch, (B, K, 4, W)."""
+        channels = self.channels[batch.symmetry][:, None].expand(-1, batch.shift.shape[1], -1)
+        if batch.harmonics.shape[1]:
+            basis = self.translation.basis(batch.shift * (PIXELS / pixels))
+            basis = _take_rows(basis.flatten(0, 1), channels.flatten(0, 1)).reshape(len(basis), -1, basis.shape[-1])
+            spectra = basis @ batch.harmonics.float() @ self.interpolation
+            return spectra.unflatten(1, (-1, 4))
+        rows, columns = (batch.shift // (pixels // 2)).unbind(-1)  # half-period shifts only permute
+        source = self.half_periods[rows, columns].gather(2, channels)
+        return _take_rows(batch.spectra, source.flatten(1)).unflatten(1, source.shape[1:])
+
+    def _densities(self, batch: Packed) -> Tensor:
+        """Structures at the first position of a batch, then transformed by their symmetries, float32 (B, y, x).
+
+        The bits are moved, not the pixels: rows are taken in another order, columns are rotated within words of 64 pixels.
+        """
+        pixels = batch.bits.shape[1]
+        shift = torch.where(self.transposed[batch.symmetry, None], batch.shift[:, 0].flip(-1), batch.shift[:, 0])
+        flipped = self.flipped[batch.symmetry]
+        moved = _take_rows(batch.bits, _sources(shift[:, 0], flipped[:, 0], pixels))
+        moved = _rotated(moved.view(torch.int64), shift[:, 1]).view(torch.uint8)
+        mirrored = flipped[:, 1, None, None]
+        moved = torch.where(mirrored, moved.flip(-1), moved)
+        density = self.bytes.index_select(0, (moved.int() + 256 * mirrored.int()).flatten()).view(-1, pixels, pixels)
+        if len(batch.grey):
+            density[batch.grey] = self._grey(batch)
+        return density
+
+    def _grey(self, batch: Packed) -> Tensor:
+        """The same for the structures that are grey, float32 (G, y, x)."""
+        symmetry, shift = batch.symmetry[batch.grey], batch.shift[batch.grey, 0]
+        pixels = batch.bits.shape[1]
+        turned = self.transposed[symmetry]
+        shift = torch.where(turned[:, None], shift.flip(-1), shift)
+        density = torch.where(turned[:, None, None], batch.densities.mT, batch.densities)
+        rows, columns = (_sources(shift[:, axis], self.flipped[symmetry, axis], pixels) for axis in (0, 1))
+        density = density.take_along_dim(rows[:, :, None], 1).take_along_dim(columns[:, None, :], 2)
+        return density.float() / LEVELS
 
     def _turned(self, shift: Tensor, symmetry: Tensor) -> Tensor:
         """Translations (B, K, 2) of structures as translations of their symmetric images."""
         turned = torch.where(self.transposed[symmetry, None, None], shift.flip(-1), shift)
-        return turned * self.signs[symmetry, None, :]
+        return turned * (1 - 2 * self.flipped[symmetry].long())[:, None]
+
+
+def _sources(shift: Tensor, flipped: Tensor, pixels: int) -> Tensor:
+    """Which pixel along an axis comes where, (B, pixels), after shifts (B,) and then mirroring where `flipped`, (B,)."""
+    flip = flipped.long()[:, None]
+    return ((1 - 2 * flip) * torch.arange(pixels, device=shift.device) - flip - shift[:, None]) % pixels
+
+
+def _take_rows(x: Tensor, rows: Tensor) -> Tensor:
+    """Rows (B, M) of (B, N, C), each by its number: (B, M, C)."""
+    start = x.shape[1] * torch.arange(len(x), device=x.device)[:, None]
+    return x.flatten(0, 1).index_select(0, (rows + start).flatten()).unflatten(0, rows.shape)
+
+
+def _rotated(words: Tensor, shift: Tensor) -> Tensor:
+    """Bits of rows of words (B, y, words), int64, the first in the lowest bit, moved up by shifts (B,), periodically."""
+    whole, bits = (shift // 64)[:, None], (shift % 64)[:, None, None]
+    count = words.shape[-1]
+    place = torch.arange(count, device=words.device)
+    here, before = (
+        words.take_along_dim(((place - whole - back) % count)[:, None, :], dim=2) if count > 1 else words
+        for back in (0, 1)
+    )
+    highest = (before >> 1) & torch.iinfo(torch.int64).max  # a shift of a signed word fills up with its sign
+    return (here << bits) | (highest >> (63 - bits))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info
 from numpy.typing import NDArray
@@ -16,7 +17,8 @@ from torch.utils.data import DataLoader
 from metaspec_contract.provenance import Provenance
 from metaspec_simulation.dataset import ROW_FIELDS, Samples, count_distinct, load, provenance
 from metaspec_training.data.augmentation import Batch, Expansion
-from metaspec_training.data.packed import Packed, PackedSpectra
+from metaspec_training.data.loader import ResumableLoader
+from metaspec_training.data.packed import Packed, PackedSpectra, packed_size
 
 
 class SpectraDataModule(LightningDataModule):
@@ -35,7 +37,7 @@ class SpectraDataModule(LightningDataModule):
     Samples that their data set flags are left out.
 
     Attributes:
-        first: the data set that is validated on.
+        first: the data set that is validated on, without its train split.
         provenance: the data sets, with the number of structures that are trained on.
 
     Raises:
@@ -55,14 +57,18 @@ class SpectraDataModule(LightningDataModule):
         for name, value in (("batch_size", batch_size), ("positions", positions), ("limit", limit)):
             if value is not None and value < 1:
                 raise ValueError(f"data.{name} must be at least 1, got {value}")
+        if seed < 0:
+            raise ValueError(f"data.seed must not be negative, got {seed}")
         if positions > 1 and not augment:
             raise ValueError("data.positions above 1 needs data.augment")
         self.batch_size, self.seed, self.augment, self.positions = batch_size, seed, augment, positions
         sets = _load_all([path] if isinstance(path, str) else path)
-        self.first = next(iter(sets.values()))
-        if positions > 1 and not self.first.harmonics.size:
+        first = next(iter(sets.values()))
+        if positions > 1 and not first.harmonics.size:
             raise ValueError("data.positions above 1 needs data sets that hold harmonics; imported ones do not")
         parts = _training_parts(sets, limit)
+        self.first = first = first.take(np.flatnonzero(first.split != "train"))
+        sets.clear()  # their samples are in the parts: large ones are not held twice
         known = provenance(parts)
         self.provenance: Provenance = known.model_copy(
             update={"data": tuple(source for source in known.data if source.structures)}
@@ -70,10 +76,10 @@ class SpectraDataModule(LightningDataModule):
         self._train = _join(list(parts.values()))
         cells = [int(source.solver.get("cells", 0)) for source in known.data]  # imported samples state none
         self._low_fidelity = np.repeat([each < cells[0] for each in cells], [len(part) for part in parts.values()])
-        first = self.first
         self.expansion = Expansion(
             first.process.wavelengths_nm, first.harmonic_wavelengths_nm, self._train.harmonic_orders
         )
+        self._packed: dict[str, PackedSpectra] = {}
         distinct = count_distinct(parts.values())
         rank_zero_info(
             f"{len(self._train)} training samples of {distinct} distinct structures, in {len(parts)} data sets."
@@ -86,23 +92,67 @@ class SpectraDataModule(LightningDataModule):
     def train_dataloader(self) -> DataLoader[Packed]:
         """Batches of the current epoch, in an order that follows from seed and epoch."""
         epoch = self.trainer.current_epoch if self.trainer else 0
-        draw = (self.seed, epoch) if self.augment else None
-        data = PackedSpectra(self._train, draw, self.positions, self._low_fidelity)
+        if "train" not in self._packed:
+            draw = (self.seed, epoch) if self.augment else None
+            device = self._device(self._train)
+            self._packed["train"] = PackedSpectra(self._train, draw, self.positions, self._low_fidelity, device)
+        data = self._packed["train"]
+        if self.augment:
+            data = data.drawn(self.seed, epoch)
         order: Sequence[int] = np.random.default_rng([self.seed, epoch]).permutation(len(data)).tolist()
-        return DataLoader(data, self.batch_size, sampler=order, drop_last=len(data) > self.batch_size)
+        return self._loader(data, self.batch_size, order, len(data) > self.batch_size, epoch)
 
     def val_dataloader(self) -> DataLoader[Packed]:
         """The validation split, as simulated."""
-        return DataLoader(PackedSpectra(self.first.of("validation")), 2 * self.batch_size)
+        return self._evaluated("validation")
 
     def test_dataloader(self) -> DataLoader[Packed]:
         """The test split, as simulated."""
-        return DataLoader(PackedSpectra(self.first.of("test")), 2 * self.batch_size)
+        return self._evaluated("test")
+
+    def _evaluated(self, split: str) -> DataLoader[Packed]:
+        if split not in self._packed:
+            self._packed[split] = PackedSpectra(self.first.of(split))
+        return self._loader(self._packed[split], 2 * self.batch_size)
+
+    def _device(self, samples: Samples) -> torch.device:
+        """Where samples lie: on this process's GPU if they fill at most half of its free memory, otherwise in memory."""
+        device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
+        if device.type == "cuda" and packed_size(samples) <= torch.cuda.mem_get_info(device)[0] // 2:
+            return device
+        return torch.device("cpu")
+
+    def _loader(
+        self,
+        data: PackedSpectra,
+        batch_size: int,
+        order: Sequence[int] | None = None,
+        drop_last: bool = False,
+        epoch: int = 0,
+    ) -> DataLoader[Packed]:
+        on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+        return ResumableLoader(
+            data,
+            batch_size,
+            epoch=epoch,
+            sampler=order,
+            drop_last=drop_last,
+            collate_fn=_as_is,
+            pin_memory=on_gpu and data.device.type == "cpu",
+            generator=torch.Generator(),  # the loader's own: it would draw from that of dropout
+        )
 
     def on_after_batch_transfer(self, batch: Packed, dataloader_idx: int) -> Batch:
         """Expand a batch on the device."""
-        expanded: Batch = self.expansion.to(batch.structure.device)(batch)
+        expanded: Batch = self.expansion.to(batch.bits.device)(batch)
         return expanded
+
+
+def _as_is(batch: Any) -> Any:  # a Packed, not a list of samples
+    return batch
+
+
+_APART = "train on one, then start from its weights (model.weights) on the other"
 
 
 def _load_all(paths: list[str]) -> dict[str, Samples]:
@@ -118,11 +168,12 @@ def _load_all(paths: list[str]) -> dict[str, Samples]:
             flagged = len(samples) - len(trusted)
             why = "have an energy error above the bound of their data set"
             rank_zero_info(f"{name}: {flagged} of {len(samples)} samples {why} and are left out.")
-        sets[name] = samples.take(trusted)
+            samples = samples.take(trusted)
+        sets[name] = samples
     try:
         provenance(sets)
     except ValueError as error:
-        raise ValueError(f"data.path: {error}") from None
+        raise ValueError(f"data.path: {error}: {_APART}") from None
     (first, ours), *others = sets.items()
     for name, other in others:
         if not np.array_equal(ours.harmonic_wavelengths_nm, other.harmonic_wavelengths_nm):
@@ -130,9 +181,7 @@ def _load_all(paths: list[str]) -> dict[str, Samples]:
                 f"{label} has {len(one.harmonic_wavelengths_nm) or 'no'} wavelengths of harmonics"
                 for label, one in ((first, ours), (name, other))
             ]
-            raise ValueError(
-                f"data.path: {', '.join(described)}: train on one, then start from its weights (model.weights) on the other"
-            )
+            raise ValueError(f"data.path: {', '.join(described)}: {_APART}")
     return sets
 
 

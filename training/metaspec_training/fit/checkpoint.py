@@ -11,13 +11,13 @@ from typing import Any
 
 import torch
 from pydantic import ValidationError
-from torch import nn
+from torch import Tensor, nn
 
 from metaspec_contract.provenance import Provenance
 from metaspec_contract.validation import first_error
 from metaspec_training.networks.field import DiffractionFieldNet, DiffractionFieldNetConfig
 from metaspec_training.networks.layers import NetworkConfig
-from metaspec_training.networks.query import DiffractionNetConfig
+from metaspec_training.networks.query import DiffractionNet, DiffractionNetConfig
 
 NETWORK, PROVENANCE = "network", "provenance"
 """Keys of a checkpoint, beside Lightning's: class and settings of the network; what it was trained on."""
@@ -71,6 +71,8 @@ def read_checkpoint(path: Path) -> Trained:
         raise ValueError(f"{path} cannot be read: {error.strerror or error}") from None
     except _DAMAGED as error:
         first = str(error).partition("\n")[0] or type(error).__name__
+        if isinstance(error, pickle.UnpicklingError):  # torch's advice to run the code in it is none of ours
+            first = "it holds something else than weights and settings"
         raise ValueError(f"{path} is not a checkpoint that this version can read: {first}") from error
     for key, weight in weights.items():
         if not torch.isfinite(weight).all():
@@ -80,6 +82,17 @@ def read_checkpoint(path: Path) -> Trained:
     if provenance is not None and device is not None and (difference := device.difference(provenance.process)):
         raise ValueError(f"the network of {path} and its provenance are of different processes: {difference}")
     return Trained(network.eval(), provenance)
+
+
+def require_resumable(path: Path) -> None:
+    """Refuse a checkpoint that a training cannot resume from.
+
+    Raises:
+        ValueError: as `read_checkpoint`, or it holds weights without the state of a training.
+    """
+    read_checkpoint(path)
+    if "optimizer_states" not in torch.load(path, map_location="cpu", weights_only=True):
+        raise ValueError(f"{path} holds weights, but no training to resume: start from them with model.weights")
 
 
 def load_network(path: Path) -> nn.Module:
@@ -107,12 +120,14 @@ def stored_provenance(state: Mapping[str, Any], name: str) -> Provenance | None:
 
 
 def warm_start(network: nn.Module, source: nn.Module) -> list[str]:
-    """Copy the weights of a trained network that have the same name and shape.
+    """Copy the weights of a trained network that have the same name and shape, or that can be made to.
 
-    A field in another number of splines is refitted (`DiffractionFieldNet.with_basis`).
+    A field in another number of splines is refitted (`DiffractionFieldNet.with_basis`). A shift becomes the shift of a FiLM
+    with scale, and one head four equal ones, which leaves the network's function as it was; the positions of 17 tokens are
+    interpolated to 65.
 
     Returns:
-        Names of the weights that `source` does not have.
+        Names of the weights that `source` does not have, and which keep their initial values.
 
     Raises:
         ValueError: nothing in it fits.
@@ -121,8 +136,47 @@ def warm_start(network: nn.Module, source: nn.Module) -> list[str]:
         splines = network.config.spectral_basis
         source = source if source.config.spectral_basis == splines else source.with_basis(splines)
     trained, own = source.state_dict(), network.state_dict()
+    if isinstance(source, DiffractionNet) and isinstance(network, DiffractionNet):
+        trained |= _improved(trained, source.config, network.config)
     fitting = {name: value for name, value in trained.items() if name in own and own[name].shape == value.shape}
     if not fitting:
         raise ValueError(f"no weight of {type(source).__name__} fits this {type(network).__name__}")
     network.load_state_dict(fitting, strict=False)
     return sorted(set(own) - set(fitting))
+
+
+def _improved(
+    trained: Mapping[str, Tensor], before: DiffractionNetConfig, after: DiffractionNetConfig
+) -> dict[str, Tensor]:
+    """Weights of a `DiffractionNet` for the improvements that one of other settings has in addition.
+
+    Args:
+        trained: weights of the trained network.
+        before: its settings.
+        after: settings of the new network.
+    """
+    improved = {}
+    if after.film_scale and not before.film_scale:
+        for name in ("film.out.weight", "film.out.bias"):
+            shift = trained[name]
+            improved[name] = torch.cat([torch.zeros_like(shift), shift])  # gamma, beta
+    if after.detector_heads and not before.detector_heads:
+        for head in range(4):
+            for name in ("weight", "bias"):
+                improved[f"heads.{head}.0.{name}"] = trained[f"heads.0.0.{name}"]
+                improved[f"heads.{head}.3.{name}"] = trained[f"heads.0.3.{name}"][head : head + 1]
+    if after.fine_tokens and not before.fine_tokens:
+        spatial, pooled = trained["positions"].split([16, 1])
+        improved["positions"] = torch.cat([_doubled(spatial.unflatten(0, (4, 4))).flatten(0, 1), pooled])
+    return improved
+
+
+def _doubled(grid: Tensor) -> Tensor:
+    """A periodic map (y, x, ...) on twice as many points along both axes, by bilinear interpolation.
+
+    Even points are those of the map: a convolution of stride 2 is centred on every other point.
+    """
+    for axis in (0, 1):
+        between = (grid + grid.roll(-1, axis)) / 2
+        grid = torch.stack([grid, between], dim=axis + 1).flatten(axis, axis + 1)
+    return grid

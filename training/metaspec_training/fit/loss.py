@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class LossTerms(NamedTuple):
-    """Weighted terms of the loss, scalars."""
+    """Terms of the loss, scalars."""
 
     mse: Tensor
     rel: Tensor
@@ -28,8 +28,8 @@ class AdaptiveSpectralLoss(nn.Module):
     RelMSE is the mean of clamp((p - t) / (|t| + 1e-4), -10, 10)^2; GradMSE and CurvMSE are mean squared errors of first and
     second differences along wavelength. All take an extra factor `blue_weight` on the squared errors of detector B.
 
-    The weights are plain attributes and may be changed while training runs. The validation losses that MetaSpec reports
-    are those of the weights 2, 0.1, 100, 0.
+    The weights are plain attributes; in a `SpectraModule`, which sets them at every step, its `change_weights` changes them.
+    The validation losses that MetaSpec reports are those of the weights 2, 0.1, 100, 0.
     """
 
     def __init__(
@@ -41,7 +41,8 @@ class AdaptiveSpectralLoss(nn.Module):
         blue_weight: float = 1.0,
     ) -> None:
         super().__init__()
-        for name, value in (("w_mse", w_mse), ("w_rel", w_rel), ("w_grad", w_grad), ("w_curv", w_curv)):
+        weights = {"w_mse": w_mse, "w_rel": w_rel, "w_grad": w_grad, "w_curv": w_curv, "blue_weight": blue_weight}
+        for name, value in weights.items():
             if not value >= 0:
                 raise ValueError(f"{name} must not be negative, got {value}")
         self.w_mse, self.w_rel, self.w_grad, self.w_curv = w_mse, w_rel, w_grad, w_curv
@@ -49,14 +50,27 @@ class AdaptiveSpectralLoss(nn.Module):
 
     def forward(self, prediction: Tensor, target: Tensor) -> LossTerms:
         """Loss terms of predicted and true efficiencies, both (B, 2, 2, W)."""
+        return self.weighted(self.errors(prediction, target))
+
+    def errors(self, prediction: Tensor, target: Tensor) -> LossTerms:
+        """The terms without their weights: this part is compiled, and compiled again if an attribute changes."""
         error = prediction - target
         slope = error.diff(dim=-1)
         ratio = (error / (target.abs() + 1e-4)).clamp(-10, 10)
         return LossTerms(
-            mse=self.w_mse * self._mean_square(error),
-            rel=self.w_rel * self._mean_square(ratio),
-            grad=self.w_grad * self._mean_square(slope),
-            curv=self.w_curv * self._mean_square(slope.diff(dim=-1)),
+            mse=self._mean_square(error),
+            rel=self._mean_square(ratio),
+            grad=self._mean_square(slope),
+            curv=self._mean_square(slope.diff(dim=-1)),
+        )
+
+    def weighted(self, errors: LossTerms) -> LossTerms:
+        """The terms with their weights."""
+        return LossTerms(
+            mse=self.w_mse * errors.mse,
+            rel=self.w_rel * errors.rel,
+            grad=self.w_grad * errors.grad,
+            curv=self.w_curv * errors.curv,
         )
 
     def _mean_square(self, error: Tensor) -> Tensor:

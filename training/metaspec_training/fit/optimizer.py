@@ -6,8 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import AdamW, Muon, Optimizer
+
+from metaspec_training.fit.precision import bf16_units
 
 
 class MuonAdamW(Optimizer):
@@ -22,6 +24,8 @@ class MuonAdamW(Optimizer):
         lr: learning rate of both.
         weight_decay: weight decay of matrices and kernels.
         betas: coefficients of AdamW.
+        dtype: dtype that matrices are orthogonalised in; default: bfloat16 where their device has units for it, else
+            float32.
     """
 
     def __init__(
@@ -30,14 +34,18 @@ class MuonAdamW(Optimizer):
         lr: float,
         weight_decay: float,
         betas: tuple[float, float] = (0.9, 0.99),
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(parameters, {"lr": lr})
         self.kernels = [p for p in parameters if p.ndim >= 2]
         # Views of the kernels as matrices: a step of Muon on a matrix changes its kernel.
         self.matrices = [nn.Parameter(p.detach().flatten(1)) for p in self.kernels]
         vectors = [p for p in parameters if p.ndim < 2]
-        self.muon = Muon(self.matrices, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
-        self.adamw = AdamW(vectors, lr=lr, weight_decay=0.0, betas=betas)
+        if dtype is None:
+            dtype = torch.bfloat16 if bf16_units(parameters[0].device) else torch.float32
+        # As groups, which may be empty: of a network that is frozen in part, only vectors may be left.
+        self.muon = _Muon(dtype, [{"params": self.matrices}], lr=lr, weight_decay=weight_decay)
+        self.adamw = AdamW([{"params": vectors}], lr=lr, weight_decay=0.0, betas=betas)
         self.param_groups = self.muon.param_groups + self.adamw.param_groups
 
     @torch.no_grad()
@@ -67,3 +75,45 @@ class MuonAdamW(Optimizer):
         self.muon.load_state_dict(state_dict["muon"])
         self.adamw.load_state_dict(state_dict["adamw"])
         self.param_groups = self.muon.param_groups + self.adamw.param_groups
+
+
+class _Muon(Muon):
+    """torch's Muon, which always orthogonalises in bfloat16, with a choice of dtype."""
+
+    def __init__(self, dtype: torch.dtype, groups: list[dict[str, Any]], lr: float, weight_decay: float) -> None:
+        super().__init__(groups, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
+        self.dtype = dtype
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            lr, momentum = float(group["lr"]), group["momentum"]
+            for matrix in group["params"]:
+                if matrix.grad is None:
+                    continue
+                state = self.state[matrix]
+                if not state:
+                    state["momentum_buffer"] = torch.zeros_like(matrix.grad)
+                mean = state["momentum_buffer"].lerp_(matrix.grad, 1 - momentum)
+                direction = matrix.grad.lerp(mean, momentum)  # Nesterov's
+                orthogonal = orthogonalise(direction.to(self.dtype), group["ns_coefficients"], group["ns_steps"])
+                matrix.mul_(1 - lr * group["weight_decay"])
+                matrix.add_(orthogonal, alpha=-lr * 0.2 * max(matrix.shape) ** 0.5)
+
+
+def orthogonalise(matrix: Tensor, coefficients: tuple[float, float, float], steps: int) -> Tensor:
+    """Nearly the nearest orthogonal matrix, with singular values from about 0.7 to 1.2, by a quintic Newton-Schulz iteration.
+
+    Args:
+        matrix: matrix (M, N), in the dtype to compute in.
+        coefficients: coefficients a, b, c of the iteration x -> a x + b x^3 + c x^5 of the singular values.
+        steps: number of iterations.
+    """
+    a, b, c = coefficients
+    tall = matrix.shape[0] > matrix.shape[1]
+    x = matrix.T if tall else matrix
+    x = x / x.norm().clamp(min=1e-7)
+    for _ in range(steps):
+        gram = x @ x.T
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.T if tall else x

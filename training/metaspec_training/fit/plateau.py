@@ -15,14 +15,15 @@ class PlateauAdvice(Callback):
     """Enables or recommends the next disabled improvement when the validation loss stalls.
 
     They come in the order in which they help convergence most: memory norm (1), FiLM scale (2), gradient clip (4), then
-    detector heads (3), fine tokens (7), curvature (5). The clip and the curvature weight are changed at once; the network
-    cannot be changed in a run, so the message says how to start a new run from the current weights.
+    detector heads (3), fine tokens (7), curvature (5). The rule changes the clip norm and the curvature weight itself
+    (`SpectraModule.change_weights`); the network cannot be changed in a run, so the message says how to start a new run from
+    the current weights.
 
     Args:
         patience: epochs without improvement before the next step.
         threshold: smallest relative improvement that counts.
         clip_norm: norm that the gradient clip is raised to.
-        w_curv: weight of the curvature term once it is on.
+        w_curv: weight that the curvature term is raised to, in small steps.
     """
 
     def __init__(
@@ -32,15 +33,11 @@ class PlateauAdvice(Callback):
             raise ValueError(
                 f"patience must be at least 1 and threshold between 0 and 1, got {patience} and {threshold}"
             )
+        if not clip_norm > 0 or not w_curv >= 0:
+            raise ValueError(f"clip_norm must be above 0 and w_curv must not be negative, got {clip_norm} and {w_curv}")
         self.patience, self.threshold, self.clip_norm, self.w_curv = patience, threshold, clip_norm, w_curv
         self._best, self._stalled = float("inf"), 0
         self._advised: list[str] = []
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Apply again what a resumed run had changed of the module; `LiveWeights` restores the curvature weight."""
-        if "clip_norm" in self._advised:
-            assert isinstance(pl_module, SpectraModule)
-            pl_module.clip_norm = self.clip_norm
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Count epochs without improvement."""
@@ -62,10 +59,10 @@ class PlateauAdvice(Callback):
         steps = [
             ("memory_norm", transformer is not None and not transformer.memory_norm),
             ("film_scale", transformer is not None and not transformer.film_scale),
-            ("clip_norm", module.clip_norm < self.clip_norm),
+            ("clip_norm", module.loss_weights.clip_norm < self.clip_norm),
             ("detector_heads", transformer is not None and not transformer.detector_heads),
             ("fine_tokens", transformer is not None and not transformer.fine_tokens),
-            ("w_curv", module.loss.w_curv == 0),
+            ("w_curv", module.loss_weights.w_curv == 0),
         ]
         step = next((name for name, off in steps if off and name not in self._advised), None)
         if step is None:
@@ -73,11 +70,11 @@ class PlateauAdvice(Callback):
         self._advised.append(step)
         stalled = f"No improvement of {self.threshold:.0%} in {self.patience} epochs:"
         if step == "clip_norm":
-            module.clip_norm = self.clip_norm
+            module.change_weights(module.loss_weights.changed(clip_norm=self.clip_norm))
             rank_zero_info(f"{stalled} gradients are now clipped at {self.clip_norm}")
         elif step == "w_curv":
-            module.loss.w_curv = self.w_curv
-            rank_zero_info(f"{stalled} the curvature term is now on, w_curv = {self.w_curv}")
+            module.change_weights(module.loss_weights.changed(w_curv=self.w_curv))
+            rank_zero_info(f"{stalled} the curvature weight rises to {self.w_curv} within {module.ramp_steps} steps")
         else:
             rank_zero_info(
                 f"{stalled} next try {step}, from the current weights: "

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from metaspec_contract.process import Process
 from metaspec_training.networks.beam import BeamFeatures
-from metaspec_training.networks.layers import CircularConv, FourierMixing, NetworkConfig, ResidualBlock
+from metaspec_training.networks.layers import CircularConv, FourierMixing, NetworkConfig, ResidualBlock, on_grid
 from metaspec_training.networks.propagation import GRID, Propagation, spline_basis
 
 
@@ -60,7 +60,7 @@ class DiffractionFieldNetConfig(NetworkConfig):
 
 
 class DiffractionFieldNet(nn.Module):
-    """Density (B, 1, 128, 128), 1 = solid and 0 = void, to efficiencies (B, 2, 2, wavelengths)."""
+    """Density (B, 1, y, x), 1 = solid and 0 = void, to efficiencies (B, 2, 2, wavelengths)."""
 
     def __init__(self, config: DiffractionFieldNetConfig | None = None) -> None:
         super().__init__()
@@ -102,9 +102,10 @@ class DiffractionFieldNet(nn.Module):
         """The field under the patterned layer, in splines over frequency: (B, 8 * basis, 16, 16).
 
         Args:
-            density: (B, 1, 128, 128).
+            density: (B, 1, y, x), of the pixels of the process.
             low_fidelity: structures whose field is predicted as on the coarser grid, bool (B,); default: none.
         """
+        density = on_grid(density)
         encoded = self.stem(2 * density - 1)
         if self.beam is not None:
             encoded = encoded + self.beam(density)
@@ -137,8 +138,8 @@ class DiffractionFieldNet(nn.Module):
         """Spectra of the structure at other positions over the detectors, from one prediction of the field.
 
         Args:
-            density: (B, 1, 128, 128).
-            shift: translations along rows and columns in pixels, (B, K, 2).
+            density: (B, 1, y, x), of the pixels of the process.
+            shift: translations along rows and columns in 128ths of the period, (B, K, 2).
             low_fidelity: as for `maps`.
 
         Returns:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from metaspec_contract.process import Process
+from metaspec_contract.structures import PIXELS
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,22 @@ class NetworkConfig(ABC):
         """
         if self.process is not None and (difference := self.process.difference(process)):
             raise ValueError(f"model.config.process and the data are of different processes: {difference}")
+
+
+def on_grid(density: Tensor) -> Tensor:
+    """Densities (B, 1, y, x) of any process on the 128 x 128 pixels that networks see.
+
+    Pixels twice as wide are repeated, which is the same structure, and of pixels half as wide the mean density of four is
+    taken. As reshapes, since ONNX has no derivative of its pooling.
+    """
+    pixels = density.shape[-1]
+    if pixels < PIXELS:
+        times = PIXELS // pixels
+        return density[..., :, None, :, None].expand(-1, -1, -1, times, -1, times).flatten(-2).flatten(-3, -2)
+    if pixels > PIXELS:
+        times = pixels // PIXELS
+        return density.unflatten(-1, (PIXELS, times)).unflatten(-3, (PIXELS, times)).mean(dim=(-3, -1))
+    return density
 
 
 def wrap(x: Tensor, margin: int) -> Tensor:

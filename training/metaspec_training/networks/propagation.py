@@ -101,7 +101,7 @@ class Propagation(nn.Module):
         return (self.quadrants @ parts) @ self.interpolation.T
 
     def at(self, maps: Tensor, shift: Tensor) -> Tensor:
-        """The flux with the structure moved by shifts (B, K, 2) in pixels: (B, K, 4, wavelengths)."""
+        """The flux with the structure moved by shifts (B, K, 2) in 128ths of the period: (B, K, 4, wavelengths)."""
         real, imag = self._at_detectors(maps)
         e = self._on_points(real, imag)
         h = self._on_points(self._magnetic(real), self._magnetic(imag))

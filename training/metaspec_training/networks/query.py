@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from metaspec_contract.process import Process
 from metaspec_training.networks.beam import BeamFeatures
-from metaspec_training.networks.layers import CircularConv, FourierMixing, NetworkConfig, ResidualBlock
+from metaspec_training.networks.layers import CircularConv, FourierMixing, NetworkConfig, ResidualBlock, on_grid
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class DiffractionNetConfig(NetworkConfig):
 
 
 class DiffractionNet(nn.Module):
-    """The network: density (B, 1, 128, 128), 1 = solid and 0 = void, to efficiencies (B, 2, 2, wavelengths) in [0, 1]."""
+    """The network: density (B, 1, y, x), 1 = solid and 0 = void, to efficiencies (B, 2, 2, wavelengths) in [0, 1]."""
 
     def __init__(self, config: DiffractionNetConfig | None = None) -> None:
         super().__init__()
@@ -110,7 +110,7 @@ class DiffractionNet(nn.Module):
         self.bias = nn.Parameter(torch.full((4, wavelengths), -1.2))  # sigmoid(-1.2) = 0.23, a typical efficiency
 
     def forward(self, density: Tensor) -> Tensor:
-        stage3, stage4 = self.encoder(density)
+        stage3, stage4 = self.encoder(on_grid(density))
         pooled = stage4.mean(dim=(2, 3))
         spatial = self.tokens(stage3 if self.config.fine_tokens else stage4).flatten(2).transpose(1, 2)
         memory = torch.cat([spatial, self.global_token(pooled).unsqueeze(1)], dim=1) + self.positions

@@ -32,12 +32,12 @@ _SCALE = 256.0  # squares of small deviations are too small for float16
 
 
 class SymmetricNetwork(nn.Module):
-    """Density (B, 1, 128, 128) to the mean efficiencies of R, G1, G2, B and their spread, (B, 5, wavelengths).
+    """Density (B, 1, y, x) to the mean efficiencies of R, G1, G2, B and their spread, (B, 5, wavelengths).
 
     The spread at a wavelength is the root mean square, over images and detectors, of the deviation from the mean.
 
     Args:
-        network: network from density (B, 1, 128, 128) to efficiencies (B, 2, 2, wavelengths).
+        network: network from density (B, 1, y, x) to efficiencies (B, 2, 2, wavelengths).
         images: number of images, one of `GROUPS`.
 
     Raises:

@@ -31,7 +31,7 @@ class Translation(nn.Module):
             self.register_buffer(name, torch.tensor(values, dtype=torch.float32), persistent=False)
 
     def basis(self, shift: Tensor) -> Tensor:
-        """Matrix that multiplies the harmonics: shifts by (rows, columns) in pixels (..., 2) to (..., 4, H)."""
+        """Matrix that multiplies the harmonics: shifts by (rows, columns) in 128ths of the period (..., 2) to (..., 4, H)."""
         turn = -2 * torch.pi / PIXELS
         phase = turn * (shift[..., :1] * self.rows + shift[..., 1:] * self.columns).unsqueeze(-2)
         cosine, sine = phase.cos() * self.quadrant_signs, phase.sin() * self.quadrant_signs

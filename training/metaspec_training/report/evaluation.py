@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,10 +10,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
+from tqdm import tqdm
 
 from metaspec_contract.detectors import CHANNELS
-from metaspec_contract.figures_of_merit import colour_efficiency
+from metaspec_contract.figures_of_merit import colour_efficiency, covered_colours
 from metaspec_contract.process import Process
+from metaspec_contract.structures import Symmetry
 from metaspec_simulation.dataset import Samples
 from metaspec_training.fit.loss import AdaptiveSpectralLoss, merge_greens
 from metaspec_training.networks.symmetric import D4
@@ -30,7 +33,8 @@ class Errors:
         mae_by_detector: mean absolute error of R, G1, G2 and B.
         r2: share of the variance between structures that is explained.
         loss: loss with weights 2, 0.1, 100, 0.
-        colour_efficiency: mean absolute error of the efficiencies of red, green (G1 + G2) and blue.
+        colour_efficiency: mean absolute error of the efficiencies of red, green (G1 + G2) and blue, of those whose band the
+            wavelengths reach; None if they reach none.
         peak_nm: median absolute error of the wavelength at which a detector's spectrum is highest, in nm.
     """
 
@@ -39,7 +43,7 @@ class Errors:
     mae_by_detector: dict[str, float]
     r2: float
     loss: float
-    colour_efficiency: float
+    colour_efficiency: float | None
     peak_nm: float
 
 
@@ -48,7 +52,8 @@ def errors(prediction: Array, target: Array, process: Process) -> Errors:
     wavelengths = process.wavelengths_nm
     error = prediction - target
     loss = AdaptiveSpectralLoss()(*(torch.from_numpy(x).unflatten(1, (2, 2)) for x in (prediction, target)))
-    colours = [colour_efficiency(x, wavelengths) for x in (prediction, target)]
+    covered = covered_colours(wavelengths)
+    colours = [colour_efficiency(x, wavelengths, colours=covered) for x in (prediction, target)]
     peaks = [wavelengths[x.argmax(axis=-1)] for x in (prediction, target)]
     return Errors(
         mae=float(np.abs(error).mean()),
@@ -56,27 +61,50 @@ def errors(prediction: Array, target: Array, process: Process) -> Errors:
         mae_by_detector={name: float(np.abs(error[:, i]).mean()) for i, name in enumerate(CHANNELS)},
         r2=float(1 - (error**2).sum() / ((target - target.mean(axis=0)) ** 2).sum()),
         loss=float(loss.total),
-        colour_efficiency=float(np.abs(colours[0] - colours[1]).mean()),
+        colour_efficiency=float(np.abs(colours[0] - colours[1]).mean()) if covered else None,
         peak_nm=float(np.median(np.abs(peaks[0] - peaks[1]))),
     )
 
 
-def predict(network: nn.Module, structures: NDArray[Any], batch_size: int = 32) -> Array:
-    """Spectra (N, 4, W) of structures or densities (N, 128, 128), in float32; (N, 5, W) by a `SymmetricNetwork`."""
-    network.eval()
-    density = torch.from_numpy(np.ascontiguousarray(structures[:, None], np.float32))
+def predict(network: nn.Module, structures: NDArray[Any], batch_size: int = 32, device: str = "cpu") -> Array:
+    """Spectra (N, 4, W) of structures or densities (N, 128, 128), in float32; (N, 5, W) by a `SymmetricNetwork`.
+
+    Args:
+        network: network, which is moved to the device.
+        structures: structures or densities, (N, 128, 128).
+        batch_size: number of structures at a time.
+        device: device to compute on, as torch names it.
+    """
+    network.eval().to(device)
+    parts = []
+    starts = range(0, len(structures), batch_size)
     with torch.inference_mode():
-        parts = [network(batch).flatten(1, -2) for batch in density.split(batch_size)]
+        for start in tqdm(starts, "predicting", unit="batch", delay=2.0, leave=False, disable=None):
+            batch = np.ascontiguousarray(structures[start : start + batch_size, None], np.float32)
+            parts.append(network(torch.from_numpy(batch).to(device)).flatten(1, -2).cpu())
     return torch.cat(parts).numpy()
 
 
-def predict_images(network: nn.Module, structures: NDArray[Any]) -> Array:
-    """Spectra predicted from every image under D4 and mapped back: (N, 128, 128) to (8, N, 4, W). Exact ones would be equal."""
-    images = []
-    for symmetry in D4:
+def predict_images(
+    network: nn.Module,
+    structures: NDArray[Any],
+    batch_size: int = 32,
+    device: str = "cpu",
+    images: Sequence[Symmetry] = D4,
+) -> Array:
+    """Spectra predicted from every image and mapped back: (N, 128, 128) to (images, N, 4, W). Exact ones would be equal.
+
+    Arguments are those of `predict`, and the symmetries; default: all 8 of the square.
+    """
+    predicted = []
+    for symmetry in images:
         back = np.argsort(symmetry.channels)
-        images.append(predict(network, symmetry.apply(structures))[:, back])
-    return np.stack(images)
+        predicted.append(predict(network, symmetry.apply(structures), batch_size, device)[:, back])
+    return np.stack(predicted)
+
+
+GREENS_TOGETHER = tuple(symmetry for symmetry in D4 if {*symmetry.channels[1:3]} == {1, 2})
+"""Symmetries that exchange green with green only: those that a network that was taught the mean of G1 and G2 can be held to."""
 
 
 def with_merged_greens(prediction: Array) -> Array:
@@ -84,15 +112,24 @@ def with_merged_greens(prediction: Array) -> Array:
     return merge_greens(torch.from_numpy(prediction).unflatten(-2, (2, 2))).flatten(-3, -2).numpy()
 
 
-def mean_predictor(train: Samples, test: Samples) -> Array:
-    """For every structure, the mean spectrum of the training split."""
-    return np.broadcast_to(train.spectra.mean(axis=0), test.spectra.shape).copy()
+def mean_spectrum(samples: Samples, split: str) -> Array:
+    """Mean of the spectra of a split, (4, W)."""
+    wanted = (samples.split == split)[:, None, None]
+    mean: Array = samples.spectra.mean(axis=0, dtype=np.float64, where=wanted).astype(np.float32)
+    return mean
 
 
 def nearest_predictor(train: Samples, test: Samples) -> Array:
     """For every structure, the spectrum of the training structure that differs in the fewest pixels."""
-    ours, theirs = (2.0 * s.structures.reshape(len(s), -1).astype(np.float32) - 1 for s in (test, train))
-    return train.spectra[(ours @ theirs.T).argmax(axis=1)]
+    ours = _signs(test)
+    most, nearest = np.full(len(test), -np.inf), np.zeros(len(test), np.intp)
+    for start, block in _blocks(train):
+        alike = ours @ _signs(block).T
+        best = alike.argmax(axis=1)
+        equal = np.take_along_axis(alike, best[:, None], axis=1)[:, 0]
+        nearest = np.where(equal > most, start + best, nearest)
+        most = np.maximum(most, equal)
+    return train.spectra[nearest]
 
 
 def distance_to_training(train: Samples, test: Samples, orders: int = 8) -> Array:
@@ -101,16 +138,28 @@ def distance_to_training(train: Samples, test: Samples, orders: int = 8) -> Arra
     It is the distance of the moduli of the Fourier coefficients up to `orders`: what light of these wavelengths resolves of
     a structure, wherever it lies. Mirror images and rotations count as the same structure.
     """
-    ours, theirs = _moduli(test.structures, orders), _moduli(train.structures, orders)
-    mirrored = theirs[:, :, ::-1]
-    images = (theirs, theirs.swapaxes(1, 2), mirrored, mirrored.swapaxes(1, 2))
-    flat = ours.reshape(len(ours), -1)
-    nearest = np.full(len(ours), np.inf)
-    for image in images:
-        other = image.reshape(len(image), -1)
-        squared = (flat**2).sum(axis=1)[:, None] + (other**2).sum(axis=1) - 2 * flat @ other.T
-        nearest = np.minimum(nearest, squared.min(axis=1))
+    flat = np.concatenate([_moduli(block.structures, orders).reshape(len(block), -1) for _, block in _blocks(test)])
+    nearest = np.full(len(flat), np.inf)
+    for _, block in _blocks(train):
+        theirs = _moduli(block.structures, orders)
+        mirrored = theirs[:, :, ::-1]
+        for image in (theirs, theirs.swapaxes(1, 2), mirrored, mirrored.swapaxes(1, 2)):
+            other = image.reshape(len(image), -1)
+            squared = (flat**2).sum(axis=1)[:, None] + (other**2).sum(axis=1) - 2 * flat @ other.T
+            nearest = np.minimum(nearest, squared.min(axis=1))
     return np.sqrt(np.maximum(nearest, 0)).astype(np.float32)
+
+
+def _blocks(samples: Samples, size: int = 1024) -> Iterator[tuple[int, Samples]]:
+    """Consecutive samples, `size` at a time, each block with the number of its first one."""
+    for start in range(0, len(samples), size):
+        yield start, samples.take(np.arange(start, min(start + size, len(samples))))
+
+
+def _signs(samples: Samples) -> Array:
+    """Structures as -1 and 1, float32 (N, pixels): the product of two counts equal pixels less different ones."""
+    signs: Array = 2 * samples.structures.reshape(len(samples), -1).astype(np.float32) - 1
+    return signs
 
 
 def _moduli(structures: NDArray[Any], orders: int) -> NDArray[np.float64]:

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from metaspec_contract.detectors import CHANNELS, COLOUR_NAMES
+from metaspec_contract.detectors import CHANNELS, COLOUR_LINES, COLOUR_NAMES
 from metaspec_simulation.dataset import Samples
 from metaspec_training.report.gradients import PARTS, Comparison, mean
 
@@ -131,30 +131,33 @@ def draw_parity(predicted: Array, simulated: Array, names: list[str]) -> Figure:
 
 
 def draw_gradients(comparisons: Mapping[str, Comparison]) -> Figure:
-    """For each comparison, a row: a density, both gradients of its green efficiency, and the agreement by part and colour.
+    """For each comparison, a row: a density, both gradients of one efficiency, and the agreement by part and colour.
 
-    The density is the one whose gradients have the median cosine.
+    The efficiency is that of green, or of the first colour where green has none. The density is the one whose gradients have
+    the median cosine.
     """
     figure = Figure(figsize=(13, 3.4 * len(comparisons)), layout="constrained")
     rows = figure.subplots(len(comparisons), 4, squeeze=False, width_ratios=[1, 1, 1, 1.5])
-    green = list(COLOUR_NAMES).index("G")
     for (density, simulated, predicted, parts), (name, one) in zip(rows, comparisons.items(), strict=True):
-        cosine = one.cosine[0, :, green]
+        colours = one.truth.colours
+        drawn = colours.index("G") if "G" in colours else 0
+        cosine = one.cosine[0, :, drawn]
         n = int(np.argsort(cosine)[(len(cosine) - 1) // 2])
         density.imshow(one.truth.densities[n], cmap="Greys", vmin=0, vmax=1)
         density.set_ylabel(name)
-        limit = float(np.quantile(np.abs(one.truth.gradients[n, green]), 0.998))
+        limit = float(np.quantile(np.abs(one.truth.gradients[n, drawn]), 0.998))
         for axes, gradient, title in (
-            (simulated, one.truth.gradients[n, green], "gradient of green, solver"),
-            (predicted, one.gradients[n, green], f"network, cosine {cosine[n]:.2f}"),
+            (simulated, one.truth.gradients[n, drawn], f"gradient of {COLOUR_NAMES[colours[drawn]]}, solver"),
+            (predicted, one.gradients[n, drawn], f"network, cosine {cosine[n]:.2f}"),
         ):
             axes.imshow(gradient, cmap="RdBu_r", vmin=-limit, vmax=limit)
             axes.set_title(title, fontsize=10)
         for axes in (density, simulated, predicted):
             axes.set(xticks=[], yticks=[])
         for values, marker, label in ((one.cosine, "o", "cosine"), (one.ratio, "x", "norm ratio")):
-            for colour, column in zip(COLOUR_NAMES.values(), mean(values, axis=1).T, strict=True):
-                parts.plot(column, PARTS, marker, color=f"tab:{colour}", label=label if colour == "green" else None)
+            for index, column in enumerate(mean(values, axis=1).T):
+                colour = COLOUR_LINES[colours[index]]
+                parts.plot(column, PARTS, marker, color=colour, label=label if index == drawn else None)
         parts.axvline(1, color="k", lw=0.5)
         parts.set(xlim=(min(0, parts.get_xlim()[0]), max(1.05, parts.get_xlim()[1])))
         parts.invert_yaxis()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -23,9 +24,8 @@ from tqdm import tqdm
 
 from metaspec_contract import files
 from metaspec_contract.detectors import CHANNELS, COLOUR_NAMES, COLOURS
-from metaspec_contract.figures_of_merit import efficiency_weights
+from metaspec_contract.figures_of_merit import covered_colours, efficiency_weights
 from metaspec_contract.process import Process
-from metaspec_contract.structures import PIXELS
 from metaspec_simulation import Solver
 from metaspec_simulation.physics import solver as solver_module
 from metaspec_training.report.evaluation import with_merged_greens
@@ -39,10 +39,10 @@ DECAY = 1e-3
 """Share of the energy at which the solver's runs end here. They are several times shorter than by its default. On
 two structures at 48 cells, the cosine with gradients of the default was above .9997 in every part, the norm within .003."""
 
-BANDS = (0, 4, 8, 24, PIXELS)
+BANDS = (0, 4, 8, 24, math.inf)
 """Edges of the bands of spatial frequency, in orders: periods per cell."""
 
-_BANDS = tuple(f"orders {low} to {high}" if high < PIXELS else f"orders from {low}" for low, high in pairwise(BANDS))
+_BANDS = tuple(f"orders {low} to {high}" if high < math.inf else f"orders from {low}" for low, high in pairwise(BANDS))
 PARTS = ("all pixels", *_BANDS, "edges", "inside solid", "inside void")
 """Parts of a gradient that are compared: all of it, its bands of spatial frequency, its pixels by region."""
 
@@ -52,15 +52,17 @@ class Truth:
     """What the solver says about N densities.
 
     Attributes:
-        densities: densities, float32 (N, 128, 128).
+        densities: densities, float32 (N, y, x).
         spectra: simulated efficiencies, float32 (N, 4, W).
-        gradients: gradients of the efficiencies of red, green and blue with respect to the density, for a whole cell of it
-            (128 x 128 times that of a pixel), float32 (N, 3, 128, 128).
+        gradients: gradients of the efficiencies of the colours with respect to the density, for a whole cell of it
+            (as many times that of a pixel as it has pixels), float32 (N, colours, y, x).
+        colours: the colours: those whose band the wavelengths reach.
     """
 
     densities: Array
     spectra: Array
     gradients: Array
+    colours: tuple[str, ...] = COLOURS
 
 
 @dataclass(frozen=True)
@@ -69,11 +71,11 @@ class Comparison:
 
     Attributes:
         truth: densities, and what the solver says about them.
-        gradients: the network's gradients, like those of the truth, float32 (N, 3, 128, 128).
+        gradients: the network's gradients, like those of the truth, float32 (N, colours, y, x).
         spectra_error: mean absolute error of the network's spectra, (N,).
-        share: share of each part in the power of the solver's gradient, (PARTS, N, 3).
-        cosine: cosine of both gradients in each part, (PARTS, N, 3); NaN where one of them is zero.
-        ratio: norm of the network's gradient over that of the solver's, (PARTS, N, 3); NaN where the solver's is zero.
+        share: share of each part in the power of the solver's gradient, (PARTS, N, colours).
+        cosine: cosine of both gradients in each part, (PARTS, N, colours); NaN where one of them is zero.
+        ratio: norm of the network's gradient over that of the solver's, (PARTS, N, colours); NaN where the solver's is zero.
     """
 
     truth: Truth
@@ -85,13 +87,24 @@ class Comparison:
 
     @property
     def slope(self) -> Array:
-        """Slope of the regression of the network's gradient on the solver's, without intercept, (PARTS, N, 3)."""
+        """Slope of the regression of the network's gradient on the solver's, without intercept, (PARTS, N, colours)."""
         return self.cosine * self.ratio
 
 
 def efficiencies(process: Process) -> NDArray[np.float64]:
-    """Weights on spectra that sum up to the efficiencies of red, green (G1 + G2) and blue, (3, 4, W)."""
-    return np.stack([efficiency_weights(colour, process.wavelengths_nm) for colour in COLOURS])
+    """Weights on spectra that sum up to the efficiencies of the colours whose band the wavelengths reach, (colours, 4, W).
+
+    Raises:
+        ValueError: they reach none.
+    """
+    wavelengths = process.wavelengths_nm
+    colours = covered_colours(wavelengths)
+    if not colours:
+        raise ValueError(
+            "gradients are compared for the efficiencies of red, green and blue, and no wavelength from "
+            f"{wavelengths[0]:g} to {wavelengths[-1]:g} nm lies in the band of one of them"
+        )
+    return np.stack([efficiency_weights(colour, wavelengths) for colour in colours])
 
 
 def by_family(family: NDArray[np.str_], count: int) -> NDArray[np.intp]:
@@ -109,12 +122,13 @@ def grey(structures: NDArray[np.uint8], process: Process) -> NDArray[np.float32]
     Multidiscip. Optim. 43, 767 (2011).
 
     Args:
-        structures: structures, (N, 128, 128).
+        structures: structures, (N, y, x).
         process: process, for the width of a pixel.
     """
-    distance = np.minimum(np.arange(PIXELS), PIXELS - np.arange(PIXELS)) * process.pixel_nm
+    pixels = process.pixels
+    distance = np.minimum(np.arange(pixels), pixels - np.arange(pixels)) * process.pixel_nm
     cone = np.maximum(0, 1 - np.hypot(distance[:, None], distance) / GREY_RADIUS_NM)
-    filtered = np.fft.irfft2(np.fft.rfft2(structures) * np.fft.rfft2(cone / cone.sum()), s=(PIXELS, PIXELS))
+    filtered = np.fft.irfft2(np.fft.rfft2(structures) * np.fft.rfft2(cone / cone.sum()), s=process.structure_shape)
     projected = 0.5 + np.tanh(GREY_BETA * (filtered - 0.5)) / (2 * np.tanh(GREY_BETA / 2))
     density: NDArray[np.float32] = projected.clip(0, 1).astype(np.float32)
     return density
@@ -133,24 +147,27 @@ def solver_truth(solver: Solver, densities: NDArray[Any], folder: Path) -> Truth
 
     Args:
         solver: solver to ask.
-        densities: densities, (N, 128, 128).
+        densities: densities, (N, y, x).
         folder: folder of the files; it is made if it does not exist.
     """
     weights = efficiencies(solver.process)
     exact = np.ascontiguousarray(densities, np.float32)
     keys = [_key(solver, weights, density) for density in exact]
-    found = {key: one for key in keys if (one := _read(folder, key, weights.shape)) is not None}
+    shapes = weights.shape[1:], (len(weights), *exact.shape[1:])
+    found = {key: one for key in keys if (one := _read(folder, key, *shapes)) is not None}
     missing = {key: density for key, density in zip(keys, exact, strict=True) if key not in found}
     if missing:
         folder.mkdir(parents=True, exist_ok=True)
         for key, density in tqdm(missing.items(), desc="gradients by the solver", unit="structure"):
             simulation, gradients = solver.gradient(density, weights)
+            by_area = (gradients * density.size).astype(np.float16)
             spectra_file, gradients_file = _files(folder, key)
             files.write_array(spectra_file, simulation.spectra)
-            files.write_array(gradients_file, (gradients * PIXELS**2).astype(np.float16))
-            found[key] = simulation.spectra, (gradients * PIXELS**2).astype(np.float16)
+            files.write_array(gradients_file, by_area)
+            found[key] = simulation.spectra, by_area
     spectra, by_density = zip(*(found[key] for key in keys), strict=True)
-    return Truth(exact, np.stack(spectra), np.stack(by_density).astype(np.float32))
+    colours = covered_colours(solver.process.wavelengths_nm)
+    return Truth(exact, np.stack(spectra), np.stack(by_density).astype(np.float32), colours)
 
 
 def compare(
@@ -173,7 +190,7 @@ def compare(
         predicted = network(density).flatten(1, -2)[:, : len(CHANNELS)]
         sums = torch.einsum("ncw,kcw->k", predicted, weights)
         by_density = [torch.autograd.grad(one, density, retain_graph=True)[0][:, 0] for one in sums]
-        gradients.append(torch.stack(by_density, dim=1) * PIXELS**2)
+        gradients.append(torch.stack(by_density, dim=1) * density[0].numel())
         spectra.append(predicted.detach())
     both = torch.cat(spectra).numpy(), truth.spectra
     ours, theirs = (with_merged_greens(one) for one in both) if merged_greens else both
@@ -182,7 +199,7 @@ def compare(
 
 
 def agreement(gradients: Array, truth: Truth, spectra_error: Array) -> Comparison:
-    """Agreement of gradients (N, 3, 128, 128) with the solver's, in every part."""
+    """Agreement of gradients (N, colours, y, x) with the solver's, in every part."""
     ours, theirs = _parts(gradients, truth.densities), _parts(truth.gradients, truth.densities)
     product, power, exact = (
         np.einsum("pnkyx,pnkyx->pnk", a, b) for a, b in ((ours, theirs), (ours, ours), (theirs, theirs))
@@ -205,7 +222,8 @@ def document(comparison: Comparison) -> dict[str, Any]:
 
     def by_colour(values: Array) -> dict[str, float | None]:
         means = mean(values, axis=0)
-        return {colour: None if np.isnan(one) else float(one) for colour, one in zip(COLOURS, means, strict=True)}
+        colours = comparison.truth.colours
+        return {colour: None if np.isnan(one) else float(one) for colour, one in zip(colours, means, strict=True)}
 
     names = ("share", "cosine", "ratio", "slope")
     return {
@@ -222,10 +240,11 @@ def table(comparisons: Mapping[str, Comparison]) -> list[list[str]]:
     """Rows of text, the first of which is the head: means over structures and colours of each comparison's parts.
 
     Args:
-        comparisons: comparisons by name.
+        comparisons: comparisons by name, of the same colours.
     """
     head = ["part of the gradient"]
-    rows = [[part] for part in PARTS] + [[f"all pixels, {name}"] for name in COLOUR_NAMES.values()]
+    colours = next(iter(comparisons.values())).truth.colours
+    rows = [[part] for part in PARTS] + [[f"all pixels, {COLOUR_NAMES[colour]}"] for colour in colours]
     for name, one in comparisons.items():
         head += [f"{name}: share", "cosine", "norm ratio"]
         for column in (one.share, one.cosine, one.ratio):
@@ -237,7 +256,7 @@ def table(comparisons: Mapping[str, Comparison]) -> list[list[str]]:
 
 def _parts(gradients: Array, densities: Array) -> Array:
     """The parts of gradients (N, C, 128, 128), (PARTS, N, C, 128, 128). Regions are those of the density cut at 0.5."""
-    frequency = np.fft.fftfreq(PIXELS, 1 / PIXELS)
+    frequency = np.fft.fftfreq(densities.shape[-1], 1 / densities.shape[-1])
     order = np.hypot(frequency[:, None], frequency)
     spectrum = np.fft.fft2(gradients.astype(np.float64))
     bands = [np.fft.ifft2(spectrum * ((order >= low) & (order < high))).real for low, high in pairwise(BANDS)]
@@ -275,12 +294,14 @@ def _files(folder: Path, key: str) -> tuple[Path, Path]:
     return folder / f"{key}-spectra.npy", folder / f"{key}-gradients.npy"
 
 
-def _read(folder: Path, key: str, shape: tuple[int, ...]) -> tuple[Array, Array] | None:
+def _read(
+    folder: Path, key: str, spectra_shape: tuple[int, ...], gradients_shape: tuple[int, ...]
+) -> tuple[Array, Array] | None:
     """Spectra and gradients of one density, or None if they are not there or damaged."""
     try:
         spectra, gradients = (files.read_array(file) for file in _files(folder, key))
     except ValueError:
         return None
-    if spectra.shape != shape[1:] or gradients.shape != (len(COLOURS), PIXELS, PIXELS):
+    if spectra.shape != spectra_shape or gradients.shape != gradients_shape:
         return None
     return spectra, gradients

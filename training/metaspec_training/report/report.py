@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 import yaml
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
@@ -17,19 +18,21 @@ from scipy.stats import spearmanr
 from torch import nn
 
 from metaspec_contract import files
-from metaspec_contract.detectors import CHANNELS, COLOUR_NAMES
-from metaspec_contract.figures_of_merit import colour_efficiency
+from metaspec_contract.detectors import CHANNELS, COLOUR_NAMES, COLOURS
+from metaspec_contract.figures_of_merit import colour_efficiency, covered_colours
 from metaspec_contract.provenance import Provenance
 from metaspec_contract.structures import unpack
 from metaspec_simulation import Solver
 from metaspec_simulation.dataset import Samples, load, provenance
 from metaspec_training.fit.checkpoint import read_checkpoint
+from metaspec_training.networks.symmetric import D4
 from metaspec_training.report import figures
 from metaspec_training.report.evaluation import (
+    GREENS_TOGETHER,
     Errors,
     distance_to_training,
     errors,
-    mean_predictor,
+    mean_spectrum,
     nearest_predictor,
     predict,
     predict_images,
@@ -42,6 +45,7 @@ from metaspec_training.report.gradients import (
     by_family,
     compare,
     document,
+    efficiencies,
     gradient_solver,
     grey,
     solver_truth,
@@ -49,6 +53,7 @@ from metaspec_training.report.gradients import (
 )
 
 _HEAD = ["predictor", "MAE", "rms", *(f"MAE {c}" for c in CHANNELS), "colour eff.", "peak nm", "R2", "loss"]
+_LIMIT, _NEIGHBOURS = 2000, 20_000  # a minute or two for the bundled networks on two cores; some seconds
 _NO_GRADIENTS = "Gradients are not compared with the solver's: --gradients 8 does that, in some minutes the first time."
 
 
@@ -61,6 +66,10 @@ def write_report(
     gradients: int = 0,
     gradient_cells: int = 64,
     gradient_cache: Path | None = None,
+    limit: int = _LIMIT,
+    neighbours: int = _NEIGHBOURS,
+    batch_size: int = 32,
+    device: str = "cpu",
 ) -> None:
     """Evaluate a run and write `report.html`, `report.json`, `report.md` and `spectra.png`.
 
@@ -76,6 +85,10 @@ def write_report(
         gradients: number of structures, of all families in turn, to compare gradients for; 0 for none.
         gradient_cells: grid cells per period of the solver for these.
         gradient_cache: folder of the solver's gradients; default: `gradients/` beside the data set.
+        limit: largest number of structures of the split to evaluate, drawn at random if it has more.
+        neighbours: largest number of training structures in which the nearest ones are looked for, drawn likewise.
+        batch_size: structures that the network predicts at a time.
+        device: device on which it predicts, as torch names it: cpu, cuda.
 
     Raises:
         ValueError: there is no run, something in it cannot be read, the data are of another process than the checkpoint, or a
@@ -83,6 +96,10 @@ def write_report(
     """
     if gradients < 0:
         raise ValueError(f"gradients must not be negative, got {gradients}")
+    for option, value, least in (("limit", limit, 2), ("neighbours", neighbours, 1), ("batch_size", batch_size, 1)):
+        if value < least:
+            raise ValueError(f"{option} must be at least {least}, got {value}")
+    _require_device(device)
     config = run / "config.yaml"
     if not config.exists():
         raise ValueError(f"{run} is not the folder of a run: it holds no config.yaml")
@@ -96,23 +113,31 @@ def write_report(
     evaluated = provenance({name: samples})
     if trained.provenance is not None and (difference := trained.provenance.process.difference(evaluated.process)):
         raise ValueError(f"{checkpoint} and {data} are of different processes: {difference}")
-    train, test = samples.of("train"), samples.of(split)
-    if not len(train) or not len(test):
+    counts = {name: int((samples.split == name).sum()) for name in ("train", split)}
+    if not all(counts.values()):
         raise ValueError(
-            f"{data} must have structures in the splits train and {split}, got {len(train)} and {len(test)}"
+            f"{data} must have structures in the splits train and {split}, got {counts['train']} and {counts[split]}"
         )
-    solver = gradient_solver(test.process, gradient_cells) if gradients else None
-    prediction = predict(trained.network, test.structures)
-    images = predict_images(trained.network, test.structures)
-    merged = evaluated.merged_greens or (trained.provenance is not None and trained.provenance.merged_greens)
+    solver = gradient_solver(samples.process, gradient_cells) if gradients else None
+    if solver is not None:
+        efficiencies(samples.process)  # refuses wavelengths outside all bands
+    solver_name, mean = samples.attributes["solver"], mean_spectrum(samples, "train")
+    train, test = samples.of("train", neighbours), samples.of(split, limit)
+    del samples  # large sets are not held while the network predicts
+    prediction = predict(trained.network, test.structures, batch_size, device)
+    known = trained.provenance or evaluated
+    symmetries = GREENS_TOGETHER if known.merged_greens else D4
+    images = predict_images(trained.network, test.structures, batch_size, device, symmetries)
+    trained.network.to("cpu")
+    merged = evaluated.merged_greens or known.merged_greens
     if merged:  # each of G1 and G2 alone is unknown, on one side or the other
-        prediction, images = with_merged_greens(prediction), with_merged_greens(images)
+        prediction, images, mean = map(with_merged_greens, (prediction, images, mean))
         train, test = (replace(part, spectra=with_merged_greens(part.spectra)) for part in (train, test))
 
     results = {
         "network": errors(prediction, test.spectra, test.process),
-        "network, mean over 8 symmetries": errors(images.mean(axis=0), test.spectra, test.process),
-        "mean spectrum": errors(mean_predictor(train, test), test.spectra, test.process),
+        f"network, mean over {len(images)} symmetries": errors(images.mean(axis=0), test.spectra, test.process),
+        "mean spectrum": errors(np.broadcast_to(mean, test.spectra.shape).copy(), test.spectra, test.process),
         "nearest training structure": errors(nearest_predictor(train, test), test.spectra, test.process),
     }
     each = np.abs(prediction - test.spectra).mean(axis=(1, 2))
@@ -121,14 +146,19 @@ def write_report(
         name: float(spearmanr(x, each).statistic) for name, x in (("spread", spread), ("distance", distance))
     }
     body = {
-        "data": {"name": name, "solver": samples.attributes["solver"], "split": split},
-        "counts": {"train": len(train), split: len(test)},
+        "data": {"name": name, "solver": solver_name, "split": split},
+        "counts": counts,
+        "evaluated": len(test),
+        "neighbours": len(train),
         "provenance": trained.provenance and trained.provenance.model_dump(mode="json"),
         "merged_greens": merged,
         "errors": {name: asdict(result) for name, result in results.items()},
         "mae_by_family": {str(f): float(each[test.family == f].mean()) for f in np.unique(test.family)},
+        "symmetries": len(images),
         "symmetry_spread": float(spread.mean()),
-        "rank_correlation_with_error": correlation,
+        "rank_correlation_with_error": {
+            name: value if np.isfinite(value) else None for name, value in correlation.items()
+        },
     }
     plots = _draw(run, prediction, test, each, spread, distance, correlation)
     told, gradient_rows = _NO_GRADIENTS, []
@@ -143,16 +173,37 @@ def write_report(
     described = _describe(trained.provenance, merged)
     rows = [_HEAD, *map(_cells, results.items())]
     files.write_json(out / "report.json", body)
-    counts = f"{len(test)} structures of the {split} split, {len(train)} in the train split."
-    parts = [counts, described, markdown(rows), told, *([markdown(gradient_rows)] if gradient_rows else [])]
+    counted = _count(counts, split, len(test), len(train))
+    parts = [counted, described, markdown(rows), told, *([markdown(gradient_rows)] if gradient_rows else [])]
     files.write_text(out / "report.md", "\n\n".join(part.rstrip("\n") for part in parts) + "\n")
     with files.replacing(out / "spectra.png") as partial:
         plots["Best, median and worst"].savefig(partial, dpi=110)
     tables = _html(rows), f"<p>{html.escape(told)}</p>" + (_html(gradient_rows) if gradient_rows else "")
-    page = _page(run.name, body, described, tables, plots, settings=config.read_text())
+    page = _page(run.name, body, counted, described, tables, plots, settings=config.read_text())
     files.write_text(out / "report.html", page)
-    print("\n".join(parts[2:]))
+    print("\n".join([counted, *parts[2:]]))
     print(f"The report is {out / 'report.html'}")
+
+
+def _require_device(device: str) -> None:
+    """Raise ValueError unless torch can compute on a device."""
+    try:
+        torch.zeros(1, device=device).sum().item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"device {device!r} cannot be used here: {reason}") from None
+
+
+def _count(counts: dict[str, int], split: str, evaluated: int, neighbours: int) -> str:
+    """How many structures the numbers are of, in a sentence."""
+
+    def of(some: int, all_: int) -> str:
+        return str(all_) if some == all_ else f"{some} of {all_}"
+
+    return (
+        f"{of(evaluated, counts[split])} structures of the {split} split, nearest ones looked for in "
+        f"{of(neighbours, counts['train'])} of the train split."
+    )
 
 
 def _compare_gradients(
@@ -170,9 +221,10 @@ def _compare_gradients(
 def _tell_gradients(compared: dict[str, Comparison], cells: int) -> str:
     """What the table of gradients holds, in a paragraph."""
     maes = " and ".join(f"{one.spectra_error.mean():.4f} ({kind})" for kind, one in compared.items())
+    binary = compared["binary"]
     return (
-        f"Gradients of the efficiencies of red, green and blue, compared with the solver's at {cells} cells for "
-        f"{len(compared['binary'].spectra_error)} structures of the split, and for the same ones grey (conic filter of "
+        f"Gradients of the efficiencies of {_listed(binary.truth.colours)}, compared with the solver's at {cells} cells for "
+        f"{len(binary.spectra_error)} structures of the split, and for the same ones grey (conic filter of "
         f"{GREY_RADIUS_NM:g} nm, tanh projection with beta {GREY_BETA:g}). Cosine and norm ratio of an exact gradient "
         f"are 1. The MAE of the spectra of these structures is {maes}."
     )
@@ -187,24 +239,33 @@ def _draw(
     distance: figures.Array,
     correlation: dict[str, float],
 ) -> dict[str, Figure]:
-    wavelengths = test.process.wavelengths_nm
-    merit = []
-    for spectra in (prediction, test.spectra):
-        colours = colour_efficiency(spectra, wavelengths)
-        merit.append(np.column_stack([colours, colours.min(axis=1)]))
-    return {
+    plots = {
         "Training": figures.draw_history(run),
         "Best, median and worst": figures.draw_spectra(prediction, test),
         "Error over wavelength": figures.draw_by_wavelength(prediction, test),
         "Error by family": figures.draw_families(each, test.family),
-        "Figures of merit (green: G1 + G2)": figures.draw_parity(merit[0], merit[1], [*COLOUR_NAMES.values(), "min"]),
         "Error over distance to the training set": figures.draw_scatter(
             distance, each, "distance of the Fourier moduli", correlation["distance"]
         ),
         "Error over the spread of symmetric predictions": figures.draw_scatter(
-            spread, each, "standard deviation over 8 symmetric images", correlation["spread"]
+            spread, each, "standard deviation over the symmetric images", correlation["spread"]
         ),
     }
+    wavelengths = test.process.wavelengths_nm
+    if covered := covered_colours(wavelengths):
+        names, merit = [COLOUR_NAMES[colour] for colour in covered], []
+        for spectra in (prediction, test.spectra):
+            colours = colour_efficiency(spectra, wavelengths, colours=covered)
+            merit.append(np.column_stack([colours, colours.min(axis=1)]) if covered == COLOURS else colours)
+        names += ["min"] if covered == COLOURS else []
+        plots["Figures of merit (green: G1 + G2)"] = figures.draw_parity(merit[0], merit[1], names)
+    return plots
+
+
+def _listed(colours: tuple[str, ...]) -> str:
+    """Names of colours in words: "red, green and blue"."""
+    *first, last = (COLOUR_NAMES[colour] for colour in colours)
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def _describe(known: Provenance | None, merged: bool) -> str:
@@ -225,22 +286,22 @@ def _describe(known: Provenance | None, merged: bool) -> str:
 def _page(
     name: str,
     body: dict[str, Any],
+    counted: str,
     described: str,
     tables: tuple[str, str],
     plots: dict[str, Figure],
     settings: str,
 ) -> str:
     """A self-contained page: the tables of errors and of gradients; plots are embedded as PNG."""
-    counts = ", ".join(f"{count} {split}" for split, count in body["counts"].items())
     sections = "".join(f"<h2>{html.escape(title)}</h2><img src='{_png(figure)}'>" for title, figure in plots.items())
     return f"""<!doctype html><html lang="en"><meta charset="utf-8"><title>MetaSpec: {html.escape(name)}</title>
 <style>body{{font:15px/1.5 system-ui;max-width:1000px;margin:2em auto;padding:0 1em}}img{{max-width:100%}}
 td,th{{padding:.2em .7em;text-align:right}}td:first-child{{text-align:left}}pre{{background:#f4f4f4;padding:1em}}</style>
-<h1>{html.escape(name)}</h1><p>{html.escape(described)}</p><p>Evaluated on data set {html.escape(body["data"]["name"])}
-({counts} structures), split {html.escape(body["data"]["split"])} by orbit: no translation, rotation or mirror image of one of
+<h1>{html.escape(name)}</h1><p>{html.escape(described)}</p><p>Evaluated on data set {html.escape(body["data"]["name"])}:
+{html.escape(counted)} Split by orbit: no translation, rotation or mirror image of one of
 its structures is in the train split. Errors are those of efficiencies, which lie between 0 and 1.</p>
 {tables[0]}
-<p>Predictions from the 8 symmetric images of a structure differ by {body["symmetry_spread"]:.4f}
+<p>Predictions from {body["symmetries"]} symmetric images of a structure differ by {body["symmetry_spread"]:.4f}
 (standard deviation; 0 would be exact).</p>{tables[1]}{sections}<h2>Settings</h2><pre>{html.escape(settings)}</pre></html>
 """
 
@@ -254,7 +315,8 @@ def _png(figure: Figure) -> str:
 def _cells(named: tuple[str, Errors]) -> list[str]:
     name, result = named
     detectors = [f"{value:.4f}" for value in result.mae_by_detector.values()]
-    numbers = [f"{result.mae:.4f}", f"{result.rms:.4f}", *detectors, f"{result.colour_efficiency:.4f}"]
+    colours = "" if result.colour_efficiency is None else f"{result.colour_efficiency:.4f}"
+    numbers = [f"{result.mae:.4f}", f"{result.rms:.4f}", *detectors, colours]
     return [name, *numbers, f"{result.peak_nm:.1f}", f"{result.r2:.3f}", f"{result.loss:.2e}"]
 
 

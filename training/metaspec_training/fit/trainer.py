@@ -1,0 +1,50 @@
+"""RunTrainer: Lightning's trainer with a choice of precision by the processor, and one folder for all files of a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.accelerators import Accelerator
+from lightning.pytorch.utilities import rank_zero_info
+
+from metaspec_training.fit.precision import choose_precision
+
+
+class RunTrainer(Trainer):
+    """Lightning's trainer, for `metaspec-train`.
+
+    Args:
+        accelerator: kind of processor, as Lightning names it.
+        precision: precision as Lightning names it, or auto: bf16-mixed where the processor has units for it, else 32-true.
+        **settings: Lightning's settings.
+    """
+
+    def __init__(
+        self, *, accelerator: str | Accelerator = "auto", precision: str | int | None = None, **settings: Any
+    ) -> None:
+        if precision == "auto":
+            precision, reason = choose_precision(accelerator)
+            rank_zero_info(f"Precision {precision}: {reason}.")
+        super().__init__(accelerator=accelerator, precision=precision, **settings)  # type: ignore[arg-type]
+
+    @property
+    def log_dir(self) -> str:
+        """The run's folder; Lightning's has one for all runs where the logger is neither TensorBoard's nor CSV's."""
+        return str(run_folder(self))
+
+
+def run_folder(trainer: Trainer) -> Path:
+    """The folder of a run, in which Lightning puts its `checkpoints`, whatever the logger.
+
+    All processes of a training must call it.
+    """
+    logger = trainer.logger
+    if logger is None:
+        folder = trainer.default_root_dir
+    else:
+        version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
+        composed = Path(logger.save_dir or trainer.default_root_dir, str(logger.name), version)
+        folder = getattr(logger, "log_dir", None) or str(composed)
+    return Path(trainer.strategy.broadcast(folder))
