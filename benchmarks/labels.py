@@ -27,7 +27,6 @@ import zarr
 from ablation import keep, stored
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.utils.data import default_collate
 from tqdm import tqdm
 from weights_hash import weights_hash
 
@@ -40,7 +39,7 @@ from metaspec_simulation.dataset import HARMONIC_STEP, Samples, load
 from metaspec_simulation.physics import farfield
 from metaspec_simulation.physics.grid import make_grid
 from metaspec_training.data.augmentation import Batch, Expansion
-from metaspec_training.data.packed import Packed, PackedSpectra
+from metaspec_training.data.packed import PackedSpectra
 from metaspec_training.fit.checkpoint import load_network
 from metaspec_training.fit.loss import AdaptiveSpectralLoss
 from metaspec_training.fit.optimizer import MuonAdamW
@@ -237,11 +236,15 @@ def train(variant: Variant, labels: Labels, width: int, steps: int) -> tuple[Dif
     expansion = Expansion(process.wavelengths_nm, thinned)
     layers = {distance: at_distance(network, distance) for distance in variant.distances_um}
     sets = {
-        distance: replace(
-            labels.samples,
-            harmonics=labels.harmonics[:, DISTANCES_UM.index(distance)],
-            harmonic_wavelengths_nm=thinned,
-            harmonic_orders=np.stack(farfield.harmonic_orders()),
+        distance: PackedSpectra(
+            replace(
+                labels.samples,
+                harmonics=labels.harmonics[:, DISTANCES_UM.index(distance)],
+                harmonic_wavelengths_nm=thinned,
+                harmonic_orders=np.stack(farfield.harmonic_orders()),
+            ),
+            (0, 0),
+            POSITIONS,
         )
         for distance in variant.distances_um
     }
@@ -256,12 +259,12 @@ def train(variant: Variant, labels: Labels, width: int, steps: int) -> tuple[Dif
         if len(queue) < BATCH:
             epoch += 1
             queue = rng.permutation(len(labels.samples)).tolist()
-            drawn = {distance: PackedSpectra(samples, (0, epoch), POSITIONS) for distance, samples in sets.items()}
+            drawn = {distance: data.drawn(0, epoch) for distance, data in sets.items()}
         chosen, queue = queue[:BATCH], queue[BATCH:]
         loss = torch.zeros(())
         maps: Tensor | None = None
         for distance, data in drawn.items():
-            packed: Packed = default_collate([data[index] for index in chosen])
+            packed = data[chosen]
             batch: Batch = expansion(packed)
             if maps is None:  # positions and symmetries are the same for all distances
                 maps = network.maps(batch.density)

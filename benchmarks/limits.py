@@ -18,7 +18,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import default_collate
 from tqdm import tqdm
 from weights_hash import weights_hash
 
@@ -82,7 +81,7 @@ def fitted_field(network: DiffractionFieldNet) -> tuple[float, float]:
     torch.manual_seed(0)
     data = SpectraDataModule(str(DATA), positions=POSITIONS)
     packed = PackedSpectra(data.train_samples(), (0, 0), POSITIONS)
-    batch = data.expansion(default_collate([packed[n] for n in range(FITTED)]))
+    batch = data.expansion(packed[range(FITTED)])
     target = batch.spectra.flatten(2, 3)
     with torch.no_grad():
         maps = network.maps(batch.density)

@@ -22,12 +22,9 @@ from metaspec_export.metadata import ExportedMetadata, attach, common_facts, ima
 from metaspec_export.parity import GRADIENT_TOLERANCE, TOLERANCE, check_gradient_parity, check_parity, run, session
 from metaspec_export.precision import TOLERANCES, Precision, deviation, reduce, require_within
 from metaspec_export.publish import Publication, model_name
-from metaspec_export.source import Source
+from metaspec_export.source import COMPARED, Source
 from metaspec_simulation.dataset import Samples
 from metaspec_training.networks.symmetric import SymmetricNetwork
-
-COMPARED = 64
-"""Structures that graphs are compared on."""
 
 Report = Callable[[str], None]
 
@@ -98,7 +95,7 @@ def build(source: Source, variants: Variants, revision: str, report: Report) -> 
         for precision in variants.precisions:
             name = model_name(precision, gradient, symmetric, variants.name)
             facts |= {"name": name, "precision": precision, "tolerance": tolerance}
-            model, measured = _in_precision(graph, precision, source.samples, report)
+            model, measured = _in_precision(graph, precision, source, report)
             metadata = attach(model, facts | measured)
             _require_served(model, metadata)
             yield _publication(model, metadata, variants.engines, report)
@@ -138,8 +135,9 @@ def _trace(
     network: nn.Module, samples: Samples, gradient: bool, report: Report
 ) -> tuple[onnx.ModelProto, dict[str, Any]]:
     """The float32 graph, compared with PyTorch, and its tolerance."""
-    compared = samples.of("test").structures[:COMPARED]
-    graph = gradient_graph(network) if gradient else forward_graph(network)
+    compared = samples.of("test", COMPARED).structures
+    trace = gradient_graph if gradient else forward_graph
+    graph = trace(network, samples.process.pixels)
     require_portable(graph)
     if not gradient:
         difference = check_parity(network, graph.SerializeToString(), compared)
@@ -159,14 +157,15 @@ def _tolerance(difference: float) -> dict[str, Any]:
 
 
 def _in_precision(
-    graph: onnx.ModelProto, precision: Precision, samples: Samples, report: Report
+    graph: onnx.ModelProto, precision: Precision, source: Source, report: Report
 ) -> tuple[onnx.ModelProto, dict[str, Any]]:
     """The graph in a precision, within its tolerance, and what was measured of it."""
-    model = reduce(graph, precision, samples.of("train").structures[:COMPARED])
+    samples = source.samples
+    model = reduce(graph, precision, samples.of("train").structures)
     served = session(model.SerializeToString())
     if precision == "fp32":
-        return model, {"metrics": measure(served, samples)}
-    validation = samples.of("validation").structures[:COMPARED]
+        return model, {"metrics": measure(served, samples, source.counts)}
+    validation = samples.of("validation", COMPARED).structures
     cotangent = None
     if len(served.get_inputs()) > 1:
         shape = (len(validation), *served.get_outputs()[0].shape[1:])
@@ -184,7 +183,11 @@ def _in_precision(
     tolerance: dict[str, Any] = {"allowed": allowed.max_abs, "measured": found.max_abs, "against": "fp32"}
     if found.gradient is not None:
         tolerance["gradient"] = {"allowed": allowed.gradient, "measured": found.gradient}
-    return model, {"metrics": measure(served, samples), "tolerance": tolerance, "deviation": asdict(found)}
+    return model, {
+        "metrics": measure(served, samples, source.counts),
+        "tolerance": tolerance,
+        "deviation": asdict(found),
+    }
 
 
 def _require_served(model: onnx.ModelProto, metadata: ExportedMetadata) -> None:

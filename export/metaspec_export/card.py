@@ -101,8 +101,16 @@ def _errors(metadata: ExportedMetadata) -> str:
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for split, measured in metadata.metrics.items():
         by_detector = [f"{measured['mae_by_detector'][d]:.4f}" for d in detectors]
-        cells = [split, str(measured["count"]), f"{measured['mae']:.4f}", f"{measured['rms']:.4f}", *by_detector]
-        cells += [f"{measured['colour_efficiency']:.4f}", f"{measured['r2']:.3f}", f"{measured['loss']:.2e}"]
+        count, of = measured["count"], measured["of"]
+        cells = [
+            split,
+            f"{count}" if count == of else f"{count} of {of}",
+            f"{measured['mae']:.4f}",
+            f"{measured['rms']:.4f}",
+            *by_detector,
+        ]
+        colours = measured["colour_efficiency"]
+        cells += ["" if colours is None else f"{colours:.4f}", f"{measured['r2']:.3f}", f"{measured['loss']:.2e}"]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

@@ -62,6 +62,12 @@ def export(
         ),
     ] = False,
     images: Annotated[int, typer.Option(help="Number of symmetric images: 2, 4 or 8.")] = 4,
+    limit: Annotated[
+        int,
+        typer.Option(
+            help="Structures of the validation and the test split that errors are measured on, at most.", min=2
+        ),
+    ] = 2000,
     tensorrt_engines: Annotated[
         bool, typer.Option("--tensorrt", help="Build TensorRT engines for this machine's GPU, too.")
     ] = False,
@@ -89,7 +95,7 @@ def export(
     revision = source_revision(allow_dirty)
     if tensorrt_engines:
         tensorrt.require_tensorrt()
-    source = read_source(checkpoint, data or ())
+    source = read_source(checkpoint, data or (), limit)
     if source.from_data:
         names = ", ".join(part.name for part in source.provenance.data)
         typer.echo(f"{checkpoint} does not record what it was trained on: taken from --data, {names}.")
@@ -123,7 +129,10 @@ def inspect(
 
 
 def _terminated(number: int, frame: FrameType | None) -> NoReturn:
-    raise SystemExit(128 + number)  # unlike the default action, this removes temporary files
+    """Unlike the default action, this removes temporary files, and takes back what has been published in part."""
+    signal.signal(number, signal.SIG_IGN)  # a second signal would interrupt that
+    _say("terminated")
+    raise SystemExit(128 + number)
 
 
 def main() -> None:
@@ -133,19 +142,25 @@ def main() -> None:
     if arguments[0] not in ("inspect", "export", "--help", "--version"):
         arguments = ["export", *arguments]  # exporting is the default command
     try:
-        status = app(arguments, standalone_mode=False)
-    except typer.Abort:
-        raise SystemExit(130) from None
+        status = app(arguments, prog_name="metaspec-export", standalone_mode=False)
+    except (typer.Abort, KeyboardInterrupt):
+        status = 130  # which other versions of typer return
     except _UsageError as error:
         _fail(error.format_message() if hasattr(error, "format_message") else str(error))
     except (ExportRefused, ValueError, OSError) as error:
         _fail(str(error))
+    if status == 130:
+        _say("interrupted")
     raise SystemExit(status or 0)
 
 
 def _fail(message: str) -> NoReturn:
-    typer.echo(f"metaspec-export: {' '.join(message.split())}", err=True)
+    _say(" ".join(message.split()))
     raise SystemExit(2)
+
+
+def _say(message: str) -> None:
+    typer.echo(f"metaspec-export: {message}", err=True)
 
 
 if __name__ == "__main__":

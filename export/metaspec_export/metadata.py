@@ -104,11 +104,16 @@ def common_facts(source: Source, images: int, revision: str) -> dict[str, Any]:
     }
 
 
-def measure(session: ort.InferenceSession, samples: Samples) -> dict[str, Any]:
+def measure(session: ort.InferenceSession, samples: Samples, counts: dict[str, int]) -> dict[str, Any]:
     """Errors of the graph itself on the validation and test splits, as ONNX Runtime computes it.
 
     For a graph with a spread, also quantiles of its mean over wavelengths, and Spearman's rank correlation of that mean
     with the mean absolute error.
+
+    Args:
+        session: the loaded graph.
+        samples: samples of the splits.
+        counts: number of structures in the data set, of which the samples may be a part, by split.
     """
     measured: dict[str, Any] = {}
     gradient = len(session.get_inputs()) > 1
@@ -117,7 +122,11 @@ def measure(session: ort.InferenceSession, samples: Samples) -> dict[str, Any]:
         shape = (len(part), *session.get_outputs()[0].shape[1:])
         cotangent = np.zeros(shape, np.float32) if gradient else None
         prediction, spread = np.split(run(session, part.structures, cotangent)[0], [len(CHANNELS)], axis=1)
-        measured[split] = {"count": len(part), **asdict(errors(prediction, part.spectra, part.process))}
+        measured[split] = {
+            "count": len(part),
+            "of": counts[split],
+            **asdict(errors(prediction, part.spectra, part.process)),
+        }
         if spread.size:
             each, error = spread.mean(axis=(1, 2)), np.abs(prediction - part.spectra).mean(axis=(1, 2))
             measured[split][SPREAD] = {

@@ -11,9 +11,9 @@ import onnxruntime as ort
 import torch
 from numpy.typing import NDArray
 from torch import nn
+from tqdm import tqdm
 
 from metaspec_contract.model import COTANGENT, STRUCTURE
-from metaspec_contract.structures import PIXELS
 from metaspec_export.errors import ExportRefused
 from metaspec_training.report.evaluation import predict
 
@@ -62,7 +62,8 @@ def run(
         batch: structures in a batch.
     """
     parts = []
-    for start in range(0, len(structures), batch):
+    starts = range(0, len(structures), batch)
+    for start in tqdm(starts, "predicting", unit="batch", delay=2.0, leave=False, disable=None):
         rows = slice(start, start + batch)
         feed = {STRUCTURE: np.ascontiguousarray(structures[rows, None], np.float32)}
         if cotangent is not None:
@@ -131,13 +132,13 @@ def _spectra_difference(got: Array, expected: Array) -> float:
 def _finite_differences(
     network: nn.Module, structure: NDArray[np.uint8], cotangent: Array, gradient: Array, step: float = 1e-4
 ) -> float:
-    """Largest difference of a gradient (128, 128) from central differences, at its largest pixel and three fixed ones."""
+    """Largest difference of a gradient (y, x) from central differences, at its largest pixel and three fixed ones."""
     exact = copy.deepcopy(network).double().eval()
     density = torch.from_numpy(structure[:, None].astype(np.float64))
     weights = torch.from_numpy(cotangent.astype(np.float64))
     largest = np.abs(gradient).argmax()
     worst = 0.0
-    for pixel in (largest, 0, 5000, PIXELS * PIXELS - 1):
+    for pixel in (largest, 0, gradient.size // 3, gradient.size - 1):
         row, column = divmod(int(pixel), gradient.shape[1])
         values = []
         for sign in (1, -1):

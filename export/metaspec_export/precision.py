@@ -22,11 +22,10 @@ from onnx import helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from onnxruntime.transformers.float16 import convert_float_to_float16
 
-from metaspec_contract.detectors import CHANNELS, COLOURS
-from metaspec_contract.figures_of_merit import efficiency_weights, in_band, weighted_sums
+from metaspec_contract.detectors import CHANNELS
+from metaspec_contract.figures_of_merit import colour_efficiency, covered_colours
 from metaspec_contract.model import COTANGENT, GRADIENT, STRUCTURE
 from metaspec_contract.process import Process
-from metaspec_contract.structures import PIXELS
 from metaspec_export.errors import ExportRefused
 from metaspec_export.graph.forward import quiet
 
@@ -188,7 +187,7 @@ class _Calibration(CalibrationDataReader):
     def _iterate(model: onnx.ModelProto, structures: NDArray[np.uint8], batch: int) -> Iterator[dict[str, Any]]:
         others = [value for value in model.graph.input if value.name != STRUCTURE]
         for start in range(0, len(structures), batch):
-            density = structures[start : start + batch].reshape(-1, 1, PIXELS, PIXELS).astype(np.float32)
+            density = structures[start : start + batch, None].astype(np.float32)
             feed = {STRUCTURE: density}
             for value in others:
                 shape = [dim.dim_value for dim in value.type.tensor_type.shape.dim[1:]]
@@ -212,23 +211,21 @@ def deviation(
     """
     wavelengths = process.wavelengths_nm
     change = np.abs(got[0] - expected[0])
-    colours = [colour for colour in COLOURS if in_band(colour, wavelengths).any()]
-    weights = [efficiency_weights(colour, wavelengths) for colour in colours]
-    changes = np.abs(_colours(got[0], weights) - _colours(expected[0], weights)) if weights else np.zeros((1, 0))
+    colours = covered_colours(wavelengths)
+    ours, theirs = (
+        colour_efficiency(spectra[:, : len(CHANNELS)], wavelengths, colours=colours)
+        for spectra in (got[0], expected[0])
+    )
+    changes = np.abs(ours - theirs).max(axis=0)
     gradient = None
     if len(got) > 1:
         gradient = float(np.sqrt(((got[1] - expected[1]) ** 2).mean() / (expected[1] ** 2).mean()))
     return Deviation(
         max_abs=float(change.max()),
         mean_abs=float(change.mean()),
-        colour=dict(zip(colours, changes.max(axis=0).tolist(), strict=True)),
+        colour=dict(zip(colours, changes.tolist(), strict=True)),
         gradient=gradient,
     )
-
-
-def _colours(spectra: NDArray[np.float32], weights: list[NDArray[np.float64]]) -> NDArray[np.float32]:
-    """Efficiencies of colours, (N, colours), from spectra whose first channels are the detectors."""
-    return weighted_sums(spectra[:, : len(CHANNELS)], weights)
 
 
 def require_within(measured: Deviation, precision: Precision) -> None:

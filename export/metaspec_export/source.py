@@ -6,16 +6,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from metaspec_contract.process import Process
 from metaspec_contract.provenance import Provenance
-from metaspec_contract.structures import PIXELS
 from metaspec_simulation.dataset import Samples, load, provenance
 from metaspec_training.fit.checkpoint import read_checkpoint
 from metaspec_training.fit.loss import merge_greens
 from metaspec_training.networks.field import DiffractionFieldNet
+
+COMPARED = 64
+"""Structures of a split that graphs are compared on, and that int8 is calibrated on."""
+
+LIMIT = 2000
+"""Structures of a split that errors are measured on by default, at most."""
 
 DATASETS = Path("datasets")
 """Folder in which a checkpoint's data sets are looked for."""
@@ -29,8 +35,10 @@ class Source:
         checkpoint: file of the network.
         network: the network, in evaluation mode.
         provenance: what it was trained on.
-        samples: data set that errors are measured on, graphs are compared on and int8 is calibrated on.
-        evaluated_on: name of that data set.
+        samples: samples of a data set that errors are measured on, graphs are compared on and int8 is calibrated on. Of large
+            data sets, it has not all of them.
+        counts: number of structures in the data set, by split.
+        evaluated_on: name of the data set.
         from_data: whether the checkpoint has no provenance, so that it was taken from the data sets given.
     """
 
@@ -38,6 +46,7 @@ class Source:
     network: nn.Module
     provenance: Provenance
     samples: Samples
+    counts: dict[str, int]
     evaluated_on: str
     from_data: bool
 
@@ -59,13 +68,14 @@ class MeanGreens(nn.Module):
         return merge_greens(self.network(density))
 
 
-def read_source(checkpoint: Path, data: Sequence[Path] = ()) -> Source:
+def read_source(checkpoint: Path, data: Sequence[Path] = (), limit: int = LIMIT) -> Source:
     """Read a checkpoint and a data set to measure it on.
 
     Args:
         checkpoint: checkpoint of a training.
         data: data sets of the device that the network was trained for, the one to measure errors on first. By default that is
             the first one it was trained on, under `DATASETS`. A checkpoint without provenance needs all it was trained on.
+        limit: largest number of structures of the validation and the test split to keep.
 
     Raises:
         ValueError: a file cannot be read, a data set is missing, or network, provenance and data contradict each other.
@@ -82,7 +92,17 @@ def read_source(checkpoint: Path, data: Sequence[Path] = ()) -> Source:
             known.require_same_device(provenance({path.name: samples}), origin, f"data set {path}")
     _check_network(trained.network, known, checkpoint, origin)
     first = next(iter(sets))
-    return Source(checkpoint, trained.network, known, sets[first], first.resolve().name, trained.provenance is None)
+    samples = sets[first]
+    limits = {"train": COMPARED, "validation": limit, "test": limit}
+    return Source(
+        checkpoint,
+        trained.network,
+        known,
+        samples=samples.take(np.concatenate([samples.rows(split, most) for split, most in limits.items()])),
+        counts={split: len(samples.rows(split)) for split in limits},
+        evaluated_on=first.resolve().name,
+        from_data=trained.provenance is None,
+    )
 
 
 def _paths(checkpoint: Path, known: Provenance | None, data: Sequence[Path]) -> list[Path]:
@@ -119,7 +139,7 @@ def _check_network(network: nn.Module, known: Provenance, checkpoint: Path, orig
             f"the network of {checkpoint} propagates light in another process than that of {origin}: {difference}"
         )
     with torch.inference_mode():
-        outputs = network(torch.zeros(1, 1, PIXELS, PIXELS)).shape[-1]
+        outputs = network(torch.zeros(1, 1, *process.structure_shape)).shape[-1]
     if outputs != len(wavelengths):
         raise ValueError(
             f"the network of {checkpoint} predicts {outputs} wavelengths, but the process of {origin} has "

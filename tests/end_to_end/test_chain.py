@@ -1,7 +1,7 @@
 """The chain as a user of another process goes it: simulate, train.py, export, serve, client, optimise, verify.
 
-The process has another period and other wavelengths than the default one. Nobody types it twice: it is in the file given to
-the simulation, and every later link finds it.
+The process has another period, other wavelengths and larger pixels than the default one. Nobody types it twice: it is in the
+file given to the simulation, and every later link finds it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 
-from metaspec import Surrogate
+from metaspec import InvalidStructure, Surrogate
 from metaspec_contract.detectors import CHANNELS
 from metaspec_contract.process import Process
 from metaspec_contract.run_folder import RunReport, VerifyReport
@@ -32,6 +32,7 @@ PROCESS = Process(
     wavelength_min_nm=450,
     wavelength_max_nm=750,
     wavelength_step_nm=2,
+    pixels=64,
 )
 CELLS = 24  # the coarsest grid: nobody looks at the physics here
 
@@ -117,7 +118,9 @@ def test_the_checkpoint_says_what_it_was_trained_on(checkpoint: Path, data: Path
 def test_the_client_finds_the_process_of_the_data(server: RunningServer, data: Path) -> None:
     with Surrogate(server.url) as surrogate:
         info = surrogate.metadata()
-        spectra = surrogate.predict(np.zeros((1, 128, 128)))
+        spectra = surrogate.predict(np.zeros((1, 64, 64)))
+        with pytest.raises(InvalidStructure, match=r"structures must be \(64, 64\), .*, got \(1, 128, 128\)"):
+            surrogate.predict(np.zeros((1, 128, 128)))
     assert info.process == PROCESS
     np.testing.assert_array_equal(spectra.wavelengths_nm, np.arange(450, 751, 2))
     assert spectra.channels == CHANNELS
@@ -133,7 +136,7 @@ def test_the_network_propagates_light_in_the_cell_of_the_data(server: RunningSer
     network = load_network(checkpoint)
     assert isinstance(network, DiffractionFieldNet)
     assert network.config.process == PROCESS
-    structures = np.random.default_rng(0).integers(0, 2, (3, 128, 128))
+    structures = np.random.default_rng(0).integers(0, 2, (3, 64, 64))
     with torch.inference_mode():
         expected = network(torch.tensor(structures[:, None], dtype=torch.float32)).flatten(1, 2).numpy()
     with Surrogate(server.url) as surrogate:
@@ -144,7 +147,7 @@ def test_designs_and_their_verification_are_of_the_same_process(verified: Path) 
     report = RunReport.model_validate_json((verified / "report.json").read_text())
     truth = VerifyReport.model_validate_json((verified / "verify.json").read_text())
     assert report.process == truth.process == PROCESS
-    assert (report.period_um, report.pixel_nm) == (1.6, 12.5)
+    assert (report.period_um, report.pixel_nm) == (1.6, 25.0)
     np.testing.assert_array_equal(report.wavelengths_nm, np.arange(450, 751, 2))
     assert report.channels == list(CHANNELS)
     assert truth.solver["cells"] == [CELLS]
@@ -178,4 +181,4 @@ def test_the_folder_of_designs_holds_what_its_report_lists(verified: Path) -> No
     for design in report["designs"]:
         for name in design["files"].values():
             assert (verified / name).stat().st_size > 0
-    assert np.load(verified / "designs.npy").shape == (2, 128, 128)
+    assert np.load(verified / "designs.npy").shape == (2, 64, 64)

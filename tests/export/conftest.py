@@ -56,7 +56,7 @@ def _make_data(path: Path, process: Process = PROCESS, merged_greens: bool = Fal
     source.mkdir(parents=True)
     rng = np.random.default_rng(seed)
     structures = np.stack([random_structure(rng, FAMILIES[n % len(FAMILIES)]) for n in range(96)])
-    spectra = rng.uniform(0.1, 0.3, (96, 3 if merged_greens else 4, len(process.wavelengths_nm)))
+    spectra = rng.uniform(0.1, 0.25, (96, 3 if merged_greens else 4, len(process.wavelengths_nm)))
     np.save(source / "binary_dataset_128_0.npy", structures[:, None])
     np.save(source / "spectra_latest_0.npy", spectra.astype(np.float32))
     import_pairs(find_pairs(source, process), path, process, report=lambda rows: None)

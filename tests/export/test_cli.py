@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -115,13 +116,22 @@ def test_the_command_starts_without_pytorch() -> None:
 
 
 @pytest.mark.slow
-def test_an_interrupted_export_leaves_nothing_behind(tmp_path: Path, checkpoint: Path, data: Path) -> None:
-    command = [sys.executable, "-m", "metaspec_export", str(checkpoint), "--repository", str(tmp_path / "repository")]
+@pytest.mark.parametrize(("number", "message"), [(signal.SIGTERM, "terminated"), (signal.SIGINT, "interrupted")])
+def test_an_export_that_is_stopped_says_so_and_leaves_nothing_behind(
+    tmp_path: Path, checkpoint: Path, data: Path, number: signal.Signals, message: str
+) -> None:
+    code = (  # a signal interrupts it also where tests run in the background
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "from metaspec_export.cli import main; main()"
+    )
+    command = [sys.executable, "-c", code, str(checkpoint), "--repository", str(tmp_path / "repository")]
     with subprocess.Popen(
-        [*command, "--data", str(data), "--allow-dirty"], stdout=subprocess.PIPE, text=True
+        [*command, "--data", str(data), "--allow-dirty"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout is not None
         assert "Tracing" in process.stdout.readline()
-        process.terminate()
-        assert process.wait(timeout=120) == 128 + 15
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=120)
+    assert process.returncode == 128 + number
+    assert errors.strip() == f"metaspec-export: {message}"
     assert not (tmp_path / "repository").exists()

@@ -19,7 +19,10 @@ def snapshot(root: Path) -> dict[str, bytes]:
     return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
 
 
-def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("failure", [OSError(28, "No space left on device"), SystemExit(143)])
+def test_a_full_disk_or_a_signal_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: BaseException
+) -> None:
     publish(tmp_path, 1, [publication("forward", "first"), publication("vjp", "first")])
     before = snapshot(tmp_path)
     fsync, remaining = os.fsync, 0
@@ -27,7 +30,7 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.M
     def full_disk(descriptor: int) -> None:
         nonlocal remaining
         if remaining == 0:
-            raise OSError(28, "No space left on device")
+            raise failure
         remaining -= 1
         fsync(descriptor)
 
@@ -35,7 +38,7 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.M
     second = [publication("forward", "second"), publication("vjp", "second")]
     for allowed in range(100):  # until the disk has room for everything
         remaining = allowed
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(type(failure)):
             publish(tmp_path, 2, second)
             break
         assert snapshot(tmp_path) == before

@@ -41,7 +41,7 @@ def test_data_elsewhere_only_measure(
     source = read_source(checkpoint, [other, data])
     assert source.provenance == trained_on
     assert source.evaluated_on == "elsewhere"
-    np.testing.assert_array_equal(source.samples.structures, load(other).structures)
+    np.testing.assert_array_equal(source.samples.of("test").structures, load(other).of("test").structures)
 
 
 def test_data_of_another_device_are_refused(checkpoint: Path, data: Path, make_data: MakeFile, tmp_path: Path) -> None:

@@ -51,13 +51,18 @@ class _GroupNorm(nn.GroupNorm):
         )
 
 
-def forward_graph(network: nn.Module) -> onnx.ModelProto:
-    """Trace a network in evaluation mode, with a free batch size N."""
+def forward_graph(network: nn.Module, pixels: int = PIXELS) -> onnx.ModelProto:
+    """Trace a network in evaluation mode, with a free batch size N.
+
+    Args:
+        network: network from density (N, 1, pixels, pixels) to efficiencies (N, 2, 2, wavelengths).
+        pixels: pixels along each side of a structure.
+    """
     network = copy.deepcopy(network)
     for module in network.modules():
         if type(module) is nn.GroupNorm:
             module.__class__ = _GroupNorm
-    return to_onnx(_Served(network).eval(), {STRUCTURE: torch.zeros(2, 1, PIXELS, PIXELS)}, [SPECTRA])
+    return to_onnx(_Served(network).eval(), {STRUCTURE: torch.zeros(2, 1, pixels, pixels)}, [SPECTRA])
 
 
 def to_onnx(

@@ -24,15 +24,15 @@ from metaspec_export.graph.joint import constants, decomposed_program, trace_joi
 from metaspec_training.networks.layers import CircularConv, wrap
 
 
-def gradient_graph(network: nn.Module) -> onnx.ModelProto:
-    """Trace a network in evaluation mode together with its gradient, with a free batch size N."""
+def gradient_graph(network: nn.Module, pixels: int = PIXELS) -> onnx.ModelProto:
+    """Trace a network in evaluation mode together with its gradient, with a free batch size N; see `forward_graph`."""
     network = copy.deepcopy(network).eval()
     _write_adjoints_out(network)
-    example = torch.zeros(2, 1, PIXELS, PIXELS)
+    example = torch.zeros(2, 1, pixels, pixels)
     with torch.inference_mode():
         shape = network(example).flatten(1, -2).shape
     cotangent = torch.zeros(shape)  # not a tensor of inference mode, which cannot be traced
-    joint = _Joint(network, trace_joint(network, (1, PIXELS, PIXELS))).eval()
+    joint = _Joint(network, trace_joint(network, (1, pixels, pixels))).eval()
     inputs = {STRUCTURE: example, COTANGENT: cotangent}
     return to_onnx(decomposed_program(joint, inputs, free_batch(inputs)), inputs, [SPECTRA, GRADIENT])
 
