@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import functools
+import signal
 import sys
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -308,8 +310,16 @@ def _print_process(process: Process, origin: Path) -> None:
     typer.echo(f"Process of {origin}, against the default: {difference or 'no difference'}.")
 
 
+def _terminated(number: int, frame: FrameType | None) -> NoReturn:
+    """Unlike the default action, this removes temporary files."""
+    signal.signal(number, signal.SIG_IGN)  # a second signal would interrupt that
+    typer.echo("metaspec-simulate: terminated", err=True)
+    raise SystemExit(128 + number)
+
+
 def main() -> None:
     """Entry point of the command."""
+    signal.signal(signal.SIGTERM, _terminated)
     arguments = sys.argv[1:]
     if arguments and arguments[0].startswith("--") and arguments[0] not in ("--help", "--version"):
         # Simulating is what the command is for.

@@ -379,7 +379,10 @@ def test_the_process_is_stated(tmp_path: Path, refusal: Refusal, command: Comman
 
 
 @pytest.mark.slow
-def test_an_interrupted_import_leaves_nothing(tmp_path: Path, start_command: Command) -> None:
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_import_leaves_nothing(
+    tmp_path: Path, start_command: Command, number: signal.Signals, status: int
+) -> None:
     rows = 8192
     shifts = np.random.default_rng(0).permutation(128 * 128)[:rows]
     base = structures(1)[0, 0]
@@ -389,9 +392,9 @@ def test_an_interrupted_import_leaves_nothing(tmp_path: Path, start_command: Com
     deadline = time.monotonic() + 120
     while not any(tmp_path.glob(".set.*")) and running.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
-    running.send_signal(signal.SIGINT)
+    running.send_signal(number)
     running.communicate(timeout=60)
-    assert running.returncode == 130
+    assert running.returncode == status
     assert left(tmp_path) == ["raw"]
 
 
