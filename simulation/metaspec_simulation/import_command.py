@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -95,8 +96,8 @@ def import_files(
     device = _read_device(process)
     convention = Convention(None if order is None else read_order(order), axes, percent)
     require_free(out)
-    if report is not None and not report.absolute().parent.is_dir():
-        raise ValueError(f"--report {report}: there is no such folder")
+    if report is not None:
+        _require_replaceable(report, out)
     try:
         pairs = find_pairs(folder, device, convention)
         with _bar(pairs, "checking") as bar:
@@ -113,6 +114,22 @@ def import_files(
         raise typer.Exit(130) from None
     typer.echo(f"{out} has {checked.kept} samples. All row numbers are in {out / REPORT}.")
     typer.echo(f"Compare {out / PICTURE} with samples that you know: it shows where x, y and the detectors are.")
+
+
+def _require_replaceable(report: Path, out: Path) -> None:
+    """Refuse a file for the report that is something else, or lies in the data set.
+
+    Raises:
+        ValueError: it is, or its folder does not exist.
+    """
+    if out.resolve() in (report.resolve(), *report.resolve().parents):
+        raise ValueError(f"--report {report} lies in --out {out}, which has a report in any case: leave it out")
+    if not report.absolute().parent.is_dir():
+        raise ValueError(f"--report {report}: there is no such folder")
+    if report.exists():
+        with report.open("rb") as file:
+            if not re.match(rb'\s*{\s*"rows":', file.read(100)):
+                raise ValueError(f"--report {report} exists and is no report of an import: choose another file")
 
 
 def _bar(pairs: list[Pair], doing: str) -> tqdm[NoReturn]:

@@ -19,9 +19,10 @@ from metaspec_testing.servers import running_server
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "own-data.md").read_text(encoding="utf-8")
 SMALL = {
-    "training/train.py": "--model.config.init_args.channels 32 --model.config.init_args.width 32 "
+    "configs/full.yaml": "--model.config.init_args.channels 32 --model.config.init_args.width 32 "
     "--model.config.init_args.blocks 1 --model.config.init_args.heads 2 --data.batch_size 4 --trainer.max_epochs 1 "
     "--trainer.accelerator cpu --trainer.precision 32",
+    "configs/adapt.yaml": "--data.batch_size 4 --trainer.max_epochs 1 --trainer.accelerator cpu --trainer.precision 32",
     "metaspec-train": "--limit 4",
     "metaspec-export": "--limit 4 --allow-dirty",
     "metaspec optimise": "--starts 2 --steps 4",
@@ -62,7 +63,8 @@ def test_the_commands_from_raw_files_to_designs(tmp_path: Path, monkeypatch: pyt
     Path("process.json").write_text("{}")
     steps = [commands("Import")[0], *commands("Train"), *commands("Serve, and design")]
     assert [step[0] for step in steps] == [
-        "metaspec-simulate", "python", "metaspec-train", "metaspec-export", "metaspec-serve", "metaspec", "metaspec-simulate"
+        "metaspec-simulate", "python", "python", "metaspec-train", "metaspec-export", "metaspec-serve", "metaspec",
+        "metaspec-simulate",
     ]  # fmt: skip
     *before, serve, optimise, verify = steps
     for step in before:

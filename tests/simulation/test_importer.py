@@ -22,7 +22,7 @@ from metaspec_contract.structures import Structure
 from metaspec_simulation import Solver
 from metaspec_simulation import dataset as data
 from metaspec_simulation.data.families import random_structure
-from metaspec_simulation.data.importer import find_pairs, import_pairs, require_orientation
+from metaspec_simulation.data.importer import check_pairs, find_pairs, import_pairs, require_orientation, write_pairs
 
 Floats = NDArray[np.float32]
 Command = Callable[..., Any]
@@ -355,6 +355,29 @@ def test_missing_and_misnamed_files(tmp_path: Path, refusal: Refusal) -> None:
     np.save(raw / "spectra_latest_9.npy", spectra(2, (3,)))
     np.save(raw / "binary_dataset_128_9.npy", structures(2))
     assert "spectra_latest_9.npy has 3 channels and spectra_latest_7.npy has 4" in refusal(*options, out)
+    assert left(tmp_path) == ["raw"]
+
+
+def test_a_report_replaces_reports_only(tmp_path: Path, refusal: Refusal, command: Command) -> None:
+    folder = write(tmp_path / "raw", 1, structures(3), spectra(3))
+    options = ("import", folder, "--process", "default", "--out", tmp_path / "set", "--report")
+    mine = folder / "spectra_latest_1.npy"
+    before = mine.read_bytes()
+    assert "exists and is no report of an import" in refusal(*options, mine)
+    assert mine.read_bytes() == before
+    assert "lies in --out" in refusal(*options, tmp_path / "set")
+    assert "lies in --out" in refusal(*options, tmp_path / "set" / "rows.json")
+    assert left(tmp_path) == ["raw"]
+    for out in ("set", "again"):
+        assert command(*options[:-2], tmp_path / out, "--report", tmp_path / "rows.json").code == 0
+
+
+def test_a_file_that_changes_during_the_import(tmp_path: Path) -> None:
+    folder = write(tmp_path / "raw", 1, structures(3), spectra(3))
+    checked = check_pairs(find_pairs(folder, Process()), lambda rows: None)
+    np.save(folder / "spectra_latest_1.npy", 100 * spectra(3))
+    with pytest.raises(ValueError, match=r"spectra_latest_1.npy has changed during the import"):
+        write_pairs(checked, tmp_path / "set", Process(), lambda rows: None)
     assert left(tmp_path) == ["raw"]
 
 

@@ -63,6 +63,8 @@ def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         ("--trainer.accumulate_grad_batches=0", "trainer.accumulate_grad_batches must be at least 1"),
         ("--trainer.logger=Nothing", 'Parser key "trainer.logger"'),
         ("--model.config.init_args.width=-32", "negative dimension -32"),
+        ("--trainer.check_val_every_n_epoch=0", "trainer.check_val_every_n_epoch must be above 0, got 0"),
+        ("--trainer.val_check_interval=0", "trainer.val_check_interval must be above 0, got 0"),
         ("--model.config.init_args.witdh=32", "Option 'witdh' is not accepted"),
         ("--model.optimizer=sgd", "Expected a typing.Literal['adamw', 'muon']. Got value: sgd"),
         ("--model.freeze=[encoder]", "model.freeze: the network has no part encoder; its parts are stem, beam, body"),

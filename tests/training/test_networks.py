@@ -209,3 +209,18 @@ def test_the_splines_of_a_field_net_can_be_refined(density: torch.Tensor) -> Non
         torch.testing.assert_close(back.propagation(back.maps(density, low_fidelity)), expected, atol=1e-5, rtol=1e-4)
     assert after.config.spectral_basis == 29
     assert not torch.equal(expected[0], expected[1])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"channels": 16}, "model.config.channels must be a multiple of 32, got 16"),
+        ({"width": 33, "heads": 3}, "model.config.width must be even, and a multiple of heads, 3, got 33"),
+        ({"heads": 3}, "model.config.width must be even, and a multiple of heads, 3, got 256"),
+        ({"heads": 0}, "model.config.heads must be at least 1, got 0"),
+        ({"blocks": 0}, "model.config.blocks must be at least 1, got 0"),
+    ],
+)
+def test_sizes_that_cannot_be(settings: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        DiffractionNetConfig(**settings)  # type: ignore[arg-type]

@@ -63,6 +63,10 @@ def convert(arguments: list[str]) -> None:
     options = _parser().parse_args(arguments)
     if options.out is None and not options.dry_run:
         raise ValueError("give --out FILE, the checkpoint to write, or --dry-run")
+    if options.out is not None and options.out.is_dir():
+        raise ValueError(f"--out {options.out} is a folder, expected a file")
+    if options.out is not None and options.out.resolve() == options.state_dict.resolve():
+        raise ValueError(f"--out {options.out} is the file with your weights: choose another one")
     samples = None if options.data is None else load(options.data)
     known = _provenance(options, samples)
     config = _config(options).for_process(known.process)
@@ -82,7 +86,8 @@ def convert(arguments: list[str]) -> None:
     with replacing(options.out) as partial:
         weights = {f"network.{name}": weight for name, weight in network.state_dict().items()}
         state = {NETWORK: (type(config).__name__, config.to_dict()), PROVENANCE: known.model_dump(mode="json")}
-        torch.save(state | {"state_dict": weights}, partial)
+        with partial.open("wb") as file:  # by its name, torch refuses one that starts with a dot and has no suffix
+            torch.save(state | {"state_dict": weights}, file)
         read_checkpoint(partial)
     print(f"Wrote {options.out}.")
 
@@ -182,6 +187,8 @@ def read_weights(path: Path) -> Weights:
     """
     weights: Weights = {}
     for given, tensor in _tensors(_load(path), path).items():
+        if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
+            raise ValueError(f"{path} must hold plain tensors, got a sparse, quantised or empty one in {given}")
         name = given.replace("_orig_mod.", "")
         while name.startswith(_WRAPPERS):
             name = name.partition(".")[2]
@@ -228,7 +235,7 @@ def _tensors(state: Any, path: Path) -> Weights:
 
 def _unpacked(name: str, tensor: Tensor) -> Sequence[tuple[str, Tensor]]:
     start, packed, leaf = name.rpartition("in_proj_")
-    if packed and leaf in ("weight", "bias") and len(tensor) % len(_PACKED) == 0:
+    if packed and leaf in ("weight", "bias") and tensor.ndim and len(tensor) % len(_PACKED) == 0:
         return [
             (f"{start}in_proj.{part}.{leaf}", rows)
             for part, rows in zip(_PACKED, tensor.chunk(len(_PACKED)), strict=True)

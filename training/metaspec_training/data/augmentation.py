@@ -59,7 +59,10 @@ class Expansion(nn.Module):
         super().__init__()
         self.translation = Translation(harmonic_orders)
         thinned = harmonic_wavelengths_nm
-        spline = HARMONIC_STEP * CubicSpline(thinned, np.eye(len(thinned)))(wavelengths_nm).T if len(thinned) else [[]]
+        spline = CubicSpline(thinned, np.eye(len(thinned)))(wavelengths_nm).T if len(thinned) else np.zeros((0, 0))
+        spline[np.abs(spline) < 1e-12] = (
+            0  # far from their node splines become denormal numbers, which are slow to multiply
+        )
         half_periods = [
             [Symmetry(shift_rows=row, shift_columns=column).channels for column in (False, True)]
             for row in (False, True)
@@ -72,7 +75,7 @@ class Expansion(nn.Module):
             ("channels", [s.channels for s in D4]),
             ("half_periods", half_periods),
             ("bytes", np.concatenate([pixels, pixels[:, ::-1]])),
-            ("interpolation", np.array(spline, np.float32)),
+            ("interpolation", (HARMONIC_STEP * spline).astype(np.float32)),
         ):
             self.register_buffer(name, torch.tensor(values), persistent=False)
 
@@ -131,7 +134,8 @@ class Expansion(nn.Module):
 def _sources(shift: Tensor, flipped: Tensor, pixels: int) -> Tensor:
     """Which pixel along an axis comes where, (B, pixels), after shifts (B,) and then mirroring where `flipped`, (B,)."""
     flip = flipped.long()[:, None]
-    return ((1 - 2 * flip) * torch.arange(pixels, device=shift.device) - flip - shift[:, None]) % pixels
+    place = (1 - 2 * flip) * torch.arange(pixels, device=shift.device) - flip - shift[:, None]
+    return place & (pixels - 1)  # the remainder, since pixels are a power of two, but faster
 
 
 def _take_rows(x: Tensor, rows: Tensor) -> Tensor:
@@ -146,7 +150,7 @@ def _rotated(words: Tensor, shift: Tensor) -> Tensor:
     count = words.shape[-1]
     place = torch.arange(count, device=words.device)
     here, before = (
-        words.take_along_dim(((place - whole - back) % count)[:, None, :], dim=2) if count > 1 else words
+        words.gather(2, ((place - whole - back) & (count - 1))[:, None].expand_as(words)) if count > 1 else words
         for back in (0, 1)
     )
     highest = (before >> 1) & torch.iinfo(torch.int64).max  # a shift of a signed word fills up with its sign

@@ -65,7 +65,9 @@ class SpectraDataModule(LightningDataModule):
         sets = _load_all([path] if isinstance(path, str) else path)
         first = next(iter(sets.values()))
         if positions > 1 and not first.harmonics.size:
-            raise ValueError("data.positions above 1 needs data sets that hold harmonics; imported ones do not")
+            raise ValueError(
+                "data.positions above 1 needs data sets that hold harmonics; imported ones do not: set --data.positions 1"
+            )
         parts = _training_parts(sets, limit)
         self.first = first = first.take(np.flatnonzero(first.split != "train"))
         sets.clear()  # their samples are in the parts: large ones are not held twice

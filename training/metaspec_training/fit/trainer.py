@@ -24,6 +24,9 @@ class RunTrainer(Trainer):
     def __init__(
         self, *, accelerator: str | Accelerator = "auto", precision: str | int | None = None, **settings: Any
     ) -> None:
+        for name in ("check_val_every_n_epoch", "val_check_interval"):
+            if settings.get(name) == 0:
+                raise ValueError(f"trainer.{name} must be above 0, got 0")
         if precision == "auto":
             precision, reason = choose_precision(accelerator)
             rank_zero_info(f"Precision {precision}: {reason}.")

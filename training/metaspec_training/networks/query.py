@@ -52,6 +52,17 @@ class DiffractionNetConfig(NetworkConfig):
     wavelengths: int | None = None
     beam: bool = False
 
+    def __post_init__(self) -> None:
+        for name in ("channels", "width", "blocks", "heads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"model.config.{name} must be at least 1, got {getattr(self, name)}")
+        if self.channels % 32:
+            raise ValueError(f"model.config.channels must be a multiple of 32, got {self.channels}")
+        if self.width % 2 or self.width % self.heads:
+            raise ValueError(
+                f"model.config.width must be even, and a multiple of heads, {self.heads}, got {self.width}"
+            )
+
     def build(self) -> DiffractionNet:
         """The network, freshly initialised."""
         return DiffractionNet(self)

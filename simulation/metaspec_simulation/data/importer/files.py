@@ -91,6 +91,7 @@ class Pair:
         rows: number of rows in each file.
         channels: number of channels, 3 or 4.
         convention: convention of the files.
+        stamps: inode, size and modification time of both files when they were found.
     """
 
     structures: Path
@@ -98,6 +99,19 @@ class Pair:
     rows: int
     channels: int
     convention: Convention
+    stamps: tuple[tuple[int, int, int], ...]
+
+    def require_unchanged(self) -> None:
+        """Refuse files that have changed since they were found: what was checked would not be what is written.
+
+        Raises:
+            ValueError: one has changed; it is named.
+        """
+        for file, before in zip((self.structures, self.spectra), self.stamps, strict=True):
+            if _stamp(file) != before:
+                raise ValueError(
+                    f"{file.name} has changed during the import: import it when nothing writes to it any more"
+                )
 
     @property
     def name(self) -> str:
@@ -195,8 +209,13 @@ def _pair(path: Path, partner: Path, process: Process, convention: Convention) -
         raise ValueError(f"{path.name} has {len(structures)} rows but {partner.name} has {len(spectra)}")
     channels = 3 if spectra.shape[1] == 3 else 4
     convention.channels(channels)
-    return Pair(path, partner, len(structures), channels, convention)
+    return Pair(path, partner, len(structures), channels, convention, (_stamp(path), _stamp(partner)))
 
 
 def _described(array: NDArray[Any]) -> str:
     return f"{array.dtype} of shape {array.shape}"
+
+
+def _stamp(file: Path) -> tuple[int, int, int]:
+    status = file.stat()
+    return status.st_ino, status.st_size, status.st_mtime_ns

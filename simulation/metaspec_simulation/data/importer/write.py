@@ -151,6 +151,8 @@ def write_pairs(
         for structures, spectra in _whole_blocks(_usable_rows(checked, report)):
             _write(group, start, structures, spectra)
             start += len(structures)
+        for pair in checked.pairs:
+            pair.require_unchanged()
         consolidate(unfinished)
         write_text(unfinished / REPORT, checked.to_json())
         draw_samples(some_samples(checked), process, simulated).savefig(unfinished / PICTURE, dpi=110)
