@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -35,6 +36,14 @@ SHARING = {
     "bundled": ("end_to_end/test_end_to_end.py", "end_to_end/test_server_docs.py"),
 }
 """Tests that share what takes long to make: exported models, and a server of all bundled models."""
+
+
+@pytest.fixture(autouse=True)
+def _signal_handlers() -> Iterator[None]:
+    """Commands that are called in this process set handlers, which must not reach the next test."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
 
 
 @pytest.hookimpl(tryfirst=True)

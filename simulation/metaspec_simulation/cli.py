@@ -319,7 +319,14 @@ def _terminated(number: int, frame: FrameType | None) -> NoReturn:
 
 def main() -> None:
     """Entry point of the command."""
-    signal.signal(signal.SIGTERM, _terminated)
+    before = signal.signal(signal.SIGTERM, _terminated)
+    try:
+        _run_command()
+    finally:
+        signal.signal(signal.SIGTERM, before)  # for a program that calls this function
+
+
+def _run_command() -> NoReturn:
     arguments = sys.argv[1:]
     if arguments and arguments[0].startswith("--") and arguments[0] not in ("--help", "--version"):
         # Simulating is what the command is for.

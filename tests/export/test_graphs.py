@@ -103,6 +103,7 @@ def test_a_forward_graph_computes_only_what_depends_on_the_structure(
         trained = decoder if kind == "decoder" else BASELINE.build().eval()
         model = forward_graph(trained)
     require_portable(model)
+    assert b".py" not in model.SerializeToString(), "no stack traces, with paths of the machine"
     assert "Shape" not in {node.op_type for node in model.graph.node}
     assert check_parity(trained, model.SerializeToString(), STRUCTURES) <= 1e-5
     alive = {"structure"}

@@ -7,6 +7,7 @@ import base64
 import gzip
 import io
 import json
+import select
 import socket
 import threading
 import zlib
@@ -143,9 +144,11 @@ def test_bodies_in_flight_share_one_budget_and_small_requests_need_none(
     start = f"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: {NPY}\r\nContent-Length: {len(large)}\r\n\r\n".encode()
     bits = np.packbits(structures).tobytes()
     with ExitStack() as stack:
-        for _ in range(2):  # the second gets what the first has left, and waits for more
-            connection = stack.enter_context(socket.create_connection((host, int(port)), timeout=60))
-            connection.sendall(start + large[:-1])
+        connections = []
+        for _ in range(2):  # one gets what the other has left, and waits for more
+            connections.append(stack.enter_context(socket.create_connection((host, int(port)), timeout=60)))
+            connections[-1].sendall(start + large[:-1])
+        (connection, *_), _, _ = select.select(connections, [], [], 60)
         full = b""
         while b"try again later" not in full and (received := connection.recv(65536)):
             full += received

@@ -91,6 +91,9 @@ def to_onnx(
             raise RuntimeError("torch.onnx.export returned no program")
         _optimize(program.model)
     model = program.model_proto
+    for described in (*model.graph.node, *model.graph.value_info, *model.graph.input, *model.graph.output, model.graph):
+        described.ClearField("metadata_props")  # stack traces, with paths of the machine
+        described.ClearField("doc_string")
     onnx.checker.check_model(model)
     return model
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 import uuid
 import warnings
 from collections.abc import Iterator
@@ -219,7 +220,16 @@ def new_folder(path: Path) -> Iterator[Path]:
             path.rmdir()
         unfinished.rename(path)
     finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        _remove(unfinished)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder, in which threads of zarr may still be writing: repeated until nothing comes back."""
+    for _ in range(50):
+        if not folder.exists():
+            return
+        shutil.rmtree(folder, ignore_errors=True)
+        time.sleep(0.1)
 
 
 def create_store(
