@@ -18,8 +18,8 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
-_DAMAGED = (ValueError, EOFError, OSError, BadZipFile, MemoryError, OverflowError, SyntaxError, TokenError)
-"""Errors of NumPy for files that are not arrays; the last four for damaged headers."""
+_DAMAGED = (ValueError, EOFError, OSError, BadZipFile, MemoryError, OverflowError, SyntaxError, TokenError, TypeError)
+"""Errors of NumPy for files that are not arrays; the last five for damaged headers."""
 
 _STEM = 40  # characters of a file's name that the temporary name repeats, which keeps it below the system's limit
 
