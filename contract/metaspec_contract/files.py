@@ -104,6 +104,16 @@ def sync_folder(path: Path) -> None:
         os.close(descriptor)
 
 
+def stamp(path: Path) -> tuple[int, int, int]:
+    """Inode, size and modification time of a file: they tell whether it has been replaced or written to.
+
+    Raises:
+        OSError: there is no such file.
+    """
+    status = path.stat()
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
 def read_array(path: Path, mmap_mode: Literal["r"] | None = None) -> NDArray[Any]:
     """Read the array of a `.npy` file.
 

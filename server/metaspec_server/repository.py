@@ -12,6 +12,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from metaspec_contract.files import stamp
+
 __all__ = ["ModelFile", "NothingToServe", "RepositoryError", "find_models"]
 
 
@@ -67,7 +69,6 @@ def find_models(repository: Path) -> dict[str, list[ModelFile]]:
 def _model_file(folder: Path, version: int) -> ModelFile:
     path = folder / str(version) / "model.onnx"
     try:
-        status = path.stat()
+        return ModelFile(folder.name, version, path, stamp(path))
     except OSError:
         return ModelFile(folder.name, version, path, None)
-    return ModelFile(folder.name, version, path, (status.st_ino, status.st_size, status.st_mtime_ns))

@@ -15,7 +15,7 @@ import typer
 from tqdm import tqdm
 
 from metaspec_contract.files import read_array, replacing, write_json
-from metaspec_contract.process import Process, read_process
+from metaspec_contract.process import Process
 from metaspec_contract.run_folder import REPORT, VERIFY
 from metaspec_simulation.data.damage import finished
 from metaspec_simulation.data.designs import candidates, read_designs
@@ -36,6 +36,7 @@ from metaspec_simulation.dataset import (
 from metaspec_simulation.import_command import import_files
 from metaspec_simulation.jobs import Function, Job, Progress, run_here, run_on_cluster
 from metaspec_simulation.physics.solver import DECAY, LONGEST, Solver
+from metaspec_simulation.process_option import print_process, read_stated
 from metaspec_simulation.simulated import Task, simulations, tasks
 from metaspec_simulation.verify import as_report, compare, table
 
@@ -104,7 +105,7 @@ def simulate(
 
     Killed or interrupted with Ctrl-C, it resumes when the same command is given again.
     """
-    device = _process(process)
+    device = Process() if process is None else read_stated(process)
     given = None
     if structures is not None:
         if count is not None:
@@ -138,7 +139,7 @@ def simulate_designs(
     Of structures that are translations, rotations or mirror images of each other, one is taken, and none that the data set
     already has. Given again, the command resumes where it was interrupted, and adds nothing twice.
     """
-    override = None if process is None else _process(process)
+    override = None if process is None else read_stated(process)
     found = [read_designs(folder, override) for folder in folders]
     for other in found[1:]:
         if difference := found[0].process.difference(other.process):
@@ -147,7 +148,7 @@ def simulate_designs(
                 "Make a data set of each"
             )
     if override is None:
-        _print_process(found[0].process, found[0].folder / REPORT)
+        print_process(found[0].process, found[0].folder / REPORT)
     wanted = candidates(found, limit)
     with exclusive(out):
         recipe, new = add_structures(out, found[0].process, cells, wanted, orders)
@@ -263,9 +264,9 @@ def verify_designs(
     Prints a table and writes `verify.json` and `verify.png` into FOLDER. Simulations are kept in FOLDER/simulated: given again,
     the command resumes where it was interrupted, and nothing is simulated twice.
     """
-    designs = read_designs(folder, None if process is None else _process(process))
+    designs = read_designs(folder, None if process is None else read_stated(process))
     if process is None:
-        _print_process(designs.process, folder / REPORT)
+        print_process(designs.process, folder / REPORT)
     todo = tasks(designs, cells, best)
     from metaspec_simulation.figures import draw_verification  # matplotlib: slow to import, and needed here only
 
@@ -293,21 +294,6 @@ def _simulate_task(task: Task, report: Callable[[], object]) -> None:
 
 
 app.command("import")(import_files)
-
-
-def _process(path: Path | None) -> Process:
-    """The default process, with the fields of a file in place of the default ones; prints what these change."""
-    if path is None:
-        return Process()
-    process = read_process(path)
-    _print_process(process, path)
-    return process
-
-
-def _print_process(process: Process, origin: Path) -> None:
-    """Print how a process differs from the default, in one line."""
-    difference = process.difference(Process())
-    typer.echo(f"Process of {origin}, against the default: {difference or 'no difference'}.")
 
 
 def _terminated(number: int, frame: FrameType | None) -> NoReturn:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from metaspec_contract.files import write_text
-from metaspec_contract.process import Process, read_process
+from metaspec_contract.process import Process
 from metaspec_simulation.data.importer import (
     MAX_DROPPED,
     PICTURE,
@@ -30,6 +30,7 @@ from metaspec_simulation.data.importer import (
     write_pairs,
 )
 from metaspec_simulation.physics.solver import Solver
+from metaspec_simulation.process_option import read_stated
 
 _DEFAULT = "default"
 
@@ -157,9 +158,7 @@ def _read_device(given: str | None) -> Process:
         return Process()
     if not Path(given).is_file():
         raise ValueError(f"--process must be a JSON file or the word {_DEFAULT}: there is no file {given}")
-    process = read_process(Path(given))
-    typer.echo(f"Process of {given}, against the default: {process.difference(Process()) or 'no difference'}.")
-    return process
+    return read_stated(Path(given))
 
 
 def _described(process: Process) -> str:

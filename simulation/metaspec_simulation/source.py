@@ -25,7 +25,14 @@ from tqdm import tqdm
 from metaspec_contract.detectors import CHANNELS
 from metaspec_contract.files import read_array, write_array
 from metaspec_contract.process import Process
-from metaspec_contract.source import Evaluation, ObjectiveFunction, Source, SourceInfo, check_cotangent
+from metaspec_contract.source import (
+    Evaluation,
+    ObjectiveFunction,
+    Source,
+    SourceInfo,
+    check_cotangent,
+    value_and_cotangent,
+)
 from metaspec_contract.spectra import Spectra
 from metaspec_contract.structures import as_density, check_structures
 from metaspec_simulation.physics.solver import DECAY, LONGEST, Solver
@@ -135,7 +142,8 @@ class SolverSource(Source):
         value = np.empty(count)
 
         def cotangent_of(n: int, spectra: NDArray[np.float32]) -> Array:
-            found, derivative = objective(Spectra.of_model(np.repeat(spectra[None], count, axis=0), info))
+            repeated = Spectra.of_model(np.repeat(spectra[None], count, axis=0), info)
+            found, derivative = value_and_cotangent(objective, repeated)
             value[n] = np.asarray(found)[n]
             return np.asarray(check_cotangent(derivative, count, info.spectra_shape)[n], np.float64)
 

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -172,6 +172,21 @@ def test_an_error_ends_the_other_requests_at_once(silent: Silent, client: type) 
             ended.result(timeout=60)
 
 
+def interrupt(program: str, is_waiting: Callable[[], bool], timeout: float) -> None:
+    """Run a program, and press Ctrl-C once it is waiting for a server: it ends in time, with KeyboardInterrupt."""
+    process = subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE, text=True)
+    try:
+        deadline = time.monotonic() + 60
+        while not is_waiting() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=timeout)
+    finally:
+        process.kill()
+    assert errors.endswith("KeyboardInterrupt\n")
+
+
 @pytest.mark.parametrize("client", ["Surrogate", "AsyncSurrogate"])
 @pytest.mark.parametrize("count", [1, 3])
 def test_an_interrupt_ends_requests_that_nobody_answers(silent: Silent, client: str, count: int) -> None:
@@ -182,17 +197,7 @@ def test_an_interrupt_ends_requests_that_nobody_answers(silent: Silent, client: 
         "import asyncio, numpy, metaspec, signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
         f"surrogate = metaspec.{client}('{silent.url}', batch_size=1, timeout=600); {predict}"
     )
-    process = subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE, text=True)
-    try:
-        deadline = time.monotonic() + 60
-        while silent.asked < count and time.monotonic() < deadline:
-            time.sleep(0.01)
-        assert process.poll() is None
-        process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=60)
-    finally:
-        process.kill()
-    assert errors.endswith("KeyboardInterrupt\n")
+    interrupt(program, lambda: silent.asked >= count, timeout=60)
     assert silent.asked == count
 
 
@@ -255,16 +260,7 @@ def test_an_interrupt_ends_a_call(count: int) -> None:
             "import numpy, metaspec, signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
             f"metaspec.Surrogate('{server.url}', batch_size=1).predict(numpy.zeros(({count}, 128, 128)))"
         )
-        process = subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE, text=True)
-        try:
-            deadline = time.monotonic() + 60
-            while len(server.asked) < count and time.monotonic() < deadline:
-                time.sleep(0.01)
-            process.send_signal(signal.SIGINT)
-            _, errors = process.communicate(timeout=30)
-        finally:
-            process.kill()
-    assert errors.endswith("KeyboardInterrupt\n")
+        interrupt(program, lambda: len(server.asked) >= count, timeout=30)
     assert len(server.asked) == count
 
 

@@ -16,17 +16,22 @@ from metaspec_contract.figures_of_merit import crosstalk_weights, efficiency_wei
 
 
 @dataclass(frozen=True)
-class ColourEfficiency(Linear):
-    """Efficiency of one colour: the mean over its band of the power in its detectors.
-
-    Args:
-        colour: "R", "G" (the sum of G1 and G2) or "B".
-    """
+class _OfColour(Linear):
+    """A figure of merit of one colour."""
 
     colour: str
 
     def __post_init__(self) -> None:
         check_colour(self.colour)
+
+
+@dataclass(frozen=True)
+class ColourEfficiency(_OfColour):
+    """Efficiency of one colour: the mean over its band of the power in its detectors.
+
+    Args:
+        colour: "R", "G" (the sum of G1 and G2) or "B".
+    """
 
     def _weights(self, wavelengths_nm: Floats, channels: tuple[str, ...]) -> Floats:
         return efficiency_weights(self.colour, wavelengths_nm, channels)
@@ -66,17 +71,12 @@ class BandEfficiency(Linear):
 
 
 @dataclass(frozen=True)
-class Crosstalk(Linear):
+class Crosstalk(_OfColour):
     """Crosstalk of one colour: the mean over the other two bands of the power in its detectors. Subtract it.
 
     Args:
         colour: "R", "G" (the sum of G1 and G2) or "B".
     """
-
-    colour: str
-
-    def __post_init__(self) -> None:
-        check_colour(self.colour)
 
     def _weights(self, wavelengths_nm: Floats, channels: tuple[str, ...]) -> Floats:
         return crosstalk_weights(self.colour, wavelengths_nm, channels)

@@ -60,9 +60,7 @@ class Expansion(nn.Module):
         self.translation = Translation(harmonic_orders)
         thinned = harmonic_wavelengths_nm
         spline = CubicSpline(thinned, np.eye(len(thinned)))(wavelengths_nm).T if len(thinned) else np.zeros((0, 0))
-        spline[np.abs(spline) < 1e-12] = (
-            0  # far from their node splines become denormal numbers, which are slow to multiply
-        )
+        spline[np.abs(spline) < 1e-12] = 0  # far from their node: denormal numbers, which are slow to multiply
         half_periods = [
             [Symmetry(shift_rows=row, shift_columns=column).channels for column in (False, True)]
             for row in (False, True)

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metaspec_contract.detectors import CHANNELS, COLOURS
-from metaspec_contract.files import read_array
+from metaspec_contract.files import read_array, stamp
 from metaspec_contract.process import Process
 
 BLOCK = 1024
@@ -108,7 +108,7 @@ class Pair:
             ValueError: one has changed; it is named.
         """
         for file, before in zip((self.structures, self.spectra), self.stamps, strict=True):
-            if _stamp(file) != before:
+            if stamp(file) != before:
                 raise ValueError(
                     f"{file.name} has changed during the import: import it when nothing writes to it any more"
                 )
@@ -209,13 +209,8 @@ def _pair(path: Path, partner: Path, process: Process, convention: Convention) -
         raise ValueError(f"{path.name} has {len(structures)} rows but {partner.name} has {len(spectra)}")
     channels = 3 if spectra.shape[1] == 3 else 4
     convention.channels(channels)
-    return Pair(path, partner, len(structures), channels, convention, (_stamp(path), _stamp(partner)))
+    return Pair(path, partner, len(structures), channels, convention, (stamp(path), stamp(partner)))
 
 
 def _described(array: NDArray[Any]) -> str:
     return f"{array.dtype} of shape {array.shape}"
-
-
-def _stamp(file: Path) -> tuple[int, int, int]:
-    status = file.stat()
-    return status.st_ino, status.st_size, status.st_mtime_ns
