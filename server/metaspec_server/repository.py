@@ -9,12 +9,16 @@ hold the metadata (`metaspec_contract.model`).
 
 from __future__ import annotations
 
+import errno
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from metaspec_contract.files import stamp
 
-__all__ = ["ModelFile", "NothingToServe", "RepositoryError", "find_models"]
+__all__ = ["Contents", "ModelFile", "NothingToServe", "RepositoryError", "find_models", "read_repository"]
+
+_OF_FILE_SYSTEMS = ("lost+found",)  # folders in the root of a volume
 
 
 class RepositoryError(Exception):
@@ -41,34 +45,92 @@ class ModelFile:
         name: name of the model's folder.
         version: number of the version, that of its folder; at least 1.
         path: path of the ONNX file.
-        stamp: inode, size and modification time of the file; None where it is missing.
+        stamp: inode, size and modification time of the file; None where there is a problem.
+        problem: reason why the file cannot be loaded; None if that has to be tried.
     """
 
     name: str
     version: int
     path: Path
     stamp: tuple[int, ...] | None
+    problem: str | None = None
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a repository holds.
+
+    Attributes:
+        models: versions of each model, newest first, by name. A model may have none.
+        unreadable: for each model whose folder cannot be read, the reason.
+    """
+
+    models: dict[str, list[ModelFile]]
+    unreadable: dict[str, str]
+
+
+def read_repository(repository: Path) -> Contents:
+    """What a repository holds now. Hidden folders, and those that a file system has for itself, are no models.
+
+    Raises:
+        RepositoryError: there is no such folder, or it cannot be read.
+    """
+    try:
+        names = sorted(os.listdir(repository))
+    except (FileNotFoundError, NotADirectoryError):
+        raise RepositoryError(
+            repository, "no such folder; --repository expects <model>/<version>/model.onnx in it"
+        ) from None
+    except OSError as error:
+        raise RepositoryError(repository, _unreadable(error)) from None
+    contents = Contents({}, {})
+    for name in names:
+        if name.startswith(".") or name in _OF_FILE_SYSTEMS:
+            continue
+        try:
+            contents.models[name] = _versions(repository / name)
+        except (FileNotFoundError, NotADirectoryError):  # removed meanwhile, or a file
+            continue
+        except OSError as error:
+            contents.unreadable[name] = f"{repository / name}: {_unreadable(error)}"
+    return contents
 
 
 def find_models(repository: Path) -> dict[str, list[ModelFile]]:
-    """Versions of each model, newest first, by name. A model may have none.
+    """Versions of each model, newest first, by name. A model may have none, as one that cannot be read.
 
     Raises:
-        RepositoryError: there is no such folder.
+        RepositoryError: there is no such folder, or it cannot be read.
     """
-    if not repository.is_dir():
-        raise RepositoryError(repository, "no such folder; --repository expects <model>/<version>/model.onnx in it")
-    models = {}
-    for folder in sorted(path for path in repository.iterdir() if path.is_dir() and not path.name.startswith(".")):
-        names = [path.name for path in folder.iterdir() if path.is_dir()]
-        versions = sorted({int(name) for name in names if name.isdecimal() and name == str(int(name))}, reverse=True)
-        models[folder.name] = [_model_file(folder, version) for version in versions if version > 0]
-    return models
+    contents = read_repository(repository)
+    return contents.models | {name: [] for name in contents.unreadable}
 
 
-def _model_file(folder: Path, version: int) -> ModelFile:
+def _versions(folder: Path) -> list[ModelFile]:
+    numbers = [int(name) for name in os.listdir(folder) if name.isdecimal() and name == str(int(name))]
+    files = [_model_file(folder, version) for version in sorted(numbers, reverse=True) if version > 0]
+    return [file for file in files if file is not None]
+
+
+def _model_file(folder: Path, version: int) -> ModelFile | None:
+    """The file of a version; None if the version is no folder."""
     path = folder / str(version) / "model.onnx"
+    found = problem = None
     try:
-        return ModelFile(folder.name, version, path, stamp(path))
-    except OSError:
-        return ModelFile(folder.name, version, path, None)
+        found = stamp(path)
+    except NotADirectoryError:
+        return None
+    except FileNotFoundError:
+        if not path.parent.is_dir():
+            return None
+        problem = "missing"
+    except OSError as error:
+        problem = _unreadable(error)
+    else:
+        if not os.access(path, os.R_OK):
+            found, problem = None, _unreadable(PermissionError(errno.EACCES, os.strerror(errno.EACCES)))
+    return ModelFile(folder.name, version, path, found, problem)
+
+
+def _unreadable(error: OSError) -> str:
+    return f"cannot be read: {error.strerror}"

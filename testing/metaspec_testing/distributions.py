@@ -54,9 +54,14 @@ class Archives:
 
 def build(source: Path, target: Path) -> Archives:
     """Build the wheel and the source archive of a folder with a pyproject.toml, both from this folder."""
-    command = [sys.executable, "-m", "hatchling", "build", "--directory", str(target)]
+    return Archives(build_wheel(source, target, "--target", "sdist"), next(target.glob("*.tar.gz")))
+
+
+def build_wheel(source: Path, target: Path, *more: str) -> Path:
+    """Build the wheel of a folder with a pyproject.toml, and what further options of Hatchling ask for."""
+    command = [sys.executable, "-m", "hatchling", "build", "--directory", str(target), "--target", "wheel", *more]
     subprocess.run(command, cwd=source, check=True, capture_output=True, text=True, timeout=120)
-    return Archives(next(target.glob("*.whl")), next(target.glob("*.tar.gz")))
+    return next(target.glob("*.whl"))
 
 
 def _needed(wheels: Iterable[str]) -> list[Distribution]:

@@ -44,6 +44,13 @@ class RunningServer:
         return self.url.removeprefix("http://")
 
     @property
+    def grpc_address(self) -> str:
+        """Address of its port for gRPC, as host:port."""
+        match = re.search(r"gRPC (\S+)\)", self.banner)
+        assert match, f"started without --grpc-port: {self.banner}"
+        return match[1]
+
+    @property
     def peak_bytes(self) -> int:
         """Largest resident memory that its process has had, in bytes. Linux only."""
         return self._memory("VmHWM")
@@ -77,7 +84,10 @@ class RunningServer:
 
 @contextmanager
 def running_server(
-    *arguments: str, program: Sequence[str] = (sys.executable, "-m", "metaspec_server"), timeout: float = START_TIMEOUT
+    *arguments: str,
+    program: Sequence[str] = (sys.executable, "-m", "metaspec_server"),
+    timeout: float = START_TIMEOUT,
+    until: str = "serves",
 ) -> Iterator[RunningServer]:
     """Run `metaspec-serve` on a free port until the block ends.
 
@@ -85,6 +95,7 @@ def running_server(
         *arguments: flags of the command.
         program: the command.
         timeout: time to start in seconds.
+        until: what it has to do first: "serves" with all models loaded, or "listens".
 
     Raises:
         RuntimeError: it ended, at once, or it was not serving in time. The message holds what it printed.
@@ -106,7 +117,7 @@ def running_server(
     try:
         banner = ""
         assert process.stdout is not None
-        while (match := re.search(r"serves at (\S+)", banner)) is None:
+        while (match := re.search(rf"{until} at (\S+)", banner)) is None:
             line = process.stdout.readline()
             if not line:
                 reason = f"was not serving within {timeout:g} s" if late.is_set() else "ended"

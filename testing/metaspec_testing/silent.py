@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import grpc  # type: ignore[import-untyped]
+import grpc
 import numpy as np
 from tritonclient.grpc import model_config_pb2 as model_config
 from tritonclient.grpc import service_pb2 as messages

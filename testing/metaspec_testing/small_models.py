@@ -64,6 +64,51 @@ def small_model(metadata: dict[str, Any] | None = None, seed: int = 0) -> onnx.M
     return model
 
 
+def hanging_model(metadata: dict[str, Any] | None = None, seed: int = 0, solid_pixels: int = 1) -> onnx.ModelProto:
+    """The small model, whose run does not end in days for a structure of one number of solid pixels: an ONNX `Loop`.
+
+    Args:
+        metadata: metadata of the model; `METADATA` by default.
+        seed: seed of the weights.
+        solid_pixels: the number of solid pixels.
+    """
+    model = small_model(metadata, seed)
+    graph = model.graph
+    body = helper.make_graph(
+        [helper.make_node("Identity", ["goes_on"], ["still"]), helper.make_node("Sigmoid", ["value"], ["next"])],
+        "body",
+        [
+            helper.make_tensor_value_info("turn", TensorProto.INT64, []),
+            helper.make_tensor_value_info("goes_on", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("value", TensorProto.FLOAT, None),
+        ],
+        [
+            helper.make_tensor_value_info("still", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("next", TensorProto.FLOAT, None),
+        ],
+    )
+    constants = {
+        "pixel_axes": np.array([1, 2, 3]),
+        "solid_pixels": np.array(solid_pixels, np.float32),
+        "days": np.array(2**40),
+        "true": np.array(True),
+    }
+    graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in constants.items())
+    counting = [
+        helper.make_node("ReduceSum", ["structure", "pixel_axes"], ["solid"], keepdims=0),
+        helper.make_node("Equal", ["solid", "solid_pixels"], ["is_long"]),
+        helper.make_node("Cast", ["is_long"], ["long"], to=TensorProto.INT64),
+        helper.make_node("ReduceMax", ["long"], ["any_long"], keepdims=0),
+        helper.make_node("Mul", ["any_long", "days"], ["turns"]),
+        helper.make_node("Loop", ["turns", "true", "efficiency"], ["looped"], body=body),
+        helper.make_node("Reshape", ["looped", "shape"], ["spectra"]),
+    ]
+    assert graph.node[-1].op_type == "Reshape"
+    del graph.node[-1]
+    graph.node.extend(counting)
+    return model
+
+
 def small_gradient_model(metadata: dict[str, Any] | None = None, seed: int = 0) -> onnx.ModelProto:
     """The vector-Jacobian product of the small model: each pixel of a pooled square has 1 / 256 of the square's gradient.
 

@@ -95,13 +95,14 @@ def python_repository(source: Path, target: Path, threads: int = 1) -> Path:
 
 
 @contextmanager
-def start_triton(repository: Path, work: Path, before: Triton | None = None) -> Iterator[Triton]:
+def start_triton(repository: Path, work: Path, before: Triton | None = None, *flags: str) -> Iterator[Triton]:
     """Run tritonserver until the block ends.
 
     Args:
         repository: folder of the models.
         work: empty folder for its backends and its log.
         before: server that ran before, whose ports are used again; free ones by default.
+        *flags: further flags of the command.
 
     Raises:
         RuntimeError: it ended, or was not ready in time. The message holds its log.
@@ -118,7 +119,7 @@ def start_triton(repository: Path, work: Path, before: Triton | None = None) -> 
     shutil.copy(stub, backends / "python")
     (backends / "python" / stub.name).chmod(0o755)
     http, grpc = (
-        (int(a.rpartition(":")[2]) for a in (before.http, before.grpc)) if before else (_free_port(), _free_port())
+        (int(a.rpartition(":")[2]) for a in (before.http, before.grpc)) if before else (free_port(), free_port())
     )
     log = work / "triton.log"
     command = [
@@ -130,6 +131,7 @@ def start_triton(repository: Path, work: Path, before: Triton | None = None) -> 
         "--grpc-address=127.0.0.1",
         f"--grpc-port={grpc}",
         "--allow-metrics=false",
+        *flags,
     ]
     environment = os.environ | {"LD_LIBRARY_PATH": str(PACKAGES / "nvidia_pytriton.libs")}
     with log.open("w") as output:
@@ -163,7 +165,8 @@ def _wait(triton: Triton, timeout: float = 240) -> None:
     raise RuntimeError(f"Triton did not start:\n{triton.log.read_text()[-20000:]}")
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from metaspec_server.core.batching import MicroBatch, MicroBatcher
 from metaspec_server.core.cache import computing_repeats_once
 from metaspec_server.core.errors import Closed, DeadlineExceeded, EngineFailure, QueueFull
+from metaspec_server.core.priority import Slots
 from metaspec_server.core.tensors import Piece, Rows
 from metaspec_testing.small_models import Array
 
@@ -108,6 +109,99 @@ async def test_a_full_queue_refuses_at_once_and_says_when_to_return() -> None:
     await asyncio.gather(first, waiting)
     assert (await batcher.submit(rows(5, 1)))["y"].tolist() == [[10]]
     await batcher.close(5)
+
+
+async def computed_in_order(waiting: list[tuple[int, int, int]], max_batch: int) -> list[list[int]]:
+    """Micro-batches of requests that wait at the same time, given as first row, number of rows and priority."""
+    engine = Recorder()
+    batcher = batcher_of(engine, max_batch=max_batch, max_queue=1000)
+    first = await hold(batcher, engine)
+    tasks = []
+    for start, size, priority in waiting:
+        tasks.append(asyncio.create_task(batcher.submit(rows(start, size), priority=priority)))
+        await asyncio.sleep(0)
+    engine.gate.set()
+    for (start, size, _), result in zip(waiting, await asyncio.gather(*tasks), strict=True):
+        assert result["y"][:, 0].tolist() == [2 * n for n in range(start, start + size)]
+    await first
+    await batcher.close(5)
+    return engine.batches[1:]
+
+
+async def test_interactive_rows_go_ahead_of_bulk_and_take_turns_among_themselves() -> None:
+    bulk, default = (100, 8, 2), (200, 2, 0)
+    batches = await computed_in_order([bulk, default, (1, 1, 1), (10, 5, 1)], max_batch=4)
+    assert set(batches[0]) == {1, 10, 11, 12}, "an equal share for the small one, the rest for the large one"
+    assert batches[1][:2] == [13, 14]
+    assert set(batches[1][2:]) == {100, 200}, "what room they leave is for the others, in equal shares"
+    assert sorted(n for batch in batches for n in batch) == [1, *range(10, 15), *range(100, 108), 200, 201]
+
+
+@pytest.mark.parametrize("max_batch", [1, 3])
+async def test_bulk_gets_every_fourth_micro_batch_whatever_comes(max_batch: int) -> None:
+    batches = await computed_in_order([(1000, 4, 2), (0, 40, 1)], max_batch)
+    turns = [batch[0] >= 1000 for batch in batches]
+    assert turns[:4] == [False, False, False, True]
+    last = max(n for n, batch in enumerate(batches) if batch[0] >= 1000)
+    assert all(turns[n : n + 4].count(True) == 1 for n in range(last - 3))
+
+
+async def test_a_queue_full_of_bulk_takes_interactive_rows() -> None:
+    engine = Recorder()
+    batcher = batcher_of(engine, max_batch=4, max_queue=3)
+    first = await hold(batcher, engine)
+    bulk = asyncio.create_task(batcher.submit(rows(0, 3)))
+    await asyncio.sleep(0)
+    with pytest.raises(QueueFull):
+        await batcher.submit(rows(5, 1), priority=2)
+    interactive = asyncio.create_task(batcher.submit(rows(5, 3), priority=1))
+    await asyncio.sleep(0)
+    with pytest.raises(QueueFull, match="3 of 3"):
+        await batcher.submit(rows(9, 1), priority=1)
+    assert batcher.waiting == 6
+    engine.gate.set()
+    assert (await interactive)["y"].tolist() == [[10], [12], [14]]
+    await asyncio.gather(first, bulk)
+    for wrong in (-1, 3):
+        with pytest.raises(ValueError, match=f"priority must be a whole number from 0 to 2, got {wrong}"):
+            await batcher.submit(rows(0, 1), priority=wrong)
+    await batcher.close(5)
+
+
+async def test_slots_go_to_interactive_requests_first_and_every_fourth_to_the_others() -> None:
+    slots, order, release = Slots(1), list[int](), asyncio.Event()
+
+    async def use(number: int, priority: int) -> None:
+        async with slots.take(priority):
+            order.append(number)
+            await release.wait()
+
+    tasks = [asyncio.create_task(use(0, 2))]
+    await asyncio.sleep(0)
+    tasks += [asyncio.create_task(use(100 + n, 2)) for n in range(3)]
+    tasks += [asyncio.create_task(use(n, 1)) for n in range(1, 7)]
+    await asyncio.sleep(0)
+    tasks[1].cancel()  # 100 leaves while it waits
+    release.set()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    assert order == [0, 1, 2, 3, 101, 4, 5, 6, 102]
+    async with slots.take(2):  # all are given back
+        pass
+
+
+async def test_a_slot_that_is_given_to_one_who_leaves_goes_to_the_next() -> None:
+    slots, entered = Slots(1), list[int]()
+
+    async def use(number: int) -> None:
+        async with slots.take(2):
+            entered.append(number)
+
+    async with slots.take(2):
+        leaving, staying = asyncio.create_task(use(1)), asyncio.create_task(use(2))
+        await asyncio.sleep(0)
+    leaving.cancel()  # after the slot was given to it, before it runs
+    await asyncio.gather(leaving, staying, return_exceptions=True)
+    assert entered == [2]
 
 
 async def test_rows_past_their_deadline_or_cancelled_are_never_computed() -> None:
@@ -244,7 +338,13 @@ async def test_every_micro_batch_is_told_of() -> None:
 @settings(max_examples=60, deadline=None)
 @given(
     requests=st.lists(
-        st.tuples(st.integers(1, 30), st.integers(0, 4), st.booleans(), st.sampled_from([None, 0.001, 10.0])),
+        st.tuples(
+            st.integers(1, 30),
+            st.integers(0, 4),
+            st.booleans(),
+            st.sampled_from([None, 0.001, 10.0]),
+            st.sampled_from([0, 1, 2]),
+        ),
         min_size=1,
         max_size=25,
     ),
@@ -255,7 +355,7 @@ async def test_every_micro_batch_is_told_of() -> None:
     deadly=st.integers(0, 400),
 )
 def test_every_caller_gets_exactly_its_own_rows_or_exactly_one_error(
-    requests: list[tuple[int, int, bool, float | None]],
+    requests: list[tuple[int, int, bool, float | None, int]],
     max_batch: int,
     max_queue: int,
     engine_count: int,
@@ -268,13 +368,17 @@ def test_every_caller_gets_exactly_its_own_rows_or_exactly_one_error(
         batcher = batcher_of(*engines, max_batch=max_batch, max_queue=max_queue)
         start = 0
         tasks = []
-        for size, pause, cancel, timeout in requests:
+        for size, pause, cancel, timeout, priority in requests:
 
             async def call(
-                start: int = start, size: int = size, pause: int = pause, timeout: float | None = timeout
+                start: int = start,
+                size: int = size,
+                pause: int = pause,
+                timeout: float | None = timeout,
+                priority: int = priority,
             ) -> tuple[int, int, Array]:
                 await asyncio.sleep(pause / 2000)
-                return start, size, (await batcher.submit(rows(start, size), timeout))["y"]
+                return start, size, (await batcher.submit(rows(start, size), timeout, priority=priority))["y"]
 
             task = asyncio.create_task(call())
             if cancel:

@@ -22,6 +22,12 @@ MAY_IMPORT = {
     "engines": {"metaspec_server.core", "metaspec_server.engines"},
     "ops": {"metaspec_server.core", "metaspec_server.ops"},
     "http": {"metaspec_server.core", "metaspec_server.http", "metaspec_server.ops"},
+    "oip_grpc": {
+        "metaspec_server.core",
+        "metaspec_server.http",
+        "metaspec_server.oip_grpc",
+        "metaspec_server.ops",
+    },
 }
 COMPOSITION = ROOT / "ops" / "serving.py"
 """The one module that joins engines, service and HTTP."""
@@ -98,6 +104,7 @@ def test_every_error_of_the_service_has_a_status() -> None:
             "QueueFull": (1, 1, 3.0),
             "DeadlineExceeded": (1.0,),
             "Closed": (),
+            "StillLoading": ("name", 1, 2),
         }
         problem = problem_of(error(*arguments.get(error.__name__, ("reason",))))
         assert 400 <= problem.status < 600

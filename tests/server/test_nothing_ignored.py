@@ -46,7 +46,11 @@ def test_unknown_names_in_the_query(server: RunningServer, method: str, path: st
         answer = http.request(method, path + "?wavelength_nm=450")
     assert answer.status_code == (400 if path.startswith("/v2") else 422)
     message = answer.json()["error" if path.startswith("/v2") else "detail"]
-    known = "known are channels, dtype, model, version, wavelengths_nm" if path in ("/predict", "/gradient") else ""
+    known = (
+        "known are channels, dtype, model, priority, version, wavelengths_nm"
+        if path in ("/predict", "/gradient")
+        else ""
+    )
     assert message == f"wavelength_nm: unknown name in the query; {known or 'this route takes none'}"
 
 
@@ -54,6 +58,18 @@ def test_names_that_are_given_twice(server: RunningServer) -> None:
     answer = server.post("/predict?model=diffractionnet&model=other", json={"structures": np.eye(128).tolist()})
     assert answer.status_code == 422
     assert answer.json()["detail"] == "model: given twice in the query, expected once"
+
+
+@pytest.mark.parametrize("wrong", ["3", "-1", "high"])
+def test_priorities_of_our_own_routes(server: RunningServer, structures: Array, expected: Expected, wrong: str) -> None:
+    body = np.packbits(structures).tobytes()
+    raw = {"Content-Type": "application/octet-stream", "Accept": "application/octet-stream"}
+    for known in ("0", "1", "2"):
+        answer = server.post(f"/predict?priority={known}", content=body, headers=raw).raise_for_status()
+        np.testing.assert_allclose(np.frombuffer(answer.content, "<f4"), expected(structures).ravel(), atol=1e-6)
+    answer = server.post(f"/predict?priority={wrong}", content=body, headers=raw)
+    assert answer.status_code == 422
+    assert answer.json()["field"] == "priority"
 
 
 def infer(server: RunningServer, structures: Array, **changes: Any) -> httpx.Response:
@@ -77,11 +93,15 @@ REGION = {"shared_memory_region": "r", "shared_memory_byte_size": 4816}
         ({"model_name": "other"}, "model_name is 'other', but the path asks for 'diffractionnet'"),
         (
             {"parameters": {"colour": 1}},
-            "the request: unknown parameter 'colour'; known are binary_data_output, timeout",
+            "the request: unknown parameter 'colour'; known are binary_data_output, timeout, priority",
         ),
         ({"parameters": {"binary_data_output": "true"}}, "binary_data_output must be true or false, got 'true'"),
         ({"parameters": {"binary_data_output": 1}}, "binary_data_output must be true or false, got 1"),
-        ({"parameters": {"priority": 2}}, "the parameter priority is not supported here, got 2"),
+        (
+            {"parameters": {"priority": 3}},
+            "the parameter priority must be 0 for the default, or from 1, the highest, to 2, got 3",
+        ),
+        ({"parameters": {"priority": True}}, "the parameter priority must be 0 for the default"),
         ({"parameters": {"sequence_id": 7}}, "the parameter sequence_id is not supported here, got 7"),
         ({"parameters": {"sequence_id": "s"}}, "the parameter sequence_id is not supported here, got 's'"),
         ({"parameters": {"sequence_start": True}}, "the parameter sequence_start is not supported here"),
@@ -97,13 +117,30 @@ REGION = {"shared_memory_region": "r", "shared_memory_byte_size": 4816}
             "binary_data must be true or false, got 'yes'",
         ),
         ({"outputs": [WANTED | {"parameters": {"classification": 3}}]}, "classification is not supported here, got 3"),
-        ({"outputs": [WANTED | {"parameters": REGION}]}, "shared_memory_region is not supported here, got 'r'"),
+        ({"outputs": [WANTED | {"parameters": REGION}]}, "no shared memory region 'r' is registered; there is none"),
+        (
+            {"outputs": [WANTED | {"parameters": REGION | {"shared_memory_offset": -1}}]},
+            "shared_memory_offset must be a whole number of bytes, got -1",
+        ),
+        (
+            {"outputs": [WANTED | {"parameters": REGION | {"shared_memory_region": 1}}]},
+            "shared_memory_region must be the name of a region, got 1",
+        ),
+        (
+            {"outputs": [WANTED | {"parameters": {"shared_memory_region": "r"}}]},
+            "shared_memory_region needs shared_memory_byte_size, a number of bytes above 0",
+        ),
+        (
+            {"outputs": [WANTED | {"parameters": {"shared_memory_byte_size": 4816}}]},
+            "shared_memory_byte_size and shared_memory_offset need shared_memory_region",
+        ),
         ({"outputs": [WANTED | {"parameters": {"colour": 1}}]}, "spectra: unknown parameter 'colour'"),
         ({"outputs": {}}, "outputs must be a list of objects"),
         ({"tensor": {"colour": 1}}, "structure: unknown field 'colour'"),
-        ({"tensor": {"parameters": REGION}}, "structure: the parameter shared_memory_region is not supported here"),
+        ({"tensor": {"parameters": REGION}}, "structure: values must come as a list data of numbers, as bytes with"),
+        ({"tensor": {"parameters": REGION, "data": None}}, "FP32 of shape [1, 1, 128, 128] is 65536 bytes, got 4816"),
         ({"tensor": {"parameters": {"binary_data_size": "9"}}}, "binary_data_size must be a whole number of bytes"),
-        ({"tensor": {"parameters": {"binary_data_size": 65536}}}, "got both"),
+        ({"tensor": {"parameters": {"binary_data_size": 65536}}}, "got data and binary_data_size"),
         ({"tensor": {"data": None}}, "got none"),
         (
             {"tensor": {"datatype": "BOOL", "data": [0.5] + [0] * 16383}},
@@ -125,7 +162,7 @@ def test_what_the_protocol_or_this_server_does_not_know(
     server: RunningServer, structures: Array, changes: dict[str, Any], message: str
 ) -> None:
     answer = infer(server, structures[:1], **changes)
-    assert answer.status_code == 400
+    assert answer.status_code == (404 if "no shared memory region" in message else 400)
     assert message in answer.json()["error"]
 
 
@@ -177,10 +214,10 @@ def test_parameters_of_the_stock_client(
 ) -> None:
     tensor = triton.InferInput("structure", [len(structures), 1, 128, 128], "UINT8")
     tensor.set_data_from_numpy(structures[:, None])
-    result = client.infer("diffractionnet", [tensor], timeout=60_000_000, priority=0)
+    result = client.infer("diffractionnet", [tensor], timeout=60_000_000, priority=1)
     np.testing.assert_allclose(result.as_numpy("spectra"), expected(structures), atol=1e-6)
     refused: list[tuple[dict[str, Any], str]] = [
-        ({"priority": 1}, "priority is not supported"),
+        ({"priority": 3}, "priority must be 0 for the default, or from 1, the highest, to 2, got 3"),
         ({"sequence_id": 9, "sequence_start": True}, "sequence_id is not supported"),
         ({"parameters": {"colour": "red"}}, "unknown parameter 'colour'"),
         ({"outputs": [triton.InferRequestedOutput("spectra", class_count=2)]}, "classification is not supported"),
@@ -189,7 +226,7 @@ def test_parameters_of_the_stock_client(
         with pytest.raises(InferenceServerException, match=message):
             client.infer("diffractionnet", [tensor], **options)
     tensor.set_shared_memory("region", 5 * 16384)
-    with pytest.raises(InferenceServerException, match="shared_memory_region is not supported"):
+    with pytest.raises(InferenceServerException, match="no shared memory region 'region' is registered"):
         client.infer("diffractionnet", [tensor])
 
 

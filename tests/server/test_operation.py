@@ -7,8 +7,9 @@ import ctypes
 import gzip
 import http.server
 import json
-import re
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ import uvicorn
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from prometheus_client.parser import text_string_to_metric_families
 
+from metaspec_server.core.keys import ApiKeys
 from metaspec_server.core.service import Service
 from metaspec_server.engines.factory import engine_factory
 from metaspec_server.http.app import create_app
@@ -56,7 +58,9 @@ def in_this_process(repository: Path, **settings: Any) -> Iterator[tuple[str, Se
         options, counters = Settings(repository=repository, **settings), Metrics()
         service = await Service.start(options, engine_factory(options, counters.observe), counters)
         listener = socket.create_server(("127.0.0.1", 0))
-        server = uvicorn.Server(uvicorn.Config(create_app(service, counters), log_config=None, lifespan="off"))
+        server = uvicorn.Server(
+            uvicorn.Config(create_app(service, counters, ApiKeys(None)), log_config=None, lifespan="off")
+        )
         started.append((f"http://127.0.0.1:{listener.getsockname()[1]}", service, server))
         ready.set()
         await server.serve(sockets=[listener])
@@ -94,17 +98,6 @@ def test_metrics_count_what_happened(small_repository: Path, structures: Array) 
         assert seen["metaspec_engines", "diffractionnet"] == 1
         assert seen["metaspec_model_version", "diffractionnet"] == 1
         assert seen["metaspec_cache_bytes", ""] > 5 * 4 * 301 * 4
-
-
-def test_the_dashboard_asks_for_metrics_that_exist(server: RunningServer) -> None:
-    dashboard = (Path(__file__).parents[2] / "docs" / "grafana.json").read_text()
-    assert all(panel["targets"] for panel in json.loads(dashboard)["panels"])
-    asked = set(re.findall(r"metaspec_[a-z_]+", dashboard))
-    text = server.get("/metrics").text
-    families = set(re.findall(r"^# TYPE (metaspec_\w+) ", text, re.MULTILINE))
-    told = {family + suffix for family in families for suffix in ("", "_bucket", "_sum", "_count")}
-    assert len(asked) > 10
-    assert asked <= told
 
 
 def counted(server: RunningServer, name: str) -> float:
@@ -193,6 +186,36 @@ def test_request_ids_and_structured_logs(small_repository: Path, structures: Arr
         assert requests[0]["ms"] > 0
 
 
+def test_callers_cannot_forge_lines_of_the_text_log(small_repository: Path) -> None:
+    with running_server("--repository", str(small_repository), "--log-level", "info") as server:
+        server.get("/x%0A2026-01-01T00:00:00Z%20[error]%20forged%1B[2J%C2%85%E2%80%A8%0D")
+        deadline = time.monotonic() + 60
+        while not (lines := [line for line in list(server.log) if "forged" in line]):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    assert len(lines) == 1
+    assert r"/x\n2026-01-01T00:00:00Z [error] forged\x1b[2J\x85\u2028\r" in lines[0]
+    assert len([line for line in server.log if "404" in line]) == 1
+
+
+def test_tracebacks_cannot_forge_lines_of_the_text_log() -> None:
+    code = """if True:
+        import logging
+        from metaspec_server.ops.logs import set_up_logging
+        set_up_logging("info", "text")
+        try:
+            raise ValueError("first\\nsecond \\x1b[2J")
+        except ValueError:
+            logging.getLogger("it").exception("%s", "failed\\nforged", extra={"path": "/\\n"})
+    """
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=240)
+    first, *others = result.stderr.splitlines()
+    assert r"failed\nforged" in first
+    assert others, "the traceback"
+    assert all(line.startswith("    ") for line in others)
+    assert r"    second \x1b[2J" in others
+
+
 def test_api_keys(small_repository: Path, tmp_path: Path) -> None:
     keys = tmp_path / "keys"
     keys.write_text("# of the two optimisers\nfirst-key-0123456789\n\nsecond-key-0123456789\n")
@@ -222,7 +245,7 @@ def test_api_keys(small_repository: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(None, "cannot be read"), ("# none\n", "no keys"), ("long-enough-012345\nshort\n", "key 2")],
+    [(None, "cannot be read"), ("# none\n", "no keys"), ("long-enough-012345\nshort\n", "line 2")],
 )
 def test_files_of_keys_that_cannot_be_used(
     small_repository: Path, tmp_path: Path, content: str | None, message: str

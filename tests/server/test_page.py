@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import re
 import shutil
@@ -18,10 +19,12 @@ from metaspec_contract.figures_of_merit import colour_efficiency, crosstalk
 from metaspec_contract.model import DEFAULT_MODEL
 from metaspec_contract.process import Process
 from metaspec_contract.structures import PIXELS, packed_bytes, unpack
+from metaspec_testing.nginx import NGINX, free_port, running_nginx
 from metaspec_testing.servers import RunningServer
 from metaspec_testing.small_models import Expected
 
 WEB = Path(metaspec_server.__file__).parent / "web"
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 
 BROWSER = """
 const ids = new Set(IDS), elements = new Map();
@@ -49,7 +52,7 @@ globalThis.getComputedStyle = () => ({ getPropertyValue: () => "#38536b" });
 const fetchAnywhere = globalThis.fetch, sent = [];
 globalThis.fetch = (path, options) => {
   if (options.body) sent.push(options.body);
-  return fetchAnywhere(URL_OF_SERVER + path, options);
+  return fetchAnywhere(new URL(path, URL_OF_SERVER), options);
 };
 require("vm").runInThisContext(require("fs").readFileSync(SCRIPT, "utf8"));
 const status = document.getElementById("status");
@@ -75,11 +78,54 @@ def test_security_headers_and_the_page(server: RunningServer) -> None:
     assert page.headers["X-Content-Type-Options"] == "nosniff"
     assert page.headers["X-Frame-Options"] == "DENY"
     assert "<script>" not in page.text, "the policy would not let it run"
-    for path in ("/static/page.js", "/static/page.css"):
-        assert path in page.text
-        assert server.get(path).status_code == 200
+    for link in re.findall(r'(?:src|href)="([^"]+)"', page.text):
+        if not link.startswith("data:"):
+            assert not link.startswith(("/", "http")), "links are relative: they hold behind the prefix of a proxy"
+            assert server.get(f"/{link}").status_code == 200
     assert server.get("/static/../settings.py").status_code == 404
     assert server.post("/predict", content=b"").headers["Content-Security-Policy"] == policy
+
+
+def test_the_documentation_loads_nothing_from_elsewhere(server: RunningServer) -> None:
+    page = server.get("/docs")
+    assert page.headers["Content-Security-Policy"] == server.get("/").headers["Content-Security-Policy"]
+    links = re.findall(r'(?:src|href)="([^"]+)"', page.text)
+    assert {"static/swagger-ui-bundle.js", "static/swagger-ui.css", "static/docs.js"} <= set(links)
+    for link in links:
+        assert link.startswith("data:") or server.get(f"/{link}").status_code == 200, link
+    assert not re.search(r"<script[^>]*>[^<]", page.text), "the policy would not let it run"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
+@pytest.mark.parametrize("prefix", ["", "/lab/metaspec"])
+def test_the_pages_in_a_browser(server: RunningServer, tmp_path: Path, prefix: str) -> None:
+    with contextlib.ExitStack() as stack:
+        address = server.address
+        if prefix:  # which the proxy removes: the server does not know it
+            if NGINX is None:
+                pytest.skip("nginx is not installed")
+            port = free_port()
+            location = f"location {prefix}/ {{ proxy_pass http://{address}/; }}"
+            stack.enter_context(running_nginx(tmp_path, port, f"server {{ listen 127.0.0.1:{port}; {location} }}"))
+            address = f"127.0.0.1:{port}"
+        page = show(f"http://{address}{prefix}/", tmp_path / "profile")
+        assert re.search(r'id="status"[^>]*>diffractionnet version 1, \d+ ms', page)
+        documentation = show(f"http://{address}{prefix}/docs", tmp_path / "profile")
+    for text in ("/predict", "/v2/models/{model}/infer", "Open Inference Protocol"):
+        assert text in re.sub(r"<[^>]+>|\u200b", "", documentation)
+    assert not prefix or f'value="{prefix}"' in documentation, "the address that requests from the page go to"
+
+
+def show(url: str, profile: Path) -> str:
+    """The document of a page in Chromium, after its scripts have run. It fails where the page has reported an error."""
+    assert CHROMIUM is not None
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={profile}", "--enable-logging=stderr"]
+    flags += ["--virtual-time-budget=20000", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1", "--dump-dom"]
+    shown = subprocess.run([CHROMIUM, *flags, url], capture_output=True, text=True, check=True, timeout=240)
+    reported = [line for line in shown.stderr.splitlines() if ":CONSOLE" in line and "[DOM]" not in line]
+    assert not reported, reported
+    return shown.stdout
 
 
 def test_the_contract_states_what_the_page_needs(server: RunningServer) -> None:

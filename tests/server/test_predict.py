@@ -213,7 +213,9 @@ def test_too_much(http: httpx.Client, small_repository: Path) -> None:
         assert answer.status_code == 413
         assert "50000 bytes" in answer.json()["detail"]
         some = npy(np.zeros((4, 128, 128), bool))  # its head fits the limits of the model
-        streamed = small.post("/predict", content=iter([some[:30000], some[30000:60000], some[60000:]]), headers=headers)
+        streamed = small.post(
+            "/predict", content=iter([some[:30000], some[30000:60000], some[60000:]]), headers=headers
+        )
         assert streamed.status_code == 413, "also without a Content-Length"
         bomb = gzip.compress(b"\0" * 10**7)
         answer = small.post("/predict", content=bomb, headers={**headers, "Content-Encoding": "gzip"})

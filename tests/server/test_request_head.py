@@ -145,7 +145,7 @@ def test_an_answer_that_is_due_comes_first_and_is_the_last(
         b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/octet-stream\r\n"
         b"Accept: application/octet-stream\r\nContent-Length: %d\r\n\r\n" % len(body)
     )
-    for second in (b"GET /" + b"v" * MAX_HEAD_BYTES, START + b"A: b\r\n" * MAX_HEADER_LINES, b"no request\r\n"):
+    for second in (b"GET /" + b"v" * MAX_HEAD_BYTES, START + b"A: b\r\n" * (MAX_HEADER_LINES + 1), b"no request\r\n"):
         answer = exchange(server, [first + body + second])
         head, _, content = answer.partition(b"\r\n\r\n")
         assert head.startswith(b"HTTP/1.1 200 ")

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import onnx
@@ -112,9 +112,12 @@ def test_triton_loads_its_models_itself(root: Path) -> None:
 class Doubling:
     """A queue that answers at once."""
 
-    engines, waiting, closed = 1, 0, False
+    engines, missing, abandoned, waiting, closed = 1, 0, 0, 0, False
+    busy: ClassVar[dict[str, float]] = {}
 
-    async def submit(self, rows: Rows, timeout: float | None = None, keys: Sequence[bytes] | None = None) -> Rows:
+    async def submit(
+        self, rows: Rows, timeout: float | None = None, keys: Sequence[bytes] | None = None, priority: int = 2
+    ) -> Rows:
         return {name: 2 * array for name, array in rows.items()}
 
     async def close(self, timeout: float) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import signal
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +20,7 @@ from metaspec_testing.small_models import (
     Array,
     Expected,
     ExpectedGradient,
+    hanging_model,
     small_gradient_model,
     small_model,
     write_repository,
@@ -62,7 +65,9 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ),
     }
     write_repository(root, broken_model())
-    texts["broken"] = CONFIG.format(max_batch=8, name="broken", inputs=STRUCTURE, outputs=SPECTRA)
+    write_repository(root, hanging_model(METADATA | {"name": "hanging"}))
+    for name in ("broken", "hanging"):
+        texts[name] = CONFIG.format(max_batch=8, name=name, inputs=STRUCTURE, outputs=SPECTRA)
     for name, text in texts.items():
         (root / name / "config.pbtxt").write_text(text)
     return python_repository(root, tmp_path_factory.mktemp("triton") / "repository")
@@ -168,10 +173,69 @@ def test_a_triton_that_goes_away_and_comes_back(
     np.testing.assert_allclose(spectra, expected(structures).ravel(), atol=1e-6)
 
 
+def until_ready(server: RunningServer, path: str, status: int) -> None:
+    deadline = time.monotonic() + 60
+    while server.get(path).status_code != status:
+        assert time.monotonic() < deadline, f"{path} was never {status}"
+        time.sleep(0.02)
+
+
+def test_a_triton_that_is_stopped_and_goes_on(
+    front: RunningServer, triton: Triton, structures: Array, expected: Expected
+) -> None:
+    body = np.packbits(structures, axis=None).tobytes()
+    try:
+        triton.process.send_signal(signal.SIGSTOP)
+        with ThreadPoolExecutor(1) as pool:
+            asked = pool.submit(front.post, "/predict", content=body, headers=PACKED)
+            until_ready(front, "/v2/health/ready", 503)
+            assert front.get("/v2/models/diffractionnet/ready").status_code == 503
+            triton.process.send_signal(signal.SIGCONT)
+            spectra = np.frombuffer(asked.result(60).raise_for_status().content, np.float32)
+        np.testing.assert_allclose(spectra, expected(structures).ravel(), atol=1e-6)
+        until_ready(front, "/v2/health/ready", 200)
+        triton.process.send_signal(signal.SIGSTOP)
+        until_ready(front, "/v2/health/ready", 503)
+        answer = front.post("/predict", content=body, headers=PACKED)
+        assert answer.status_code == 503
+        assert answer.headers["Retry-After"] == "2"
+        assert f"Triton at {triton.grpc} does not serve diffractionnet version 1" in answer.json()["detail"]
+    finally:
+        triton.process.send_signal(signal.SIGCONT)
+    until_ready(front, "/v2/health/ready", 200)
+
+
 def test_no_triton_at_all(repository: Path) -> None:
     flags = ("--engine", "triton", "--triton-url", "127.0.0.1:9", "--repository", str(repository))
-    with (
-        pytest.raises(RuntimeError, match=r"Triton at 127\.0\.0\.1:9 does not serve version 1"),
-        running_server(*flags),
-    ):
+    reason = r"Triton at 127\.0\.0\.1:9 does not serve version 1 \(yet\)"
+    with pytest.raises(RuntimeError, match=reason), running_server(*flags, "--poll-interval", "0"):
         pass
+    with running_server(*flags, "--poll-interval", "0.05") as server:  # a Triton may start later
+        assert server.get("/v2/health/ready").status_code == 503
+        index = server.post("/v2/repository/index").json()
+        assert {entry["state"] for entry in index} == {"UNAVAILABLE"}
+        assert re.search(reason, index[0]["reason"])
+        time.sleep(0.3)  # several polls
+    output = server.banner + "".join(server.log)
+    assert output.count("the server at 127.0.0.1:9 does not answer") == 1
+
+
+def test_a_model_that_hangs_on_a_triton_that_lives(
+    triton: Triton, repository: Path, structures: Array, expected: Expected
+) -> None:
+    """The last test of this Triton, which goes on computing."""
+    one = np.zeros((1, 128, 128), np.uint8)
+    one[0, 40, 50] = 1
+    flags = ("--triton-url", triton.grpc, "--repository", str(repository), "--cache-mb", "0", "--engine-timeout", "2")
+    with running_server("--engine", "triton", *flags, "--models", "diffractionnet,hanging") as server:
+        assert server.get("/v2/health/ready").status_code == 200
+        answer = server.post("/predict?model=hanging", content=np.packbits(one).tobytes(), headers=PACKED)
+        assert answer.status_code == 504
+        assert answer.json()["detail"] == "not finished within 2 s"
+        until_ready(server, "/v2/models/hanging/ready", 503)
+        assert server.get("/v2/health/ready").status_code == 503
+        body = np.packbits(structures, axis=None).tobytes()
+        answer = server.post("/predict", content=body, headers=PACKED).raise_for_status()
+        assert server.get("/v2/models/diffractionnet/ready").status_code == 200
+    np.testing.assert_allclose(np.frombuffer(answer.content, np.float32), expected(structures).ravel(), atol=1e-6)
+    triton.process.kill()  # it would wait for its model

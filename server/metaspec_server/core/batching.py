@@ -2,88 +2,37 @@
 
 Work-conserving: an idle engine takes what is waiting at once; while it runs, requests gather, and the next micro-batch takes
 as many rows as fit. No request waits for a timer. A large request is split, small ones are joined, and each waiting request
-gets an equal share of every micro-batch, so that one large caller does not hold up many small ones.
+of a priority gets an equal share of every micro-batch, so that one large caller does not hold up many small ones.
 
 There is one queue, and one thread for each engine. An engine that raises an `Exception` fails that micro-batch and takes
-the next one. Any other exception ends its thread; the requests that are waiting stay in the queue for another engine.
+the next one. Any other exception ends its thread. An engine that computes a micro-batch for longer than its timeout is given
+up: its run is told to end, its callers get an error, and it takes no more work. In both cases the requests that are waiting
+stay in the queue for another engine.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
-from typing import TypeAlias
 
 import numpy as np
 
 from metaspec_server.core.errors import Closed, DeadlineExceeded, EngineFailure, QueueFull
+from metaspec_server.core.priority import DEFAULT_PRIORITY
+from metaspec_server.core.request_queue import Request, RequestQueue, Share
 from metaspec_server.core.tensors import Piece, Rows, count
+from metaspec_server.core.worker import MicroBatch, Run, Worker
 
 __all__ = ["MicroBatch", "MicroBatcher", "Run"]
 
 log = logging.getLogger(__name__)
 
-Run: TypeAlias = Callable[[Sequence[Piece]], Rows]
-"""Computes a micro-batch: pieces of several requests in, one row out for each of theirs, in the same order.
-
-Called by one thread only. The next call may overwrite what it returned.
-"""
-
-
-@dataclass(frozen=True)
-class MicroBatch:
-    """Record of a computed micro-batch.
-
-    Attributes:
-        rows: number of rows.
-        waited: seconds in the queue of each request whose first rows are in it.
-        seconds: time to compute it in seconds.
-        failed: whether the engine raised an exception.
-    """
-
-    rows: int
-    waited: list[float]
-    seconds: float
-    failed: bool
-
-
-@dataclass(eq=False)
-class _Request:
-    piece: Piece
-    size: int
-    loop: asyncio.AbstractEventLoop
-    future: asyncio.Future[Rows]
-    submitted: float = field(default_factory=time.perf_counter)
-    taken: int = 0
-    finished: int = 0
-    results: Rows = field(default_factory=dict)
-
-    def resolve(self) -> None:
-        """Hand over the results, from the engine's thread."""
-        self._call(lambda: self.future.set_result(self.results))
-
-    def reject(self, error: Exception) -> None:
-        """Hand over an error, from the engine's thread."""
-        self._call(lambda: self.future.set_exception(error))
-
-    def _call(self, settle: Callable[[], None]) -> None:
-        with suppress(RuntimeError):  # the caller's event loop is closed: nobody is waiting any more
-            self.loop.call_soon_threadsafe(lambda: None if self.future.done() else settle())
-
-
-@dataclass(frozen=True)
-class _Share:
-    """Rows of a request in a micro-batch, from `start` up to `stop`, exclusive."""
-
-    request: _Request
-    start: int
-    stop: int
+_GRACE = 1.0  # seconds for a run that has been told to end
+_MOST_ABANDONED = 4  # engines that were told to end and go on computing: with more, nothing else gets a core
 
 
 class MicroBatcher:
@@ -91,9 +40,10 @@ class MicroBatcher:
 
     Args:
         max_batch: largest number of rows in a micro-batch.
-        max_queue: largest number of waiting rows.
+        max_queue: largest number of waiting rows of each priority.
         name: name of the threads.
-        observe: function called with every micro-batch, in the thread that computed it.
+        observe: function called with every micro-batch.
+        engine_timeout: seconds after which an engine that computes one micro-batch is overdue.
     """
 
     def __init__(
@@ -102,62 +52,101 @@ class MicroBatcher:
         max_queue: int,
         name: str = "engine",
         observe: Callable[[MicroBatch], None] = lambda batch: None,
+        engine_timeout: float = math.inf,
     ) -> None:
         self._max_batch, self._max_queue = max_batch, max_queue
-        self._name, self._observe = name, observe
-        self._queue: deque[_Request] = deque()
-        self._waiting = 0
+        self._name, self._observe, self._engine_timeout = name, observe, engine_timeout
+        self._queue = RequestQueue()
         self._rows_per_second = 100.0
         self._closing = False
         self._changed = threading.Condition()
-        self._threads: set[threading.Thread] = set()
+        self._workers: list[Worker] = []
+        self._replaced: list[Worker] = []
 
-    def start(self, run: Run) -> threading.Thread:
-        """Add an engine, which works in a thread of its own; returns that thread."""
-        thread = threading.Thread(target=self._work, args=[run], name=self._name, daemon=True)
+    def start(
+        self,
+        run: Run,
+        stop: Callable[[], None] = lambda: None,
+        input_seconds: Callable[[], float] = lambda: 0.0,
+        place: int | None = None,
+    ) -> None:
+        """Add an engine, which works in a thread of its own.
+
+        Args:
+            run: function that computes a micro-batch.
+            stop: function that makes `run` end with an exception, from another thread.
+            input_seconds: function that tells how long the last run took to copy rows into its inputs, in seconds.
+            place: place of the engine that it replaces, of those that `give_up` returned.
+        """
+        worker = Worker(run, stop, input_seconds, self._work, self._name)
         with self._changed:
-            self._threads.add(thread)
-        thread.start()
-        return thread
+            if place is None:
+                self._workers.append(worker)
+            else:
+                self._replaced.append(self._workers[place])
+                self._workers[place] = worker
+            worker.thread.start()  # it waits for the lock
 
     @property
     def engines(self) -> int:
         """Number of engines that take work; 0 once it is closed."""
-        return 0 if self._closing else len(self._threads)
+        return 0 if self._closing else sum(self._works(worker) for worker in self._workers)
+
+    @property
+    def missing(self) -> int:
+        """Number of engines that are dead or overdue, and should be replaced."""
+        return 0 if self._closing else sum(not self._works(worker) for worker in self._workers)
+
+    @property
+    def busy(self) -> dict[str, float]:
+        """Seconds for which each engine has been computing its micro-batch, by its place; 0 for one that is idle."""
+        return {str(place): worker.busy for place, worker in enumerate(self._workers)}
+
+    @property
+    def abandoned(self) -> int:
+        """Number of engines that were given up and have not ended: each keeps a thread and its memory."""
+        return sum(worker.abandoned for worker in [*self._replaced, *self._workers])
 
     @property
     def waiting(self) -> int:
         """Number of rows in the queue."""
-        return self._waiting
+        return self._queue.rows
 
-    async def submit(self, rows: Rows, timeout: float | None = None, keys: Sequence[bytes] | None = None) -> Rows:
+    async def submit(
+        self,
+        rows: Rows,
+        timeout: float | None = None,
+        keys: Sequence[bytes] | None = None,
+        priority: int = DEFAULT_PRIORITY,
+    ) -> Rows:
         """Compute rows, batched with those of other callers.
 
         Args:
             rows: inputs of the model, at least one row. They must not change until this returns.
             timeout: seconds until `DeadlineExceeded`; rows that no engine has taken by then are dropped.
             keys: key of each row, where rows with equal keys have equal results.
+            priority: 1 for interactive rows, which go ahead of others, 2 or 0 for all others; the request parameter
+                `priority` of Triton's schedule policy extension. While both wait, others get every fourth micro-batch.
 
         Returns:
             Outputs of the model, with as many rows in the same order.
 
         Raises:
             QueueFull: the rows do not fit in the queue.
-            DeadlineExceeded: the timeout has expired.
+            DeadlineExceeded: the timeout has expired, or the engine took too long for a micro-batch with some of these rows.
             EngineFailure: the engine failed on a micro-batch with some of these rows.
             Closed: the batcher is closed.
-            ValueError: the arrays do not have one equal, positive length.
+            ValueError: the arrays do not have one equal, positive length, or there is no such priority.
         """
         loop = asyncio.get_running_loop()
-        request = _Request(Piece(rows, keys), count(rows), loop, loop.create_future())
+        request = Request(Piece(rows, keys), count(rows), loop, loop.create_future(), priority)
         with self._changed:
             if self._closing:
                 raise Closed
-            if self._waiting + request.size > self._max_queue:
-                retry_after = max(1.0, self._waiting / self._rows_per_second)
-                raise QueueFull(self._waiting, self._max_queue, retry_after)
-            self._queue.append(request)
-            self._waiting += request.size
+            waiting = self._queue.rows_of(priority)
+            if waiting + request.size > self._max_queue:
+                raise QueueFull(waiting, self._max_queue, max(1.0, self._queue.rows / self._rows_per_second))
+            self._queue.add(request)
             self._changed.notify()
         try:
             async with asyncio.timeout(timeout):
@@ -166,86 +155,118 @@ class MicroBatcher:
             raise DeadlineExceeded(timeout) from None
         finally:  # also when the caller is cancelled: rows that are still waiting are dropped
             with self._changed:
-                self._drop(request)
+                self._queue.drop(request)
+
+    def give_up(self) -> list[int]:
+        """End the runs that are overdue; their callers get `DeadlineExceeded`. Blocks for a moment.
+
+        Returns:
+            Places of all engines that have to be replaced, dead ones included.
+
+        Raises:
+            RuntimeError: too many engines that were given up go on computing.
+        """
+        with self._changed:
+            overdue = [worker for worker in self._workers if worker.busy > self._engine_timeout]
+        for worker in overdue:
+            self._end(worker, DeadlineExceeded(self._engine_timeout))
+        deadline = time.monotonic() + _GRACE
+        for worker in overdue:
+            worker.thread.join(max(0.0, deadline - time.monotonic()))
+        with self._changed:
+            self._replaced = [worker for worker in self._replaced if worker.thread.is_alive()]
+            lost = [place for place, worker in enumerate(self._workers) if not self._works(worker)]
+        if self._closing:
+            return []
+        if lost and (abandoned := self.abandoned) >= _MOST_ABANDONED:
+            raise RuntimeError(f"{abandoned} runs were told to end and go on: restart the server")
+        return lost
 
     async def close(self, timeout: float) -> None:
         """Accept no more requests, finish the accepted ones within `timeout` seconds, and end the threads."""
         with self._changed:
             self._closing = True
             self._changed.notify_all()
-            threads = list(self._threads)
+            workers = list(self._workers)
         deadline = time.monotonic() + timeout
-        for thread in threads:
-            await asyncio.to_thread(thread.join, max(0.0, deadline - time.monotonic()))
+        for worker in workers:
+            if not worker.given_up:
+                await asyncio.to_thread(worker.thread.join, max(0.0, deadline - time.monotonic()))
         with self._changed:  # no engine is left to compute these
-            left = list(self._queue)
-            for request in left:
-                self._drop(request)
+            left = self._queue.clear()
         for request in left:
             request.reject(Closed())
+        for worker in workers:
+            self._end(worker, Closed())
 
-    def _work(self, run: Run) -> None:
+    def _works(self, worker: Worker) -> bool:
+        """Whether an engine takes work, or will when its micro-batch is done."""
+        return worker.thread.is_alive() and not worker.given_up and worker.busy <= self._engine_timeout
+
+    def _end(self, worker: Worker, error: Exception) -> None:
+        """Give up an engine that computes a micro-batch: its callers get an error, and its run is told to end."""
+        with self._changed:
+            if worker.given_up or worker.since is None or not worker.thread.is_alive():
+                return
+            worker.given_up = True
+            record = worker.record(failed=True)
+            for share in worker.shares:
+                self._queue.drop(share.request)
+        log.error("%s: a run with %d structures was ended after %.1f s", self._name, record.rows, record.seconds)
+        for share in worker.shares:
+            share.request.reject(error)
+        worker.stop()
+        self._observe(record)
+
+    def _work(self, worker: Worker) -> None:
         try:
-            while shares := self._next():
-                self._compute(run, shares)
+            while self._next(worker):
+                self._compute(worker)
         except BaseException:
             log.exception("the thread of an engine has ended: %s", self._name)
-        finally:
-            with self._changed:
-                self._threads.discard(threading.current_thread())
 
-    def _next(self) -> list[_Share]:
-        """Wait for rows and take a micro-batch; empty when closed and nothing is left."""
+    def _next(self, worker: Worker) -> bool:
+        """Wait for rows and take a micro-batch; false when closed and nothing is left, or when the engine is given up."""
         with self._changed:
-            while not self._queue and not self._closing:
+            while not self._queue and not self._closing and not worker.given_up:
                 self._changed.wait()
-            return self._take() if self._queue else []
+            if worker.given_up or not self._queue:
+                return False
+            worker.begin(self._queue.take(self._max_batch))
+            if self._queue:
+                self._changed.notify()  # another engine may be idle
+            return True
 
-    def _compute(self, run: Run, shares: list[_Share]) -> None:
-        rows = sum(share.stop - share.start for share in shares)
-        started = time.perf_counter()
-        waited = [started - share.request.submitted for share in shares if share.start == 0]
-        failed = True
+    def _compute(self, worker: Worker) -> None:
+        shares = worker.shares
         try:
-            results = run([share.request.piece.part(share.start, share.stop) for share in shares])
-            failed = False
+            results = worker.run([share.request.piece.part(share.start, share.stop) for share in shares])
+            computed = time.perf_counter()
             self._deliver(shares, results)
+            self._finish(worker, failed=False, output_seconds=time.perf_counter() - computed)
         except Exception as error:  # the next micro-batch may succeed: the thread must survive
             self._fail(shares, error)
+            self._finish(worker, failed=True)
         except BaseException as error:
             self._fail(shares, error)
+            self._finish(worker, failed=True)
             raise
-        finally:
-            seconds = time.perf_counter() - started
+
+    def _finish(self, worker: Worker, failed: bool, output_seconds: float = 0.0) -> None:
+        """Count the micro-batch, unless that was done when the engine was given up."""
+        with self._changed:
+            if worker.given_up:
+                return
+            record = worker.record(failed, output_seconds)
+            worker.finish()
             if not failed:
-                self._rows_per_second += 0.1 * (rows / seconds - self._rows_per_second)
-            self._observe(MicroBatch(rows, waited, seconds, failed))
+                self._rows_per_second += 0.1 * (record.rows / record.seconds - self._rows_per_second)
+        self._observe(record)
 
-    def _take(self) -> list[_Share]:
-        """Fill a micro-batch with equal shares of all waiting requests, oldest first. The caller holds the lock."""
-        room = min(self._max_batch, self._waiting)
-        first: dict[_Request, int] = {}
-        while room:
-            share = max(1, room // len(self._queue))
-            for request in list(self._queue):
-                first.setdefault(request, request.taken)
-                size = min(share, room, request.size - request.taken)
-                request.taken += size
-                self._waiting -= size
-                room -= size
-                if request.taken == request.size:
-                    self._queue.remove(request)
-                if not room:
-                    break
-        if self._queue:
-            self._queue.rotate(-1)  # the request served first comes last next time
-            self._changed.notify()  # another engine may be idle
-        return [_Share(request, start, request.taken) for request, start in first.items()]
-
-    def _deliver(self, shares: list[_Share], results: Rows) -> None:
+    def _deliver(self, shares: list[Share], results: Rows) -> None:
         offset = 0
         for share in shares:
-            request, size = share.request, share.stop - share.start
+            request, size = share.request, share.size
             part = {name: array[offset : offset + size] for name, array in results.items()}
             offset += size
             if size == request.size:
@@ -262,17 +283,10 @@ class MicroBatcher:
             if complete:
                 request.resolve()
 
-    def _fail(self, shares: list[_Share], error: BaseException) -> None:
+    def _fail(self, shares: list[Share], error: BaseException) -> None:
         reason = str(error) or type(error).__name__
         with self._changed:
             for share in shares:
-                self._drop(share.request)
+                self._queue.drop(share.request)
         for share in shares:
             share.request.reject(EngineFailure(f"the engine failed: {reason}"))
-
-    def _drop(self, request: _Request) -> None:
-        """Remove what is left of a request from the queue. The caller holds the lock."""
-        if request.taken < request.size:
-            self._queue.remove(request)
-            self._waiting -= request.size - request.taken
-            request.taken = request.size

@@ -39,13 +39,19 @@ class Engine(Protocol):
     Attributes:
         about: description of the model.
         max_batch: largest number of rows in a micro-batch.
+        input_seconds: time that the last micro-batch took to be copied into the inputs, in seconds.
     """
 
     about: Description
     max_batch: int
+    input_seconds: float
 
     def run(self, pieces: Sequence[Rows]) -> Rows:
         """Outputs of a micro-batch that comes in pieces, in the same order. The next call may overwrite them."""
+        ...
+
+    def stop(self) -> None:
+        """Make `run` end with an exception, from another thread. The engine is of no use afterwards."""
         ...
 
 

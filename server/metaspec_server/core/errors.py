@@ -7,13 +7,16 @@ __all__ = [
     "DeadlineExceeded",
     "EngineFailure",
     "EngineUnavailable",
+    "InvalidSharedMemory",
     "MemoryFull",
     "OutOfRange",
     "QueueFull",
     "ServiceError",
+    "StillLoading",
     "TooManyStructures",
     "TooMuchMemory",
     "UnknownModel",
+    "UnknownRegion",
 ]
 
 
@@ -29,6 +32,29 @@ class ServiceError(Exception):
 
 class UnknownModel(ServiceError):
     """There is no such model or version. The message lists those that exist."""
+
+
+class UnknownRegion(ServiceError):
+    """There is no such region of shared memory. The message lists those that exist."""
+
+
+class InvalidSharedMemory(ServiceError):
+    """Shared memory that cannot be registered, or has been shortened, removed or replaced since."""
+
+
+class StillLoading(ServiceError):
+    """The server has started, and has not loaded the model yet.
+
+    Args:
+        name: name of the model.
+        loaded: number of models that are loaded.
+        count: number of models that will be.
+    """
+
+    retry_after = 2.0
+
+    def __init__(self, name: str, loaded: int, count: int) -> None:
+        super().__init__(f"model {name!r} is not loaded yet, {loaded} of {count} models are: try again later")
 
 
 class TooManyStructures(ServiceError):

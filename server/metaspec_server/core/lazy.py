@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 
 from metaspec_server.core.errors import Closed, DeadlineExceeded, EngineFailure, QueueFull
+from metaspec_server.core.priority import DEFAULT_PRIORITY
 from metaspec_server.core.served_model import Queue
 from metaspec_server.core.tensors import Rows, count
 
@@ -38,11 +39,32 @@ class LazyQueue:
         return 0 if self._failed or self._closing else self._wanted
 
     @property
+    def missing(self) -> int:
+        """Number of engines that are dead or overdue."""
+        return 0 if self._queue is None else self._queue.missing
+
+    @property
+    def busy(self) -> dict[str, float]:
+        """Seconds for which each engine has been computing, by its name; empty before the model is loaded."""
+        return {} if self._queue is None else self._queue.busy
+
+    @property
+    def abandoned(self) -> int:
+        """Number of engines that were given up and go on computing."""
+        return 0 if self._queue is None else self._queue.abandoned
+
+    @property
     def waiting(self) -> int:
         """Number of waiting rows."""
         return self._early + (self._queue.waiting if self._queue is not None else 0)
 
-    async def submit(self, rows: Rows, timeout: float | None = None, keys: Sequence[bytes] | None = None) -> Rows:
+    async def submit(
+        self,
+        rows: Rows,
+        timeout: float | None = None,
+        keys: Sequence[bytes] | None = None,
+        priority: int = DEFAULT_PRIORITY,
+    ) -> Rows:
         """Compute rows, after the model is loaded; see `MicroBatcher.submit`.
 
         Raises:
@@ -63,7 +85,7 @@ class LazyQueue:
             finally:
                 self._early -= size
         assert self._queue is not None
-        return await self._queue.submit(rows, timeout, keys)
+        return await self._queue.submit(rows, timeout, keys, priority)
 
     async def close(self, timeout: float) -> None:
         """Finish accepted work and stop."""

@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
-from metaspec_contract.model import forward_model, gradient_model, is_gradient_model
-from metaspec_server.core.errors import UnknownModel
+from metaspec_contract.model import DEFAULT_MODEL, forward_model, gradient_model, is_gradient_model
+from metaspec_server.core.errors import StillLoading, UnknownModel
 from metaspec_server.core.served_model import Load, NotYet, ServedModel
-from metaspec_server.repository import ModelFile, RepositoryError, find_models
+from metaspec_server.repository import ModelFile, RepositoryError, read_repository
 
 __all__ = ["Registry"]
 
@@ -44,6 +44,9 @@ class Registry:
     the older is taken as right. Versions that are not served are not compared: with `keep` 1, the newest is the only one
     that is loaded at start-up.
 
+    What cannot be read does not count as removed: a model or version stays as it was loaded until it can be read again, and
+    so do all when the repository is gone or empty, as an unmounted volume is.
+
     Args:
         repository: folder of the models.
         keep: number of working versions of each model to serve, newest first.
@@ -66,7 +69,10 @@ class Registry:
         self._drain_timeout, self._failed = drain_timeout, failed
         self._models: dict[str, dict[int, ServedModel]] = {}  # newest version first
         self._failures: dict[tuple[str, int], _Failure] = {}
+        self._unreadable: dict[str, str] = {}  # reasons, by model
+        self._problem: str | None = None  # reason why the whole repository cannot be read
         self._unloaded: set[str] = set()
+        self._expected: list[str] = []  # models that the first refresh has not come to yet
         self._names = set(names)
         self._changing = asyncio.Lock()
         self._leaving: set[asyncio.Task[None]] = set()
@@ -79,19 +85,38 @@ class Registry:
         """The default version of each model: the newest that works."""
         return [next(iter(versions.values())) for versions in self._models.values()]
 
+    @property
+    def expected(self) -> list[str]:
+        """Names of the models that are loaded at the start and have not been yet, in that order."""
+        return list(self._expected)
+
+    def expect(self, names: Iterable[str]) -> None:
+        """Announce the models that the first `refresh` will load: until then, they are `StillLoading`, not unknown."""
+        self._expected = sorted(set(names), key=_order)
+
     def failures(self) -> list[tuple[str, int, str]]:
         """Name, version and reason of each version that could not be loaded."""
         return [(name, version, failure.reason) for (name, version), failure in self._failures.items()]
+
+    @property
+    def unreadable(self) -> int:
+        """Number of models and versions that cannot be read, and 1 if the whole repository cannot be, or is empty."""
+        versions = [file for name, file in self._failures if file and self._failures[name, file].stamp is None]
+        return len(self._unreadable) + len(versions) + (self._problem is not None)
 
     def find(self, name: str, version: str | None = None) -> ServedModel:
         """A model by name, in its default version or in the given one.
 
         Raises:
             UnknownModel: it is not served.
+            StillLoading: it is not served yet.
         """
         versions = self._models.get(name)
         if versions is None:
-            raise UnknownModel(f"no model {name!r} here; there is {', '.join(self._models) or 'none'}")
+            if name in self._expected:
+                raise StillLoading(name, len(self._models), len(self._models) + len(self._expected))
+            there = ", ".join([*self._models, *self._expected])
+            raise UnknownModel(f"no model {name!r} here; there is {there or 'none'}")
         if not version:
             return next(iter(versions.values()))
         for number, model in versions.items():
@@ -104,7 +129,7 @@ class Registry:
         """A model that stays loaded until the block ends, whatever is loaded or unloaded meanwhile.
 
         Raises:
-            UnknownModel: it is not served.
+            UnknownModel, StillLoading: it is not served (yet).
         """
         model = self.find(name, version)
         model.users += 1
@@ -115,17 +140,23 @@ class Registry:
             if not model.users:
                 model.idle.set()
 
-    async def refresh(self) -> None:
-        """Serve what the repository holds now.
+    async def refresh(self, updated: Callable[[str], None] = lambda name: None) -> None:
+        """Serve what the repository holds now: first the default model and its gradient model.
+
+        Args:
+            updated: function called with the name of each model that has been looked at.
 
         Raises:
-            RepositoryError: the repository's folder is gone; the served models stay.
+            RepositoryError: the repository's folder is gone, unreadable or empty; the served models stay.
         """
         async with self._changing:
-            found = await asyncio.to_thread(find_models, self._repository)
-            for name in [*(name for name in self._models if name not in found), *found]:
-                if name not in self._unloaded and (not self._names or name in self._names):
+            found = await self._read()
+            for name in [*(name for name in self._models if name not in found), *sorted(found, key=_order)]:
+                if self._is_wanted(name):
                     await self._update(name, found)
+                    self._expected = [other for other in self._expected if other != name]
+                    updated(name)
+            self._expected.clear()  # nor those whose folder is gone
 
     async def load(self, name: str) -> None:
         """Load a model, also after `unload`, and retry versions that have failed.
@@ -135,9 +166,11 @@ class Registry:
             RepositoryError: its newest version cannot be loaded.
         """
         async with self._changing:
-            found = await asyncio.to_thread(find_models, self._repository)
+            found = await self._read()
             if name not in found:
                 raise UnknownModel(f"no model {name!r} in the repository; there is {', '.join(found) or 'none'}")
+            if name in self._unreadable:
+                raise RepositoryError(self._repository / name, self._unreadable[name])
             self._unloaded.discard(name)
             if self._names:
                 self._names.add(name)
@@ -165,35 +198,74 @@ class Registry:
             try:
                 await self.refresh()
             except (RepositoryError, OSError) as error:
-                log.warning("%s", error)
+                if str(error) != self._problem:  # said once
+                    log.error("%s; what was loaded before stays", error)
+                self._problem = str(error)
+                continue
+            if self._problem is not None:
+                log.warning("%s can be read again", self._repository)
+            self._problem = None
 
     async def supervise(self, interval: float, revived: Callable[[str, int], None]) -> None:
-        """Replace dead engines every `interval` seconds, until cancelled.
+        """Replace engines that are dead or overdue, until cancelled. One that takes long holds up no other model.
 
         Args:
             interval: time between checks in seconds.
             revived: function called with the model's name and the number of replaced engines.
         """
-        while True:
-            await asyncio.sleep(interval)
-            for model in self.served():
-                if not model.ready:
-                    try:
-                        count = await asyncio.to_thread(model.revive)
-                    except Exception as error:  # tried again after the interval
-                        log.error(
-                            "the engines of %s version %d cannot be replaced: %s", model.name, model.version, error
-                        )
-                        continue
-                    if count:
-                        log.error("%s version %d: %d dead engines replaced", model.name, model.version, count)
-                        revived(model.name, count)
+        reviving: dict[int, asyncio.Task[None]] = {}
+        try:
+            while True:
+                await asyncio.sleep(interval)
+                reviving = {number: task for number, task in reviving.items() if not task.done()}
+                for model in self.served():
+                    if model.queue.missing and model.number not in reviving:
+                        reviving[model.number] = asyncio.create_task(self._revive(model, revived))
+        finally:
+            for task in reviving.values():
+                task.cancel()
+
+    async def _revive(self, model: ServedModel, revived: Callable[[str, int], None]) -> None:
+        try:
+            count = await asyncio.to_thread(model.revive)
+        except Exception as error:  # tried again after the interval
+            if str(error) != model.trouble:
+                log.error("the engines of %s version %d cannot be replaced: %s", model.name, model.version, error)
+            model.trouble = str(error)
+            return
+        model.trouble = ""
+        if count:
+            log.error("%s version %d: %d engines that were dead or overdue replaced", model.name, model.version, count)
+            revived(model.name, count)
 
     async def close(self, timeout: float) -> None:
         """Finish accepted work and stop."""
         models = self.served()
         self._models = {}
         await asyncio.gather(*(model.queue.close(timeout) for model in models), *self._leaving)
+
+    async def _read(self) -> _Found:
+        """Versions on disk, by model. Of one that cannot be read, those that were loaded.
+
+        Raises:
+            RepositoryError: the repository is gone, unreadable, or empty although models are served.
+        """
+        contents = await asyncio.to_thread(read_repository, self._repository)
+        unreadable = {name: reason for name, reason in contents.unreadable.items() if self._is_wanted(name)}
+        if self._models and not unreadable and not any(contents.models.values()):
+            raise RepositoryError(self._repository, "is empty")
+        for name in self._unreadable.keys() - unreadable.keys():
+            self._failures.pop((name, 0), None)
+            log.warning("%s can be read again", self._repository / name)
+        self._unreadable = unreadable
+        for name, reason in unreadable.items():
+            self._note(name, 0, None, reason)
+        return contents.models | {
+            name: [model.file for model in self._models.get(name, {}).values()] for name in unreadable
+        }
+
+    def _is_wanted(self, name: str) -> bool:
+        return name not in self._unloaded and (not self._names or name in self._names)
 
     async def _update(self, name: str, found: _Found) -> None:
         """Serve the newest working versions of a model. A file that fails leaves the loaded version in place.
@@ -205,7 +277,7 @@ class Registry:
         files = found.get(name, [])
         kept: dict[int, ServedModel] = {}
         old = self._models.get(name, {})
-        if files:
+        if files and name not in self._unreadable:
             self._failures.pop((name, 0), None)
         elif (name, 0) not in self._failures:
             self._note(name, 0, None, f"{self._repository / name}: has no version; expected a folder 1, 2, ... in it")
@@ -219,6 +291,8 @@ class Registry:
             model = old.get(file.version)
             if model is None or model.file.stamp != file.stamp:
                 model = await self._try(file, found) or model
+            elif self._failures.pop((name, file.version), None):
+                log.warning("%s version %d is again the file that is loaded", name, file.version)
             if model is not None:
                 kept = {number: newer for number, newer in kept.items() if not self._contradicts(newer, model)}
                 kept[file.version] = model
@@ -232,8 +306,8 @@ class Registry:
             if failure.against is None or failure.against in served:
                 return None
         try:
-            if file.stamp is None:
-                raise RepositoryError(file.path, "missing")
+            if file.problem is not None:
+                raise RepositoryError(file.path, file.problem)
             model = await asyncio.to_thread(self._load, file)
         except NotYet as error:
             self._note(file.name, file.version, _NEVER, str(error))
@@ -311,3 +385,9 @@ class Registry:
             log.warning("%s version %d is unloaded with %d requests unfinished", model.name, model.version, model.users)
         await model.queue.close(self._drain_timeout)
         log.info("%s version %d is unloaded", model.name, model.version)
+
+
+def _order(name: str) -> tuple[bool, str, bool]:
+    """Order of the models in which they are loaded: the default one, the others by name, each before its gradient model."""
+    forward = forward_model(name)
+    return forward != DEFAULT_MODEL, forward, is_gradient_model(name)

@@ -10,6 +10,8 @@ from typing import Protocol, TypeAlias
 
 from metaspec_contract.model import STRUCTURE, ModelMismatch, TensorSpec, check_same_device, is_gradient_model
 from metaspec_server.core.engine import Description
+from metaspec_server.core.priority import DEFAULT_PRIORITY
+from metaspec_server.core.statistics import Statistics
 from metaspec_server.core.tensors import Rows
 from metaspec_server.repository import ModelFile, RepositoryError
 
@@ -25,11 +27,32 @@ class Queue(Protocol):
         ...
 
     @property
+    def missing(self) -> int:
+        """Number of engines that do not take work and should be revived."""
+        ...
+
+    @property
+    def busy(self) -> dict[str, float]:
+        """Seconds for which each engine has been computing, by its name; 0 for one that is idle."""
+        ...
+
+    @property
+    def abandoned(self) -> int:
+        """Number of engines that were given up and go on computing."""
+        ...
+
+    @property
     def waiting(self) -> int:
         """Number of waiting rows."""
         ...
 
-    async def submit(self, rows: Rows, timeout: float | None = None, keys: Sequence[bytes] | None = None) -> Rows:
+    async def submit(
+        self,
+        rows: Rows,
+        timeout: float | None = None,
+        keys: Sequence[bytes] | None = None,
+        priority: int = DEFAULT_PRIORITY,
+    ) -> Rows:
         """Compute rows; see `MicroBatcher.submit`."""
         ...
 
@@ -46,10 +69,12 @@ class ServedModel:
         file: file of the version.
         about: its tensors and metadata.
         queue: queue that computes it.
-        wanted: number of engines that the queue should have.
-        revive: function that replaces dead engines, blocking, and returns their number.
+        wanted: number of engines that have to take work for it to be ready.
+        revive: function that replaces engines which are dead or overdue, blocking, and returns the number of new ones.
+        statistics: statistics of its requests and micro-batches.
         users: number of requests that are using it.
         idle: set when the last user is done.
+        trouble: reason why engines could not be replaced the last time; empty if they were.
         number: unique number; a version whose file is replaced gets another one.
     """
 
@@ -58,8 +83,10 @@ class ServedModel:
     queue: Queue
     wanted: int
     revive: Callable[[], int]
+    statistics: Statistics = field(default_factory=Statistics)
     users: int = 0
     idle: asyncio.Event = field(default_factory=asyncio.Event)
+    trouble: str = ""
     number: int = field(default_factory=itertools.count().__next__)
 
     @property
@@ -79,7 +106,7 @@ class ServedModel:
 
     @property
     def ready(self) -> bool:
-        """Whether all its engines take work."""
+        """Whether enough of its engines take work: none of them is dead or overdue."""
         return self.queue.engines >= self.wanted
 
     def check_against(self, other: ServedModel) -> None:

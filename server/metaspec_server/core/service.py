@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -16,8 +17,10 @@ from metaspec_contract.model import COTANGENT, GRADIENT
 from metaspec_server.core.cache import ResultCache, keys
 from metaspec_server.core.errors import EngineFailure, OutOfRange, TooManyStructures
 from metaspec_server.core.memory import MemoryBudget
+from metaspec_server.core.priority import DEFAULT_PRIORITY
 from metaspec_server.core.registry import Registry
 from metaspec_server.core.served_model import Load, ServedModel
+from metaspec_server.core.shared_memory import SharedMemory
 from metaspec_server.core.tensors import Rows, count, is_packed
 from metaspec_server.core.threads import off_loop
 from metaspec_server.repository import NothingToServe, find_models
@@ -59,6 +62,8 @@ class ModelState:
         waiting: number of structures in its queue.
         engines: number of engines that take work.
         is_default: whether callers who name no version get this one.
+        busy: seconds for which each engine has been computing, by its name; 0 for one that is idle.
+        abandoned: number of engines that were given up and go on computing.
     """
 
     name: str
@@ -66,10 +71,13 @@ class ModelState:
     waiting: int
     engines: int
     is_default: bool
+    weights: str
+    busy: dict[str, float] = field(default_factory=dict)
+    abandoned: int = 0
 
 
 class Service:
-    """The models of a repository, ready to compute. `start` makes one.
+    """The models of a repository. Each computes as soon as `load_models` has loaded it.
 
     Args:
         settings: settings of the server.
@@ -80,6 +88,12 @@ class Service:
         settings: settings of the server.
         registry: the served models.
         memory: memory of all requests in flight.
+        shared_memory: regions of shared memory that callers have registered.
+        draining: whether it is about to be closed. It still computes, but is not ready any more.
+
+    Raises:
+        RepositoryError: there is no such folder.
+        NothingToServe: there is no model in it, or not one that the settings name.
     """
 
     def __init__(self, settings: Settings, load: Load, monitor: Monitor) -> None:
@@ -93,46 +107,80 @@ class Service:
             settings.models,
         )
         self.memory = MemoryBudget(settings.memory_mb * 2**20)
+        self.shared_memory = SharedMemory()
         self._cache = ResultCache(settings.cache_mb * 2**20) if settings.cache_mb else None
         self._tasks: list[asyncio.Task[None]] = []
-
-    @classmethod
-    async def start(cls, settings: Settings, load: Load, monitor: Monitor) -> Service:
-        """Load and warm up every model of the repository, and watch them from then on.
-
-        Args:
-            settings: settings of the server.
-            load: function that loads a version with the engine that the settings name.
-            monitor: counters.
-
-        Raises:
-            RepositoryError: there is no such folder.
-            NothingToServe: no model in it can be served, or one that the settings name is not in it.
-        """
+        self._started = False
+        self.draining = False
         there = find_models(settings.repository)
+        if not there:
+            raise NothingToServe(f"{settings.repository}: no models in it; expected <model>/<version>/model.onnx")
         if absent := sorted(set(settings.models) - there.keys()):
             raise NothingToServe(
                 f"--models: no model {absent[0]!r} in {settings.repository}, there is {', '.join(there)}"
             )
+        self.registry.expect(settings.models or there)
+
+    @classmethod
+    async def start(cls, settings: Settings, load: Load, monitor: Monitor) -> Service:
+        """A service whose models are all loaded.
+
+        Raises:
+            RepositoryError, NothingToServe: see `Service` and `load_models`.
+        """
         service = cls(settings, load, monitor)
-        registry = service.registry
-        await registry.refresh()
-        failures = registry.failures()
-        if not registry.served():
-            missing = f"{settings.repository}: no models in it; expected <model>/<version>/model.onnx"
-            raise NothingToServe(failures[0][2] if failures else missing)
-        service._tasks = [asyncio.create_task(registry.supervise(1.0, monitor.engines_replaced))]
-        for failure in failures:
-            service._load_failed(*failure)
-        if settings.poll_interval:
-            service._tasks.append(asyncio.create_task(registry.watch(settings.poll_interval)))
+        try:
+            await service.load_models()
+        except BaseException:
+            await service.close()
+            raise
         return service
+
+    async def load_models(self, loaded: Callable[[ServedModel], None] = lambda model: None) -> None:
+        """Load and warm up every model, the default one and its gradient model first, and watch them from then on.
+
+        One after the other: an engine's threads use all cores, so that the first is ready sooner than it would be among others.
+
+        Args:
+            loaded: function called with the default version of each model once it takes work.
+
+        Raises:
+            NothingToServe: no model can be served; a front of Tritons waits for them instead.
+        """
+        registry = self.registry
+
+        def updated(name: str) -> None:
+            for model in registry.newest():
+                if model.name == name:
+                    loaded(model)
+
+        self._tasks.append(asyncio.create_task(registry.supervise(1.0, self._monitor.engines_replaced)))
+        await registry.refresh(updated)
+        failures = registry.failures()
+        waits = self.settings.engine == "triton" and self.settings.poll_interval > 0  # for Tritons that start, too
+        if not registry.served() and not waits:
+            raise NothingToServe(failures[0][2] if failures else f"{self.settings.repository}: its models are gone")
+        self._started = True
+        for failure in failures:
+            self._load_failed(*failure)
+        if self.settings.poll_interval:
+            self._tasks.append(asyncio.create_task(registry.watch(self.settings.poll_interval)))
 
     @property
     def ready(self) -> bool:
-        """Whether there are models, and the default version of each takes work on all its engines."""
-        models = self.registry.newest()
-        return bool(models) and all(model.ready for model in models)
+        """Whether every model is loaded, and its default version takes work on all its engines."""
+        return not self.why_not_ready()
+
+    def why_not_ready(self) -> str:
+        """What the service is not ready for, for people; empty if it is ready."""
+        models, expected = self.registry.newest(), self.registry.expected
+        if self.draining:
+            return "the server is shutting down"
+        if expected:
+            return f"{len(models)} of {len(models) + len(expected)} models are loaded, not yet {', '.join(expected)}"
+        if stuck := [f"{model.name} version {model.version}" for model in models if not model.ready]:
+            return f"engines do not take work: {', '.join(stuck)}"
+        return "" if models else "no model is served"
 
     @property
     def limit(self) -> int:
@@ -148,17 +196,29 @@ class Service:
         """State of each loaded version."""
         newest = self.registry.newest()
         return [
-            ModelState(model.name, model.version, model.queue.waiting, model.queue.engines, model in newest)
+            ModelState(
+                name=model.name,
+                version=model.version,
+                waiting=model.queue.waiting,
+                engines=model.queue.engines,
+                is_default=model in newest,
+                weights=str((model.about.metadata.model_extra or {}).get("weights_sha256", "")),
+                busy=model.queue.busy,
+                abandoned=model.queue.abandoned,
+            )
             for model in self.registry.served()
         ]
 
-    async def infer(self, model: ServedModel, rows: Rows, timeout: float | None = None) -> Rows:
+    async def infer(
+        self, model: ServedModel, rows: Rows, timeout: float | None = None, priority: int = DEFAULT_PRIORITY
+    ) -> Rows:
         """Outputs of a model, computed or from the cache.
 
         Args:
             model: leased model.
             rows: its inputs; the structure as `core.tensors.compact` makes it.
             timeout: seconds to compute it, if they are fewer than those of the settings.
+            priority: 1 for an interactive request, which goes ahead of others; see `MicroBatcher.submit`.
 
         Raises:
             ServiceError: too many structures, a full queue, a failed engine, or any other error of `core.errors`.
@@ -167,30 +227,37 @@ class Service:
         if size > self.limit:
             raise TooManyStructures(size, self.limit)
         timeout = min(timeout or math.inf, self.settings.request_timeout)
-        if self._cache is None or not is_packed(rows[model.structure.name], model.structure):
-            results = await self._compute(model, rows, timeout)
-        else:
-            results = await self._look_up(self._cache, model, rows, timeout)
+        with model.statistics.request():
+            if self._cache is None or not is_packed(rows[model.structure.name], model.structure):
+                results = await self._compute(model, rows, timeout, priority)
+            else:
+                results = await self._look_up(self._cache, model, rows, timeout, priority)
         self._monitor.answered(model.name, model.version, size)
         return results
 
-    async def close(self) -> None:
-        """Finish accepted work and stop."""
+    async def close(self, timeout: float | None = None) -> None:
+        """Finish accepted work and stop.
+
+        Args:
+            timeout: seconds to finish it; those of the settings by default.
+        """
         for task in self._tasks:
             task.cancel()
-        await self.registry.close(self.settings.shutdown_timeout)
+        await self.registry.close(self.settings.shutdown_timeout if timeout is None else timeout)
 
-    async def _look_up(self, cache: ResultCache, model: ServedModel, rows: Rows, timeout: float) -> Rows:
+    async def _look_up(self, cache: ResultCache, model: ServedModel, rows: Rows, timeout: float, priority: int) -> Rows:
         """Outputs from the cache, and the missing ones computed."""
         size, nbytes = count(rows), sum(array.nbytes for array in rows.values())
+        started = time.perf_counter()
         row_keys, found = await off_loop(nbytes, _find, cache, model, rows)
         missing = [n for n, row in enumerate(found) if row is None]
+        model.statistics.looked_up(len(missing), time.perf_counter() - started)
         self._monitor.looked_up(model.name, size - len(missing), len(missing))
         computed: Rows = {}
         if missing:
             new_keys = [row_keys[n] for n in missing]
             new = rows if len(missing) == size else {name: array[missing] for name, array in rows.items()}
-            computed = await self._compute(model, new, timeout, new_keys)
+            computed = await self._compute(model, new, timeout, priority, new_keys)
             await off_loop(nbytes, cache.put, model.number, new_keys, computed)
         if len(missing) == size:
             return computed
@@ -205,18 +272,26 @@ class Service:
         return results
 
     async def _compute(
-        self, model: ServedModel, rows: Rows, timeout: float, row_keys: Sequence[bytes] | None = None
+        self,
+        model: ServedModel,
+        rows: Rows,
+        timeout: float,
+        priority: int,
+        row_keys: Sequence[bytes] | None = None,
     ) -> Rows:
         with tracer.start_as_current_span(f"compute {model.name}") as span:
             span.set_attributes({"metaspec.version": model.version, "metaspec.structures": count(rows)})
-            results = await model.queue.submit(rows, timeout, row_keys)
+            results = await model.queue.submit(rows, timeout, row_keys, priority)
         await off_loop(sum(array.nbytes for array in results.values()), _check_finite, results, rows)
+        model.statistics.computed(count(rows))
         return results
 
     def _load_failed(self, name: str, version: int, reason: str) -> None:
-        if self._tasks:  # before, the server has not started: `start` reports the failures
+        if self._started:  # before, `load_models` reports the failures once it knows that anything can be served
             self._monitor.load_failed(name)
-            log.error("%s is not served: %s", f"{name} version {version}" if version else name, reason)
+            served = any(model.name == name and version in (0, model.version) for model in self.registry.served())
+            state = "stays as it was loaded" if served else "is not served"
+            log.error("%s %s: %s", f"{name} version {version}" if version else name, state, reason)
 
 
 def _check_finite(results: Rows, rows: Rows) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from typing import TypeAlias
 
@@ -11,6 +10,7 @@ from metaspec_server.core.cache import computing_repeats_once
 from metaspec_server.core.engine import Engine
 from metaspec_server.core.lazy import LazyQueue
 from metaspec_server.core.served_model import Load, Queue, ServedModel
+from metaspec_server.core.statistics import Statistics
 from metaspec_server.engines.onnx import PROVIDERS, OnnxEngine, best_provider, describe
 from metaspec_server.repository import ModelFile
 from metaspec_server.settings import Settings
@@ -57,42 +57,49 @@ def _onnx(settings: Settings, observe: Observe) -> Load:
     threads = max(1, settings.threads // len(places))
     max_batch = settings.max_batch or (_CPU_BATCH if provider == "cpu" else _GPU_BATCH)
 
-    def load(file: ModelFile) -> ServedModel:
+    def load(file: ModelFile, statistics: Statistics | None = None) -> ServedModel:
+        statistics = statistics or Statistics()
+
         def engine_on(device: int) -> OnnxEngine:
             return OnnxEngine(file, provider, threads, max_batch, device, settings.cuda_graphs)
 
         engines = [engine_on(device) for device in places]
         name = f"{file.name} {file.version}"
-        batcher = MicroBatcher(engines[0].max_batch, settings.max_queue, name, observe(file.name))
+        observer = statistics.beside(observe(file.name))
+        batcher = MicroBatcher(engines[0].max_batch, settings.max_queue, name, observer, settings.engine_deadline)
 
-        def start(engine: Engine) -> threading.Thread:
-            return batcher.start(computing_repeats_once(engine.run))
+        def start(engine: Engine, place: int | None = None) -> None:
+            batcher.start(computing_repeats_once(engine.run), engine.stop, lambda: engine.input_seconds, place)
 
-        working = [start(engine) for engine in engines]
+        for engine in engines:
+            start(engine)
 
         def revive() -> int:
-            dead = [place for place, thread in enumerate(working) if not thread.is_alive()]
-            for place in dead:
-                working[place] = start(engine_on(places[place]))
-            return len(dead)
+            lost = batcher.give_up()
+            for place in lost:
+                start(engine_on(places[place]), place)
+            return len(lost)
 
-        return ServedModel(file, engines[0].about, batcher, len(places), revive)
+        return ServedModel(file, engines[0].about, batcher, len(places), revive, statistics)
 
     return _on_first_use(load, provider, len(places), settings) if settings.lazy else load
 
 
-def _on_first_use(load: Load, provider: str, engines: int, settings: Settings) -> Load:
+def _on_first_use(
+    load: Callable[[ModelFile, Statistics], ServedModel], provider: str, engines: int, settings: Settings
+) -> Load:
     """Describe a model from its file, and load it when the first request comes."""
 
     def describe_only(file: ModelFile) -> ServedModel:
         made: list[ServedModel] = []
+        statistics = Statistics()
 
         def make() -> Queue:
-            made[:] = [load(file)]
+            made[:] = [load(file, statistics)]
             return made[0].queue
 
         about = describe(file, f"onnxruntime {PROVIDERS[provider]}, loaded on its first request")
         queue = LazyQueue(make, engines, settings.max_queue)
-        return ServedModel(file, about, queue, engines, lambda: made[0].revive() if made else 0)
+        return ServedModel(file, about, queue, engines, lambda: made[0].revive() if made else 0, statistics)
 
     return describe_only

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -48,6 +49,8 @@ Smaller numbers become denormal in the network, which slows a CPU thirtyfold.
 
 _USUAL_EXPONENT = 16  # cotangents from 2^-16 to 2^16 are computed as they are
 
+_TRIAL_TIMEOUT = 300.0  # seconds for a micro-batch of the trial before a model is served
+
 _REGISTERING = threading.Lock()  # models may be loaded at the same time
 
 
@@ -68,6 +71,7 @@ class OnnxEngine:
     Attributes:
         about: description of the model.
         max_batch: largest number of rows in a micro-batch, fewer in a model that takes several passes for each.
+        input_seconds: time that the last micro-batch took to be copied into the inputs, in seconds.
 
     Raises:
         RepositoryError: the file is damaged, the model does not fit its metadata or fails, or the provider cannot run it.
@@ -100,6 +104,7 @@ class OnnxEngine:
         self.max_batch = max(1, max_batch // self.about.metadata.forward_passes)
         self._buffers = {spec.name: np.zeros((self.max_batch, *spec.shape), spec.dtype) for spec in self.about.inputs}
         self._bound: dict[int, Bound] = {}
+        self.input_seconds = 0.0
         self._options = ort.RunOptions()
         if provider != "cpu":
             self._bind("cuda", device, cuda_graphs)
@@ -111,13 +116,20 @@ class OnnxEngine:
 
     def run(self, pieces: Sequence[Rows]) -> Rows:
         """Outputs of a micro-batch that comes in pieces, in the same order."""
+        started = time.perf_counter()
         rows = gather(pieces, self.about.inputs, self._buffers)
         exponents = {name: _normalise(buffer[:rows], name == COTANGENT) for name, buffer in self._buffers.items()}
+        self.input_seconds = time.perf_counter() - started
         results = self._compute(rows)
         if (exponent := exponents.get(COTANGENT)) is not None:
             with np.errstate(over="ignore", under="ignore"):
                 results[GRADIENT] = np.ldexp(results[GRADIENT], exponent.reshape(-1, 1, 1, 1))
         return results
+
+    def stop(self) -> None:
+        """Make `run` end with an exception, at the next node of the graph."""
+        for options in (self._options, *(bound.options for bound in self._bound.values())):
+            options.terminate = True
 
     def _compute(self, rows: int) -> Rows:
         """Outputs of the first rows of the buffers."""
@@ -138,12 +150,19 @@ class OnnxEngine:
         """Try the model at every batch size, which also allocates memory and selects kernels before the first request."""
 
         def run(rows: Rows) -> Rows:
+            watchdog = threading.Timer(_TRIAL_TIMEOUT, self.stop)
+            watchdog.daemon = True
+            watchdog.start()
             try:
                 return self.run([rows])
             except Exception as error:  # ONNX Runtime has no base class for what a model raises
-                raise RepositoryError(file.path, f"ONNX Runtime fails to run it: {_first_line(error)}") from error
+                late = f"it has not finished within {_TRIAL_TIMEOUT:g} s"
+                reason = late if self._options.terminate else _first_line(error)
+                raise RepositoryError(file.path, f"ONNX Runtime fails to run it: {reason}") from error
+            finally:
+                watchdog.cancel()
 
-        for size in self._bound or (1, self.max_batch):
+        for size in self._bound or sorted({1, self.max_batch}):
             with refused(file):
                 try_out(self.about.metadata, size, run)
 
@@ -184,6 +203,9 @@ class Bound:
         device_type: ONNX Runtime's name of the kind of device, cpu or cuda.
         device: number of the device.
         cuda_graphs: whether the session records a CUDA graph for each size.
+
+    Attributes:
+        options: options of its runs.
     """
 
     def __init__(
@@ -206,9 +228,9 @@ class Bound:
             self._binding.bind_ortvalue_input(name, value)
         for name, value in self._outputs.items():
             self._binding.bind_ortvalue_output(name, value)
-        self._options = ort.RunOptions()
+        self.options = ort.RunOptions()
         if cuda_graphs:
-            self._options.add_run_config_entry("gpu_graph_id", str(size))
+            self.options.add_run_config_entry("gpu_graph_id", str(size))
 
     def put(self, buffers: Rows) -> None:
         """Copy a full batch of inputs to the device."""
@@ -217,7 +239,7 @@ class Bound:
 
     def compute(self) -> None:
         """Compute the outputs, on the device."""
-        self._session.run_with_iobinding(self._binding, self._options)
+        self._session.run_with_iobinding(self._binding, self.options)
 
     def get(self) -> Rows:
         """Copies of the outputs."""

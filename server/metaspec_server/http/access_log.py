@@ -13,11 +13,16 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from metaspec_server.ops.logs import request_id
 from metaspec_server.ops.metrics import Metrics
 
-__all__ = ["AccessLog"]
+__all__ = ["AccessLog", "valid_id"]
 
 log = logging.getLogger(__name__)
 
 _ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
+
+
+def valid_id(given: str) -> str:
+    """The id that a caller gave to its request if it is valid, else a new one."""
+    return given if _ID.fullmatch(given) else uuid.uuid4().hex
 
 
 class AccessLog:
@@ -36,8 +41,7 @@ class AccessLog:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        given = Headers(scope=scope).get("x-request-id", "")
-        identifier = given if _ID.fullmatch(given) else uuid.uuid4().hex
+        identifier = valid_id(Headers(scope=scope).get("x-request-id", ""))
         token = request_id.set(identifier)
         started, status = time.perf_counter(), 0
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from fastapi import Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import FileResponse
@@ -16,10 +18,16 @@ from metaspec_contract.structures import InvalidStructure
 from metaspec_contract.validation import reason
 from metaspec_server import __version__
 from metaspec_server.core.errors import ServiceError
+from metaspec_server.core.keys import ApiKeys
 from metaspec_server.core.service import Service
 from metaspec_server.http import contract, oip, rest
 from metaspec_server.http.access_log import AccessLog
-from metaspec_server.http.auth import Guard, read_api_keys
+from metaspec_server.http.auth import Guard
+from metaspec_server.http.compression import Compression
+from metaspec_server.http.cross_origin import cross_origin
+from metaspec_server.http.draining import Draining
+from metaspec_server.http.openapi import add_security
+from metaspec_server.http.paths import Paths
 from metaspec_server.http.problems import Problem, problem_of
 from metaspec_server.http.query import knows_query
 from metaspec_server.ops.metrics import Metrics
@@ -28,24 +36,35 @@ from metaspec_server.ops.telemetry import traced
 __all__ = ["create_app"]
 
 _WEB = Path(__file__).parents[1] / "web"
+_SWAGGER_UI = ("fastapi_offline", "static")  # package and folder of its script and style sheet
 
 
-def create_app(service: Service, metrics: Metrics) -> ASGIApp:
+class _Application(FastAPI):
+    def openapi(self) -> dict[str, Any]:
+        if self.openapi_schema is None:
+            add_security(super().openapi())
+        return super().openapi()
+
+
+def create_app(service: Service, metrics: Metrics, api_keys: ApiKeys) -> ASGIApp:
     """The ASGI application that serves a service.
 
     Args:
         service: the service.
         metrics: metrics that the service counts in.
+        api_keys: valid keys.
 
     Raises:
-        ApiKeyError: the file of API keys cannot be used.
         TelemetryError: traces are configured, but the packages that send them are missing.
     """
-    app = FastAPI(
+    app = _Application(
         title="MetaSpec",
         version=__version__,
         summary="Spectra of metasurface colour routers, and their gradients, predicted by a trained network.",
+        docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,
+        servers=[{"url": service.settings.root_path}] if service.settings.root_path else None,
         license_info={"name": "Apache-2.0"},
     )
     app.state.service = service
@@ -53,12 +72,16 @@ def create_app(service: Service, metrics: Metrics) -> ASGIApp:
     app.include_router(rest.router)
     app.include_router(contract.router)
     app.include_router(oip.router)
-    app.mount("/static", StaticFiles(directory=_WEB), name="static")
-    metrics.watch(service.states, lambda: service.cache_bytes)
+    app.mount("/static", StaticFiles(directory=_WEB, packages=[_SWAGGER_UI]), name="static")
+    metrics.watch(service.states, lambda: service.cache_bytes, lambda: service.registry.unreadable)
 
     @app.get("/", include_in_schema=False)
     async def page() -> Response:
         return FileResponse(_WEB / "index.html")
+
+    @app.get("/docs", include_in_schema=False)
+    async def documentation() -> Response:
+        return FileResponse(_WEB / "docs.html")
 
     @app.get("/metrics", tags=["Operation"], response_class=Response, dependencies=[Depends(knows_query())])
     async def prometheus() -> Response:
@@ -96,5 +119,8 @@ def create_app(service: Service, metrics: Metrics) -> ASGIApp:
         detail = "an unexpected error; the server's log has the traceback"
         return await problem(request, Problem(500, detail, headers=headers))
 
-    keys = read_api_keys(service.settings.api_keys) if service.settings.api_keys else []
-    return AccessLog(traced(Guard(app, keys)), metrics)
+    for route in (*rest.router.routes, *oip.router.routes):
+        if isinstance(route, APIRoute):
+            metrics.expect(route.path, [200, *(int(status) for status in route.responses if int(status) >= 500)])
+    guarded = cross_origin(Guard(Compression(app), api_keys), service.settings.cors_origins)
+    return AccessLog(Draining(traced(Paths(guarded, service.settings.root_path)), service), metrics)

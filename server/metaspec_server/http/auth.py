@@ -1,18 +1,26 @@
-"""Authentication by API keys, and security headers."""
+"""Authentication by API keys, authorisation by their roles, and security headers."""
 
 from __future__ import annotations
 
-import hmac
-from pathlib import Path
+from collections.abc import Mapping
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from metaspec_server.core.keys import ApiKeys, Caller, Role
 from metaspec_server.http.problems import Problem
+from metaspec_server.ops.logs import caller_name
 
-__all__ = ["ApiKeyError", "Guard", "read_api_keys"]
+__all__ = ["Guard", "find_caller", "refusal", "role_for"]
 
 _OPEN = ("/v2/health/live", "/v2/health/ready", "/", "/docs", "/openapi.json", "/contract")
+_CONTROL = (
+    "/v2/repository/models/",
+    "/v2/systemsharedmemory/",
+    "/v2/cudasharedmemory/",
+    "/v2/logging",
+    "/v2/trace/setting",
+)
 
 _HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -23,45 +31,28 @@ _HEADERS = {
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; base-uri 'none'"
 )
-_DOCS_POLICY = (  # Swagger UI comes from a CDN and starts with a script in the page
-    "default-src 'none'; script-src 'unsafe-inline' https://cdn.jsdelivr.net; style-src 'unsafe-inline' "
-    "https://cdn.jsdelivr.net; img-src 'self' data: https://fastapi.tiangolo.com; connect-src 'self'; base-uri 'none'"
-)
 
 
-class ApiKeyError(ValueError):
-    """A file of API keys that cannot be used."""
-
-
-def read_api_keys(path: Path) -> list[bytes]:
-    """The keys in a file, one per line; empty lines and lines that start with # are ignored.
-
-    Raises:
-        ApiKeyError: the file cannot be read, holds no key, or a key of fewer than 16 characters.
-    """
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise ApiKeyError(f"--api-keys: {path} cannot be read: {error}") from None
-    found = [line.encode() for line in lines if line and not line.startswith("#")]
-    if not found:
-        raise ApiKeyError(f"--api-keys: {path} has no keys in it, expected one per line")
-    if short := [number for number, key in enumerate(found, 1) if len(key) < 16]:
-        raise ApiKeyError(f"--api-keys: key {short[0]} in {path} is shorter than 16 characters")
-    return found
+def role_for(path: str) -> Role | None:
+    """The role that a path needs; None for health checks, the pages and `/contract`, which need no key."""
+    if path in _OPEN or path.startswith("/static/"):
+        return None
+    if path == "/metrics":
+        return Role.METRICS
+    return Role.CONTROL if path.startswith(_CONTROL) else Role.INFER
 
 
 class Guard:
-    """Middleware that refuses requests without a valid key, and adds security headers to every answer.
+    """Middleware that refuses requests without a valid key and role, and adds security headers to every answer.
 
-    A key comes as `Authorization: Bearer KEY` or `X-API-Key: KEY`. Health checks, the pages and `/contract` need none.
+    A key comes as `Authorization: Bearer KEY` or `X-API-Key: KEY`.
 
     Args:
         app: application behind it.
-        api_keys: valid keys; if empty, no key is needed.
+        api_keys: valid keys, and the roles of their holders.
     """
 
-    def __init__(self, app: ASGIApp, api_keys: list[bytes]) -> None:
+    def __init__(self, app: ASGIApp, api_keys: ApiKeys) -> None:
         self._app, self._keys = app, api_keys
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -73,28 +64,42 @@ class Guard:
 
         async def send_guarded(message: Message) -> None:
             if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
-                headers.update(_HEADERS)
-                headers["Content-Security-Policy"] = _DOCS_POLICY if path == "/docs" else _POLICY
+                answer = MutableHeaders(scope=message)
+                answer.update(_HEADERS)
+                answer["Content-Security-Policy"] = _POLICY
             await send(message)
 
-        if (
-            self._keys
-            and not (path in _OPEN or path.startswith("/static/"))
-            and not self._is_valid(Headers(scope=scope))
-        ):
-            problem = Problem(
-                401,
-                "expected a valid API key, as Authorization: Bearer KEY or X-API-Key: KEY",
-                headers={"WWW-Authenticate": "Bearer"},
-            )
-            await problem.response_for(path)(scope, receive, send_guarded)
+        headers = Headers(scope=scope)
+        caller = find_caller(headers, self._keys)
+        caller_name.set(caller.name if caller else None)
+        role = role_for(path)
+        refused = refusal(caller, role) if self._keys.required and role is not None else None
+        if role is Role.CONTROL and not self._keys.required and "origin" in headers:
+            # Any page that a browser shows may send requests to this machine; it just cannot read the answers.
+            refused = Problem(403, "without API keys, pages in a browser may not do this")
+        if refused is not None:
+            await refused.response_for(path)(scope, receive, send_guarded)
             return
         await self._app(scope, receive, send_guarded)
 
-    def _is_valid(self, headers: Headers) -> bool:
-        scheme, _, token = headers.get("authorization", "").partition(" ")
-        sent = (token if scheme.lower() == "bearer" else headers.get("x-api-key", "")).strip().encode()
-        # All keys are compared, each in constant time: the duration reveals nothing about a guess.
-        matches = [hmac.compare_digest(sent, key) for key in self._keys]
-        return any(matches)
+
+def find_caller(headers: Mapping[str, str], api_keys: ApiKeys) -> Caller | None:
+    """The holder of the key in the headers of a request; None without a valid key, or if callers need none."""
+    if not api_keys.required:
+        return None
+    scheme, _, token = headers.get("authorization", "").partition(" ")
+    sent = token if scheme.lower() == "bearer" else headers.get("x-api-key", "")
+    return api_keys.find(sent.strip().encode("latin-1"))  # the bytes that came
+
+
+def refusal(caller: Caller | None, role: Role) -> Problem | None:
+    """Why a caller may not do what needs a role; None if it may."""
+    if caller is None:
+        return Problem(
+            401,
+            "expected a valid API key, as Authorization: Bearer KEY or X-API-Key: KEY",
+            headers={"WWW-Authenticate": "Bearer"},
+        )
+    if role not in caller.roles:
+        return Problem(403, f"this API key has no role {role}, only {', '.join(sorted(caller.roles))}")
+    return None

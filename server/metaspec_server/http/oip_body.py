@@ -1,23 +1,61 @@
-"""Reading of inference requests of the Open Inference Protocol: the JSON is checked before the tensors after it are read."""
+"""Reading of requests of the Open Inference Protocol over HTTP: the JSON is checked before the tensors after it are read."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import orjson
+from fastapi import Request
 
 from metaspec_contract.model import TensorSpec
+from metaspec_server.core.memory import Lease
+from metaspec_server.core.service import Service
+from metaspec_server.core.shared_memory import Place, SharedMemory
 from metaspec_server.core.tensors import Rows
 from metaspec_server.core.threads import off_loop
 from metaspec_server.http.json_body import read_json
 from metaspec_server.http.oip_codec import HEADER_LENGTH, InferRequest, decode_inputs, parse_request
-from metaspec_server.http.oip_parameters import ProtocolError
+from metaspec_server.http.oip_parameters import ProtocolError, check_fields
 from metaspec_server.http.request_body import RequestBody
 
-__all__ = ["read_request"]
+__all__ = ["decode", "read_fields", "read_request", "read_shared", "service_of"]
 
 _TEXT = 64 * 1024  # bytes of JSON beside numbers: names, parameters, white space
 _DIGITS = 12  # of a header length
+
+
+def service_of(request: Request) -> Service:
+    """The service behind the application that got a request."""
+    service: Service = request.app.state.service
+    return service
+
+
+async def read_fields(request: Request, fields: Sequence[str]) -> dict[str, Any]:
+    """The JSON object of a request without tensors; empty if there is no body.
+
+    Args:
+        request: the request.
+        fields: names that the object may have; any if it is empty.
+
+    Raises:
+        ProtocolError: something else, or an unknown field.
+        Problem: the JSON is larger than it may be, or the body comes too slowly.
+    """
+    service = service_of(request)
+    with service.memory.lease() as memory:
+        body = RequestBody(request, service.settings, memory)
+        if not await body.peek(1):
+            return {}
+        try:
+            data = await read_json(body, _TEXT)
+        except orjson.JSONDecodeError as error:
+            raise ProtocolError(f"the request's JSON cannot be read: {error}") from None
+    if not isinstance(data, dict):
+        raise ProtocolError(f"the request must be a JSON object, got {type(data).__name__}")
+    if fields:
+        check_fields(data, fields, "the request")
+    return data
 
 
 async def read_request(
@@ -27,6 +65,7 @@ async def read_request(
     inputs: Sequence[TensorSpec],
     outputs: Sequence[TensorSpec],
     limit: int,
+    shared_memory: SharedMemory,
 ) -> tuple[InferRequest, Rows]:
     """Read and decode an inference request; returns it and the inputs of the model.
 
@@ -37,13 +76,14 @@ async def read_request(
         inputs: inputs of the model.
         outputs: outputs of the model.
         limit: largest number of structures.
+        shared_memory: regions that tensors may be in.
 
     Raises:
         ProtocolError: a part is missing, unknown, malformed, of the wrong type, shape or length, or not finite.
         InvalidStructure: values of the structure are not in [0, 1].
         TooManyStructures: there are more than `limit`.
         Problem: the JSON is larger than it may be, or the body comes too slowly.
-        ServiceError: there is not enough memory for it.
+        ServiceError: there is not enough memory for it, or shared memory that it names cannot be used.
     """
     length = None
     if header_length is not None:
@@ -59,7 +99,9 @@ async def read_request(
     request = await off_loop(body.size, parse_request, header, model, inputs, outputs, limit)
     blobs = []
     for tensor in request.inputs:
-        if tensor.data is None:
+        if tensor.place is not None:
+            blobs.append(await read_shared(tensor.place, shared_memory, body.lease))
+        elif tensor.data is None:
             blob = await body.read(tensor.nbytes)
             if len(blob) < tensor.nbytes:
                 raise ProtocolError(
@@ -68,6 +110,47 @@ async def read_request(
             blobs.append(blob)
     if left := await body.left_over():
         raise ProtocolError(f"{left} after the last tensor")
-    needed = sum(request.rows * spec.size * spec.dtype.itemsize for spec in inputs)
-    await body.lease.grow(needed)  # unless the structures are binary
-    return request, await off_loop(body.size, decode_inputs, request, blobs)
+    return request, await decode(request, blobs, inputs, shared_memory, body.lease)
+
+
+async def read_shared(place: Place, shared_memory: SharedMemory, lease: Lease) -> bytearray:
+    """A copy of the bytes of an input in shared memory.
+
+    Args:
+        place: place of the bytes.
+        shared_memory: regions by name.
+        lease: memory of the request.
+
+    Raises:
+        ServiceError: the place cannot be used, or there is not enough memory.
+    """
+    shared_memory.check(place)
+    await lease.grow(place.nbytes)
+    return await off_loop(place.nbytes, shared_memory.read, place)
+
+
+async def decode(
+    request: InferRequest,
+    blobs: Sequence[bytes | bytearray],
+    inputs: Sequence[TensorSpec],
+    shared_memory: SharedMemory,
+    lease: Lease,
+) -> Rows:
+    """Inputs of the model, once the places of the outputs in shared memory have been checked.
+
+    Args:
+        request: the request.
+        blobs: bytes of the inputs that have no `data`, in their order.
+        inputs: inputs of the model.
+        shared_memory: regions by name.
+        lease: memory of the request.
+
+    Raises:
+        ProtocolError, InvalidStructure, ServiceError: as in `read_request`.
+    """
+    for output in request.outputs.values():
+        if output.place is not None:
+            shared_memory.check(output.place)
+    received = lease.nbytes
+    await lease.grow(sum(request.rows * spec.size * spec.dtype.itemsize for spec in inputs))  # unless they are binary
+    return await off_loop(received, decode_inputs, request, blobs)

@@ -1,7 +1,8 @@
-"""Codec of the Open Inference Protocol v2 over HTTP, with the binary tensor extension: bytes to tensors and back.
+"""Requests of the Open Inference Protocol v2: from their JSON and bytes to tensors.
 
 See https://github.com/kserve/open-inference-protocol and Triton's `extension_binary_data`. A body is a JSON object; if the
 header `Inference-Header-Content-Length` gives the length of the JSON, raw tensors follow it in the order of the inputs.
+Requests over gRPC are brought into the same form (`oip_grpc.messages`).
 
 Two extensions are our own, for callers who send millions of structures: the structure may come as packed bits, UINT8 of shape
 [N, 2048], and the parameter `datatype` of an output may ask for FP16.
@@ -10,18 +11,18 @@ Two extensions are our own, for callers who send millions of structures: the str
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import orjson
 from numpy.typing import NDArray
 
 from metaspec_contract.model import STRUCTURE, TensorSpec
 from metaspec_contract.structures import check_structures
 from metaspec_server.core.errors import TooManyStructures
-from metaspec_server.core.tensors import Rows, as_dtype, compact
+from metaspec_server.core.shared_memory import Place
+from metaspec_server.core.tensors import Rows, compact
 from metaspec_server.http.json_body import to_array
 from metaspec_server.http.oip_parameters import (
     INPUT_PARAMETERS,
@@ -31,10 +32,12 @@ from metaspec_server.http.oip_parameters import (
     check_fields,
     is_whole,
     read_parameters,
+    read_place,
     shown,
 )
 
 __all__ = [
+    "DATATYPES",
     "HEADER_LENGTH",
     "InferRequest",
     "Input",
@@ -42,11 +45,11 @@ __all__ = [
     "datatype",
     "decode_inputs",
     "describe",
-    "encode_response",
     "parse_request",
 ]
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
+"""Header with the length of the JSON in bytes, where bytes of tensors follow it."""
 
 DATATYPES: dict[str, np.dtype[Any]] = {
     "BOOL": np.dtype(np.bool_),
@@ -55,6 +58,8 @@ DATATYPES: dict[str, np.dtype[Any]] = {
     "FP32": np.dtype("<f4"),
     "FP64": np.dtype("<f8"),
 }
+"""Dtypes of inputs, by the protocol's names."""
+
 _NAMES = {dtype: name for name, dtype in DATATYPES.items()}
 _RANGES = {"BOOL": (1, "true and false, or 1 and 0"), "UINT8": (255, "whole numbers from 0 to 255")}
 
@@ -66,10 +71,12 @@ class Output:
     Attributes:
         binary: whether it is sent as raw bytes instead of JSON.
         dtype: dtype of its elements; None for the model's own.
+        place: place in shared memory that it is written to; None if it is sent.
     """
 
     binary: bool
     dtype: np.dtype[Any] | None
+    place: Place | None = None
 
 
 @dataclass(frozen=True)
@@ -81,7 +88,8 @@ class Input:
         datatype: the protocol's name of the dtype that it comes in.
         shape: shape that it comes in, which the model takes.
         packed: whether it holds structures as packed bits.
-        data: its values as JSON; None if they come as bytes.
+        data: its values as JSON or as an array of any shape; None if they come as bytes.
+        place: place in shared memory of its bytes; None if they come with the request.
     """
 
     spec: TensorSpec
@@ -89,6 +97,7 @@ class Input:
     shape: tuple[int, ...]
     packed: bool
     data: object
+    place: Place | None = None
 
     @property
     def nbytes(self) -> int:
@@ -102,15 +111,17 @@ class InferRequest:
 
     Attributes:
         id: identifier that the client gave, to be sent back.
-        inputs: inputs of the model; those that come as bytes follow the JSON in this order.
+        inputs: inputs of the model; bytes that come with the request are in this order.
         outputs: encodings of the requested outputs, by name.
         timeout: seconds that the caller waits for the answer; None for the server's limit.
+        priority: 1 for an interactive request, which goes ahead of others; 0 for the default.
     """
 
     id: str | None
     inputs: list[Input]
     outputs: dict[str, Output]
     timeout: float | None
+    priority: int = 0
 
     @property
     def rows(self) -> int:
@@ -159,16 +170,17 @@ def parse_request(
     if name is not None and name != model:  # KServe's client repeats the name
         raise ProtocolError(f"model_name is {shown(name)}, but the path asks for {model!r}")
     parameters = read_parameters(header, "the request", REQUEST_PARAMETERS)
-    wanted = _outputs(header, outputs, binary=parameters.get("binary_data_output", False))
-    return InferRequest(identifier, tensors, wanted, parameters.get("timeout", 0) / 1e6 or None)
+    wanted = _outputs(header, outputs, tensors[0].shape[0], binary=parameters.get("binary_data_output", False))
+    timeout = parameters.get("timeout", 0) / 1e6 or None
+    return InferRequest(identifier, tensors, wanted, timeout, parameters.get("priority", 0))
 
 
-def decode_inputs(request: InferRequest, blobs: Sequence[bytearray]) -> Rows:
+def decode_inputs(request: InferRequest, blobs: Sequence[bytes | bytearray]) -> Rows:
     """Inputs of the model; the structure as `core.tensors.compact` makes it, the others in the model's dtype.
 
     Args:
         request: the request.
-        blobs: bytes of the inputs that come as bytes, in their order.
+        blobs: bytes of the inputs that have no `data`, in their order.
 
     Raises:
         ProtocolError: values of another type or number, or not finite in the model's dtype.
@@ -181,41 +193,6 @@ def decode_inputs(request: InferRequest, blobs: Sequence[bytearray]) -> Rows:
         )
         for tensor in request.inputs
     }
-
-
-def encode_response(
-    request: InferRequest, results: Mapping[str, NDArray[Any]], model: str, version: int
-) -> tuple[bytes, dict[str, str]]:
-    """Body and headers of the answer to a request.
-
-    Args:
-        request: decoded request.
-        results: outputs of the model.
-        model: name of the model.
-        version: version of the model.
-
-    Raises:
-        OutOfRange: a gradient does not fit into the dtype that was asked for.
-    """
-    tensors: list[dict[str, Any]] = []
-    blobs: list[bytes] = []
-    for name, output in request.outputs.items():
-        array = as_dtype(results[name], output.dtype or results[name].dtype, name)
-        tensor: dict[str, Any] = {"name": name, "datatype": datatype(array.dtype), "shape": list(array.shape)}
-        if output.binary:
-            blob = np.ascontiguousarray(array, DATATYPES[tensor["datatype"]]).tobytes()
-            tensor["parameters"] = {"binary_data_size": len(blob)}
-            blobs.append(blob)
-        else:
-            tensor["data"] = np.ascontiguousarray(array).ravel()
-        tensors.append(tensor)
-    answer: dict[str, Any] = {"model_name": model, "model_version": str(version), "outputs": tensors}
-    if request.id is not None:
-        answer["id"] = request.id
-    header = orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
-    if not blobs:
-        return header, {"Content-Type": "application/json"}
-    return b"".join([header, *blobs]), {"Content-Type": "application/octet-stream", HEADER_LENGTH: str(len(header))}
 
 
 def datatype(dtype: np.dtype[Any]) -> str:
@@ -249,11 +226,15 @@ def _input(entry: dict[str, Any], spec: TensorSpec) -> Input:
         raise ProtocolError(
             f"{name}: shape must be [N, {', '.join(map(str, spec.shape))}] with N >= 1{either}, got {shown(shape)}"
         )
-    size, data = read_parameters(entry, name, INPUT_PARAMETERS).get("binary_data_size"), entry.get("data")
-    if (size is None) == (data is None):
-        how = "as a list data of numbers or as bytes with the parameter binary_data_size"
-        raise ProtocolError(f"{name}: values must come {how}, got {'none' if data is None else 'both'}")
-    tensor = Input(spec, kind, tuple(shape), packed, data)
+    parameters, data = read_parameters(entry, name, INPUT_PARAMETERS), entry.get("data")
+    size, place = parameters.get("binary_data_size"), read_place(parameters, name)
+    ways = {"data": data is not None, "binary_data_size": size is not None, "shared_memory_region": place is not None}
+    given = [way for way, is_given in ways.items() if is_given]
+    if len(given) != 1:
+        how = "as a list data of numbers, as bytes with the parameter binary_data_size, or in a shared_memory_region"
+        raise ProtocolError(f"{name}: values must come {how}, got {' and '.join(given) or 'none'}")
+    tensor = Input(spec, kind, tuple(shape), packed, data, place)
+    size = place.nbytes if place else size
     if size is not None and size != tensor.nbytes:
         raise ProtocolError(f"{name}: {kind} of shape {shape} is {tensor.nbytes} bytes, got {size}")
     return tensor
@@ -273,7 +254,7 @@ def _decode(tensor: Input, array: NDArray[Any]) -> NDArray[Any]:
     return decoded
 
 
-def _from_bytes(tensor: Input, blob: bytearray) -> NDArray[Any]:
+def _from_bytes(tensor: Input, blob: bytes | bytearray) -> NDArray[Any]:
     array = np.frombuffer(blob, DATATYPES[tensor.datatype]).reshape(tensor.shape)
     if tensor.datatype == "BOOL" and (largest := array.view(np.uint8).max()) > 1:
         raise ProtocolError(f"{tensor.spec.name}: the bytes of BOOL must be 0 or 1, got {largest}")
@@ -282,10 +263,10 @@ def _from_bytes(tensor: Input, blob: bytearray) -> NDArray[Any]:
 
 def _from_json(tensor: Input) -> NDArray[Any]:
     name, kind, count = tensor.spec.name, tensor.datatype, math.prod(tensor.shape)
-    if not isinstance(tensor.data, list):
+    if not isinstance(tensor.data, list | np.ndarray):
         raise ProtocolError(f"{name}: data must be a list of numbers, or come as bytes with binary_data_size")
     try:
-        array = to_array(tensor.data)
+        array = tensor.data if isinstance(tensor.data, np.ndarray) else to_array(tensor.data)
     except ValueError as error:
         raise ProtocolError(f"{name}: data: {error}") from None
     if array.size != count:
@@ -300,8 +281,8 @@ def _from_json(tensor: Input) -> NDArray[Any]:
     return array
 
 
-def _outputs(header: dict[str, Any], specs: Sequence[TensorSpec], binary: bool) -> dict[str, Output]:
-    names = [spec.name for spec in specs]
+def _outputs(header: dict[str, Any], specs: Sequence[TensorSpec], rows: int, binary: bool) -> dict[str, Output]:
+    names = {spec.name: spec for spec in specs}
     if header.get("outputs") in (None, []):
         return dict.fromkeys(names, Output(binary, None))
     wanted: dict[str, Output] = {}
@@ -313,6 +294,10 @@ def _outputs(header: dict[str, Any], specs: Sequence[TensorSpec], binary: bool) 
             raise ProtocolError(f"outputs: {name!r} is given twice")
         check_fields(entry, ("name", "parameters"), name)
         parameters = read_parameters(entry, name, OUTPUT_PARAMETERS)
-        kind = parameters.get("datatype")
-        wanted[name] = Output(parameters.get("binary_data", binary), DATATYPES[kind] if kind else None)
+        kind, place = parameters.get("datatype"), read_place(parameters, name)
+        dtype = DATATYPES[kind] if kind else None
+        needed = rows * names[name].size * (dtype or names[name].dtype).itemsize
+        if place and place.nbytes < needed:
+            raise ProtocolError(f"{name}: shared_memory_byte_size must be at least {needed}, got {place.nbytes}")
+        wanted[name] = Output(parameters.get("binary_data", binary), dtype, place)
     return wanted

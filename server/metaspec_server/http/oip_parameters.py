@@ -1,15 +1,17 @@
 """Fields and parameters of the Open Inference Protocol: each is known, or refused by name.
 
-See Triton's `protocol/extension_parameters.md`, `extension_schedule_policy.md`, `extension_binary_data.md` and
-`extension_model_repository.md`.
+See Triton's `protocol/extension_parameters.md`, `extension_schedule_policy.md`, `extension_binary_data.md`,
+`extension_shared_memory.md` and `extension_model_repository.md`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
+from metaspec_server.core.priority import LOWEST_PRIORITY
+from metaspec_server.core.shared_memory import Place
 from metaspec_server.http.problems import Problem
 
 __all__ = [
@@ -23,6 +25,7 @@ __all__ = [
     "check_fields",
     "is_whole",
     "read_parameters",
+    "read_place",
     "shown",
 ]
 
@@ -49,23 +52,33 @@ class Parameter:
     accepts: Callable[[object], bool]
 
 
-def is_whole(value: object) -> bool:
+def is_whole(value: object) -> TypeGuard[int]:
     """Whether a value of JSON is a whole number of at least 0."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 _TRUTH = Parameter("true or false", lambda value: isinstance(value, bool))
-_SHARED_MEMORY = dict.fromkeys(("shared_memory_region", "shared_memory_byte_size", "shared_memory_offset"))
+_BYTES = Parameter("a whole number of bytes", is_whole)
+_SHARED_MEMORY: dict[str, Parameter | None] = {
+    "shared_memory_region": Parameter("the name of a region", lambda value: isinstance(value, str) and value != ""),
+    "shared_memory_byte_size": _BYTES,
+    "shared_memory_offset": _BYTES,
+}
 
 REQUEST_PARAMETERS: dict[str, Parameter | None] = {
     "binary_data_output": _TRUTH,
     "timeout": Parameter("a whole number of microseconds, 0 for none", is_whole),
-    **dict.fromkeys(("priority", "sequence_id", "sequence_start", "sequence_end")),
+    "priority": Parameter(
+        f"0 for the default, or from 1, the highest, to {LOWEST_PRIORITY}",
+        lambda value: is_whole(value) and value <= LOWEST_PRIORITY,
+    ),
+    "triton_enable_empty_final_response": _TRUTH,  # the one answer is the final one, so nothing follows
+    **dict.fromkeys(("sequence_id", "sequence_start", "sequence_end")),
 }
 """Parameters of an inference request; None for those that are not supported."""
 
 INPUT_PARAMETERS: dict[str, Parameter | None] = {
-    "binary_data_size": Parameter("a whole number of bytes", is_whole),
+    "binary_data_size": _BYTES,
     **_SHARED_MEMORY,
 }
 """Parameters of an input."""
@@ -116,6 +129,27 @@ def read_parameters(entry: Mapping[str, Any], owner: str, known: Mapping[str, Pa
         else:
             raise ProtocolError(f"{owner}: the parameter {name} must be {parameter.expected}, got {shown(value)}")
     return read
+
+
+def read_place(parameters: Mapping[str, Any], owner: str) -> Place | None:
+    """The place in shared memory that the parameters of an input or output name; None if they name none.
+
+    Args:
+        parameters: parameters that have been read.
+        owner: name of the tensor, for messages.
+
+    Raises:
+        ProtocolError: there is a size without a region, or a region without a size.
+    """
+    region, size = parameters.get("shared_memory_region"), parameters.get("shared_memory_byte_size", 0)
+    offset = parameters.get("shared_memory_offset", 0)
+    if region is None:
+        if size or offset:
+            raise ProtocolError(f"{owner}: shared_memory_byte_size and shared_memory_offset need shared_memory_region")
+        return None
+    if not size:
+        raise ProtocolError(f"{owner}: shared_memory_region needs shared_memory_byte_size, a number of bytes above 0")
+    return Place(region, offset, size)
 
 
 def check_fields(entry: Mapping[str, Any], known: Sequence[str], owner: str) -> None:

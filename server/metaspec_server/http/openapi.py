@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from metaspec_server.http.auth import role_for
 from metaspec_server.http.rest_codec import JSON, NPY, RAW
 
-__all__ = ["ANSWERS", "GRADIENT_BODY", "INFER_ANSWERS", "INFER_BODY", "PREDICT_BODY", "oip_errors"]
+__all__ = ["ANSWERS", "GRADIENT_BODY", "INFER_ANSWERS", "INFER_BODY", "PREDICT_BODY", "add_security", "oip_errors"]
+
+_NO_KEY = "No valid API key, and the server requires one."
 
 _STRUCTURES = {
     "description": "(y, x), (N, y, x) or (N, 1, y, x) nested lists, of the pixels of the model's process: 1 = solid, 0 = void, "
@@ -69,7 +72,7 @@ _PROBLEM: dict[str, Any] = {
 ANSWERS: dict[int | str, dict[str, Any]] = {
     200: {"description": "The result, in the format that Accept asks for.", "content": {NPY: {}, RAW: {}}},
     400: {"description": "The body cannot be decompressed.", **_PROBLEM},
-    401: {"description": "No valid API key, and the server requires one.", **_PROBLEM},
+    401: {"description": _NO_KEY, **_PROBLEM},
     404: {"description": "No such model or version.", **_PROBLEM},
     406: {"description": "No format that Accept allows.", **_PROBLEM},
     408: {"description": "The body arrived too slowly.", **_PROBLEM},
@@ -104,7 +107,7 @@ def oip_errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """
     descriptions = {
         400: "Not a valid request of the protocol, or not one for this model.",
-        401: "No valid API key, and the server requires one.",
+        401: _NO_KEY,
         403: "Callers may not load and unload models.",
         404: "No such model or version.",
         408: "The body arrived too slowly.",
@@ -152,3 +155,23 @@ INFER_BODY: dict[str, Any] = {
         },
     }
 }
+
+
+_SECURITY_SCHEMES = {
+    "bearer": {"type": "http", "scheme": "bearer", "description": "An API key, where the server requires one."},
+    "header": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "The same key in another header."},
+}
+
+
+def add_security(document: dict[str, Any]) -> None:
+    """Add to an OpenAPI document how callers send their key, and the role that each route needs."""
+    document.setdefault("components", {})["securitySchemes"] = _SECURITY_SCHEMES
+    for path, operations in document["paths"].items():
+        if (role := role_for(path)) is None:
+            continue
+        error = _ERROR if path.startswith("/v2") else _PROBLEM
+        for operation in operations.values():
+            operation["security"] = [{}, *({name: []} for name in _SECURITY_SCHEMES)]
+            operation["description"] = f"{operation.get('description', '')}\n\nAPI keys need the role `{role}`.".strip()
+            operation["responses"].setdefault("401", {"description": _NO_KEY, **error})
+            operation["responses"].setdefault("403", {"description": f"The API key has no role {role}.", **error})

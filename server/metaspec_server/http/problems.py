@@ -12,19 +12,24 @@ from metaspec_server.core.errors import (
     DeadlineExceeded,
     EngineFailure,
     EngineUnavailable,
+    InvalidSharedMemory,
     MemoryFull,
     OutOfRange,
     QueueFull,
     ServiceError,
+    StillLoading,
     TooManyStructures,
     TooMuchMemory,
     UnknownModel,
+    UnknownRegion,
 )
 
 __all__ = ["Problem", "problem_of"]
 
 _STATUSES: dict[type[ServiceError], int] = {
+    InvalidSharedMemory: 400,
     UnknownModel: 404,
+    UnknownRegion: 404,
     TooManyStructures: 413,
     TooMuchMemory: 413,
     OutOfRange: 422,
@@ -33,6 +38,7 @@ _STATUSES: dict[type[ServiceError], int] = {
     EngineUnavailable: 503,
     MemoryFull: 503,
     QueueFull: 503,
+    StillLoading: 503,
     DeadlineExceeded: 504,
 }
 

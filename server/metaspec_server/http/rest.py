@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from metaspec_contract.model import COTANGENT, DEFAULT_MODEL, GRADIENT, SPECTRA, gradient_model, is_gradient_model
 from metaspec_server.core.memory import Lease
+from metaspec_server.core.priority import LOWEST_PRIORITY
 from metaspec_server.core.served_model import ServedModel
 from metaspec_server.core.service import Service
 from metaspec_server.core.tensors import Rows, as_dtype, count
@@ -28,7 +29,7 @@ from metaspec_server.http.selection import Selection
 
 __all__ = ["router"]
 
-_QUERY = Depends(knows_query("model", "version", "dtype", repeated=("channels", "wavelengths_nm")))
+_QUERY = Depends(knows_query("model", "version", "dtype", "priority", repeated=("channels", "wavelengths_nm")))
 
 _BYTES_PER_NAME = 64  # of work with a channel or a wavelength that was asked for
 
@@ -45,6 +46,7 @@ class Choice:
         channels: channels of the answer; all by default.
         wavelengths_nm: wavelengths of the answer in nm; the model's own by default.
         dtype: dtype of the answer.
+        priority: 1 for an interactive request, which goes ahead of others; 2, or 0, for the default.
     """
 
     model: Annotated[str, Query(description="name of the model")] = DEFAULT_MODEL
@@ -57,6 +59,14 @@ class Choice:
         list[float] | None, Query(description="wavelengths in nm; the model's own by default")
     ] = None
     dtype: Annotated[Literal["float32", "float16"], Query(description="dtype of the answer")] = "float32"
+    priority: Annotated[
+        int,
+        Query(
+            ge=0,
+            le=LOWEST_PRIORITY,
+            description="1 for an interactive request, which goes ahead of others; 0 or 2 for others",
+        ),
+    ] = 0
 
 
 @router.post("/predict", openapi_extra=PREDICT_BODY, responses=ANSWERS)
@@ -80,7 +90,7 @@ async def predict(request: Request, choice: Annotated[Choice, Depends()]) -> Res
         body, selection = await _decode(service, served, raw, content_type, choice, with_cotangent=False)
         rows = {served.structure.name: body.structures}
         await _hold(service, memory, served, rows, selection, media_type)
-        results = await cancel_on_disconnect(request, service.infer(served, rows))
+        results = await cancel_on_disconnect(request, service.infer(served, rows, priority=choice.priority))
         spectra = await off_loop(results[SPECTRA].nbytes, selection.apply, results[SPECTRA])
         return await _answer(served, selection, {SPECTRA: spectra}, choice.dtype, media_type)
 
@@ -107,7 +117,7 @@ async def gradient(request: Request, choice: Annotated[Choice, Depends()]) -> Re
         rest_codec.check_cotangent_count(len(pulled), len(body.structures))
         rows = {served.structure.name: body.structures, COTANGENT: pulled}
         await _hold(service, memory, served, rows, selection, media_type)
-        results = await cancel_on_disconnect(request, service.infer(served, rows))
+        results = await cancel_on_disconnect(request, service.infer(served, rows, priority=choice.priority))
         spectra = await off_loop(results[SPECTRA].nbytes, selection.apply, results[SPECTRA])
         arrays = {SPECTRA: spectra, GRADIENT: results[GRADIENT].squeeze(1)}
         return await _answer(served, selection, arrays, choice.dtype, media_type)
@@ -168,6 +178,7 @@ async def _answer(
         "MetaSpec-Model": model.name,
         "MetaSpec-Version": str(model.version),
         "MetaSpec-Dtype": str(first.dtype),
+        "MetaSpec-Merged-Greens": str(model.about.metadata.merged_greens).lower(),
     }
     for name, array in arrays.items():
         prefix = "MetaSpec" if name == SPECTRA else f"MetaSpec-{name.capitalize()}"
@@ -182,6 +193,7 @@ async def _answer(
             "version": str(model.version),
             "channels": selection.channels,
             "wavelengths_nm": selection.wavelengths_nm.tolist(),
+            "merged_greens": model.about.metadata.merged_greens,
             "units": model.about.metadata.units.get("spectra", ""),
         }
         content = await off_loop(8 * nbytes, rest_codec.encode_json, described, arrays)

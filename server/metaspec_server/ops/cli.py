@@ -6,6 +6,7 @@ What a server needs is imported once the settings are valid, so that `--help` an
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from typing import NoReturn
 
@@ -26,6 +27,7 @@ _DESCRIPTION = (
 
 def main() -> None:
     """Run the command. When it cannot serve, it prints one line to standard error and exits with status 2."""
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # ONNX Runtime would report its use to its makers
     try:
         settings = _read_settings()
         from metaspec_server.ops.serving import REFUSALS, serve

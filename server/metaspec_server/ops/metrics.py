@@ -1,13 +1,23 @@
-"""Prometheus metrics: requests, queue, micro-batches, cache and models."""
+"""Prometheus metrics: requests, queue, micro-batches, cache, models, and the process."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from importlib.metadata import PackageNotFoundError, version
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    GCCollector,
+    Histogram,
+    PlatformCollector,
+    ProcessCollector,
+    generate_latest,
+)
+from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from metaspec_server import __version__
 from metaspec_server.core.batching import MicroBatch
 from metaspec_server.core.service import ModelState
 
@@ -15,10 +25,14 @@ __all__ = ["Metrics"]
 
 _SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60)
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+_RUNTIMES = ("onnxruntime", "onnxruntime-gpu")  # one package, for a CPU or for a GPU
 
 
 class Metrics:
-    """Metrics of one server, a `Monitor` of its service. Each has its own registry, so that several fit in a process."""
+    """Metrics of one server, a `Monitor` of its service. Each has its own registry, so that several fit in a process.
+
+    Counters of a model exist from when it is loaded, at 0: a rate of them sees the first failure, too.
+    """
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
@@ -38,8 +52,11 @@ class Metrics:
         self.compute_seconds = histogram("compute_seconds", "Time of a micro-batch.", _SECONDS, "model")
         self.batch_size = histogram("batch_size", "Structures in a micro-batch.", _ROWS, "model")
         self.engine_errors = counter("engine_errors", "Micro-batches that failed.", "model")
-        self.engine_restarts = counter("engine_restarts", "Engines replaced after their thread died.", "model")
+        self.engine_restarts = counter("engine_restarts", "Engines replaced after they died or hung.", "model")
         self.load_failures = counter("load_failures", "Model versions that could not be loaded.", "model")
+        self._states: Callable[[], list[ModelState]] = list
+        for collector in (ProcessCollector, PlatformCollector, GCCollector):
+            collector(registry=registry)
 
     def answered(self, model: str, version: int, structures: int) -> None:
         """Count answered structures."""
@@ -72,29 +89,77 @@ class Metrics:
 
         return observe
 
-    def watch(self, states: Callable[[], list[ModelState]], cache_bytes: Callable[[], int]) -> None:
-        """Report the state of the models and the size of the cache at every scrape."""
-        self.registry.register(_Models(states, cache_bytes))
+    def expect(self, route: str, statuses: Iterable[int]) -> None:
+        """Count the requests of a route from now on, from 0 for each of these statuses."""
+        for status in statuses:
+            self.requests.labels(route, status)
+
+    def watch(
+        self, states: Callable[[], list[ModelState]], cache_bytes: Callable[[], int], unreadable: Callable[[], int]
+    ) -> None:
+        """Report the state of the models, the size of the cache and the health of the repository at every scrape."""
+        self._states = states
+        self.registry.register(_Models(states, cache_bytes, unreadable))
 
     def text(self) -> bytes:
         """All metrics in Prometheus' text format."""
+        for state in self._states():
+            self.structures.labels(state.name, state.version)
+            for of_model in (self.cache_hits, self.cache_misses, self.engine_restarts, self.load_failures):
+                of_model.labels(state.name)
         return generate_latest(self.registry)
 
 
 class _Models(Collector):
-    def __init__(self, states: Callable[[], list[ModelState]], cache_bytes: Callable[[], int]) -> None:
-        self._states, self._cache_bytes = states, cache_bytes
+    def __init__(
+        self, states: Callable[[], list[ModelState]], cache_bytes: Callable[[], int], unreadable: Callable[[], int]
+    ) -> None:
+        self._states, self._cache_bytes, self._unreadable = states, cache_bytes, unreadable
 
-    def collect(self) -> Iterable[GaugeMetricFamily]:
+    def collect(self) -> Iterable[Metric]:
         """The gauges, with a sample for each loaded version."""
         labels = ["model", "version"]
         depth = GaugeMetricFamily("metaspec_queue_depth", "Structures that are waiting.", labels=labels)
         engines = GaugeMetricFamily("metaspec_engines", "Engines that take work.", labels=labels)
+        busy = GaugeMetricFamily(
+            "metaspec_engine_busy_seconds",
+            "Time for which an engine has been computing its micro-batch; 0 while it is idle.",
+            labels=[*labels, "engine"],
+        )
+        abandoned = GaugeMetricFamily(
+            "metaspec_engines_abandoned", "Engines that were given up and go on computing.", labels=labels
+        )
         default = GaugeMetricFamily("metaspec_model_version", "Version served by default.", labels=["model"])
+        info = GaugeMetricFamily(
+            "metaspec_model_info", "1; SHA-256 of the weights, its first 12 digits.", labels=[*labels, "weights"]
+        )
         for state in self._states():
-            depth.add_metric([state.name, str(state.version)], state.waiting)
-            engines.add_metric([state.name, str(state.version)], state.engines)
+            place = [state.name, str(state.version)]
+            depth.add_metric(place, state.waiting)
+            engines.add_metric(place, state.engines)
+            abandoned.add_metric(place, state.abandoned)
+            for engine, seconds in state.busy.items():
+                busy.add_metric([*place, engine], seconds)
+            info.add_metric([*place, state.weights[:12]], 1)
             if state.is_default:
                 default.add_metric([state.name], state.version)
         cache = GaugeMetricFamily("metaspec_cache_bytes", "Size of the cache.", value=self._cache_bytes())
-        return [depth, engines, default, cache]
+        unreadable = GaugeMetricFamily(
+            "metaspec_repository_unreadable",
+            "Models and versions in the repository that cannot be read; what was loaded from them is served.",
+            value=self._unreadable(),
+        )
+        build = GaugeMetricFamily(
+            "metaspec_build_info", "1; versions of the server and of ONNX Runtime.", labels=["version", "onnxruntime"]
+        )
+        build.add_metric([__version__, _runtime_version()], 1)
+        return [depth, engines, busy, abandoned, default, info, cache, unreadable, build]
+
+
+def _runtime_version() -> str:
+    for package in _RUNTIMES:
+        try:
+            return version(package)
+        except PackageNotFoundError:
+            continue
+    return ""

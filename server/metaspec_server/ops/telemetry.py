@@ -8,7 +8,7 @@ import os
 from opentelemetry import trace
 from starlette.types import ASGIApp
 
-__all__ = ["TelemetryError", "require_telemetry", "traced"]
+__all__ = ["TelemetryError", "is_traced", "require_telemetry", "traced"]
 
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 
@@ -22,6 +22,11 @@ _PACKAGES = (
 
 class TelemetryError(Exception):
     """Traces are configured, but the packages that send them are not installed."""
+
+
+def is_traced() -> bool:
+    """Whether an OTLP endpoint is configured, so that traces are sent."""
+    return _endpoint() is not None
 
 
 def require_telemetry() -> None:

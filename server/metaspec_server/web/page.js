@@ -74,12 +74,12 @@ async function update() {
   try {
     const name = encodeURIComponent(new URLSearchParams(location.search).get("model") || contract.default_model);
     if (!model) {
-      model = await (await send(`/v2/models/${name}`)).json();
+      model = await (await send(`v2/models/${name}`)).json();
       if (model.parameters.process.pixels !== pixels) { resize(model.parameters.process.pixels); paint(); }
     }
     const started = performance.now();
     const headers = { "Content-Type": "application/octet-stream", Accept: "application/octet-stream" };
-    const answer = await send(`/predict?model=${name}`, { method: "POST", headers, body: packed() });
+    const answer = await send(`predict?model=${name}`, { method: "POST", headers, body: packed() });
     const spectra = new Float32Array(await answer.arrayBuffer());
     plot(spectra, model.parameters.wavelengths_nm, model.parameters.channels);
     const greens = model.parameters.merged_greens ? `; ${contract.colours.G.detectors.join(" and ")}: only their mean is known` : "";
@@ -212,7 +212,7 @@ function build() {
 
 async function start() {
   try {
-    contract = await (await send("/contract")).json();
+    contract = await (await send("contract")).json();
   } catch (error) {
     report(error.message, true);
     return;

@@ -1,0 +1,241 @@
+"""The contenders of the soak, and how each of their faults is caused: new versions, killed and hung engines.
+
+An engine of ours is a thread: it is killed by an exception that nothing catches, raised in it from outside. An engine of Triton
+is a process, which is killed. Both are hung in the same way, by a structure for which the model never ends: `STRIPES`. Triton
+has no deadline of its own: its process is killed after `TRITON_PATIENCE`, as an operator would.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import psutil
+from onnx import TensorProto, helper, numpy_helper
+
+from metaspec_contract.model import DEFAULT_MODEL, gradient_model
+from metaspec_contract.structures import PIXELS
+from metaspec_testing.servers import running_server
+from metaspec_testing.small_models import small_gradient_model, small_model
+from metaspec_testing.triton import python_repository, start_triton
+
+DEADLINE = 5.0  # seconds that our server gives a request
+TRITON_PATIENCE = 10.0
+KEPT = 2  # versions on disk
+STUB = "triton_python_b"  # its process; names have 15 characters
+STRIPES = np.zeros((1, 1, PIXELS, PIXELS), np.float32)
+STRIPES[..., ::2] = 1
+
+KILLABLE = """
+import ctypes, random, signal, sys, threading
+from metaspec_server.__main__ import main
+
+def kill(signum, frame):
+    engines = [thread for thread in threading.enumerate() if thread.name.startswith("engine")]
+    ident = ctypes.c_ulong(random.choice(engines).ident)
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ident, ctypes.py_object(SystemExit))
+
+signal.signal(signal.SIGUSR1, kill)
+sys.exit(main())
+"""
+"""The server, with a signal that kills one of its engines."""
+
+
+def endless(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model, with a loop that never ends if the stripes are in the batch. Other outputs stay the same."""
+    body = helper.make_graph(
+        [
+            helper.make_node("Identity", ["go"], ["going"]),
+            helper.make_node("Add", ["turns", "one_turn"], ["more_turns"]),
+        ],
+        "turn",
+        [
+            helper.make_tensor_value_info("number", TensorProto.INT64, []),
+            helper.make_tensor_value_info("go", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("turns", TensorProto.FLOAT, []),
+        ],
+        [
+            helper.make_tensor_value_info("going", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("more_turns", TensorProto.FLOAT, []),
+        ],
+        [numpy_helper.from_array(np.array(1.0, np.float32), "one_turn")],
+    )
+    graph = model.graph
+    constants = {
+        "inner": np.array([1, 2, 3]),
+        "stripes": STRIPES,
+        "little": np.array(1e-6, np.float32),
+        "forever": np.array(10**15),
+        "yes": np.array(True),
+        "no_turns": np.array(0.0, np.float32),
+    }
+    graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in constants.items())
+    nodes = [
+        helper.make_node("Sub", ["structure", "stripes"], ["difference"]),
+        helper.make_node("Abs", ["difference"], ["distance"]),
+        helper.make_node("ReduceMean", ["distance", "inner"], ["distances"], keepdims=0),
+        helper.make_node("ReduceMin", ["distances"], ["least"], keepdims=0),
+        helper.make_node("LessOrEqual", ["least", "little"], ["is_there"]),
+        helper.make_node("Cast", ["is_there"], ["is_there_number"], to=TensorProto.INT64),
+        helper.make_node("Mul", ["is_there_number", "forever"], ["trips"]),
+        helper.make_node("Loop", ["trips", "yes", "no_turns"], ["loops"], body=body),
+        helper.make_node("Add", ["product", "loops"], ["product_after"]),
+    ]
+    sigmoid = next(node for node in graph.node if node.op_type == "Sigmoid")
+    sigmoid.input[0] = "product_after"
+    at = list(graph.node).index(sigmoid)
+    rest = list(graph.node)[at:]
+    del graph.node[at:]
+    graph.node.extend([*nodes, *rest])
+    return model
+
+
+def write_version(repository: Path, version: int, seed: int) -> None:
+    """Put a version of both models into a repository, in one step each, with the weights of a seed."""
+    for name, make in ((DEFAULT_MODEL, small_model), (gradient_model(DEFAULT_MODEL), small_gradient_model)):
+        hidden = repository / name / f".{version}"
+        hidden.mkdir(parents=True)
+        (hidden / "model.onnx").write_bytes(endless(make(seed=seed)).SerializeToString())
+        old = repository / name / str(version - 1) / "model.py"  # of Triton's Python backend
+        if old.exists():
+            shutil.copy(old, hidden)
+        hidden.rename(repository / name / str(version))
+        shutil.rmtree(repository / name / str(version - KEPT), ignore_errors=True)
+
+
+@dataclass
+class Contender:
+    """A running server and its repository.
+
+    Attributes:
+        name: its name.
+        address: address of its HTTP port, host:port.
+        repository: folder of its models.
+        process: its process.
+    """
+
+    name: str
+    address: str
+    repository: Path
+    process: psutil.Process
+    version: int = 1
+
+    def swap(self, seeds: int) -> None:
+        """Write a new version of both models and load it, by the protocol's own call.
+
+        Raises:
+            RuntimeError: the server refused it.
+        """
+        self.version += 1
+        write_version(self.repository, self.version, self.version % seeds)
+        for name in (DEFAULT_MODEL, gradient_model(DEFAULT_MODEL)):
+            if refusal := self.load(name):
+                raise RuntimeError(f"version {self.version} of {name}: {refusal}")
+
+    def load(self, name: str) -> str:
+        """Ask the server to load a model's newest version; empty, or why it did not."""
+        try:
+            status, text = self._post(f"/v2/repository/models/{name}/load", b"{}")
+        except TimeoutError:
+            return "no answer in a minute"
+        return "" if status == 200 else f"{status} {text}"
+
+    def kill_engine(self) -> None:
+        """Kill one engine."""
+        if self.name == "MetaSpec":
+            self.process.send_signal(signal.SIGUSR1)
+        else:
+            self._kill_stubs(slice(-1, None))
+
+    def hang_engine(self) -> None:
+        """Send the structure for which the model never ends, and wait for what becomes of it."""
+        shape, data = list(STRIPES.shape), STRIPES.astype(int).ravel().tolist()
+        tensor = {"name": "structure", "shape": shape, "datatype": "FP32", "data": data}
+        body = json.dumps({"inputs": [tensor]}).encode()
+        patience = 4 * DEADLINE if self.name == "MetaSpec" else TRITON_PATIENCE
+        try:
+            self._post(f"/v2/models/{DEFAULT_MODEL}/infer", body, patience)
+        except OSError:
+            if self.name != "MetaSpec":
+                self._kill_stubs()
+
+    def memory_mib(self) -> float:
+        """Resident memory of the server and its children in MiB."""
+        total = 0
+        for process in [self.process, *self.process.children(recursive=True)]:
+            with suppress(psutil.NoSuchProcess):
+                total += process.memory_info().rss
+        return total / 2**20
+
+    def handles(self) -> int:
+        """Open files and sockets of the server."""
+        return int(self.process.num_fds())
+
+    def _kill_stubs(self, which: slice = slice(None)) -> None:
+        """Kill processes of the forward model, the oldest first; hung ones that an unload has left behind among them."""
+        found = []
+        for child in self.process.children(recursive=True):
+            with suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
+                if child.name() == STUB and f"{os.sep}{DEFAULT_MODEL}{os.sep}" in " ".join(child.cmdline()):
+                    found.append(child)
+        for stub in sorted(found, key=psutil.Process.create_time)[which]:
+            with suppress(psutil.NoSuchProcess):
+                stub.kill()
+
+    def _post(self, path: str, body: bytes, timeout: float = 60.0) -> tuple[int, str]:
+        connection = http.client.HTTPConnection(self.address, timeout=timeout)
+        try:
+            connection.request("POST", path, body, {"Content-Type": "application/json"})
+            answer = connection.getresponse()
+            return answer.status, answer.read().decode(errors="replace")[:200]
+        finally:
+            connection.close()
+
+
+@contextmanager
+def metaspec(work: Path, *flags: str) -> Iterator[Contender]:
+    """Our server on two small models, until the block ends."""
+    repository = work / "metaspec"
+    write_version(repository, 1, 1)
+    settings = ("--repository", str(repository), "--poll-interval", "0", "--keep-versions", "1")
+    limits = ("--request-timeout", str(DEADLINE), "--max-queue", "256", "--cache-mb", "0")
+    with running_server(*settings, *limits, *flags, program=(sys.executable, "-c", KILLABLE)) as server:
+        yield Contender("MetaSpec", server.address, repository, psutil.Process(server.process.pid))
+
+
+@contextmanager
+def triton(work: Path) -> Iterator[Contender]:
+    """Triton on the same two models, in processes of its Python backend, until the block ends."""
+    source, repository = work / "exported", work / "triton"
+    write_version(source, 1, 1)
+    for name in (DEFAULT_MODEL, gradient_model(DEFAULT_MODEL)):
+        (source / name / "config.pbtxt").write_text(triton_config(name))
+    python_repository(source, repository)
+    logs = work / "triton-work"
+    logs.mkdir()
+    with start_triton(repository, logs, None, "--model-control-mode=explicit", "--load-model=*") as server:
+        yield Contender("Triton", server.http, repository, psutil.Process(server.process.pid))
+
+
+def triton_config(name: str) -> str:
+    """Configuration of a model with dynamic batching, as our exporter writes it."""
+    gradient = name == gradient_model(DEFAULT_MODEL)
+    inputs = '{ name: "structure", data_type: TYPE_FP32, dims: [ 1, 128, 128 ] }'
+    inputs += ', { name: "cotangent", data_type: TYPE_FP32, dims: [ 4, 301 ] }' if gradient else ""
+    outputs = '{ name: "spectra", data_type: TYPE_FP32, dims: [ 4, 301 ] }'
+    outputs += ', { name: "gradient", data_type: TYPE_FP32, dims: [ 1, 128, 128 ] }' if gradient else ""
+    queue = "default_queue_policy { max_queue_size: 256 timeout_action: REJECT default_timeout_microseconds: 5000000 }"
+    return (
+        f'name: "{name}"\nbackend: "onnxruntime"\nmax_batch_size: 32\ninput [ {inputs} ]\noutput [ {outputs} ]\n'
+        f"dynamic_batching {{ {queue} }}\nversion_policy: {{ latest {{ num_versions: 1 }} }}\n"
+    )

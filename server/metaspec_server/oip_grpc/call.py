@@ -1,0 +1,105 @@
+"""A call over gRPC: its key, its errors as statuses, its line in the log and its count in the metrics."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable
+from typing import Any, TypeVar
+
+import grpc
+
+from metaspec_server.core.keys import ApiKeys, Role
+from metaspec_server.http.access_log import valid_id
+from metaspec_server.http.auth import find_caller, refusal
+from metaspec_server.http.problems import Problem
+from metaspec_server.oip_grpc.status import CANCELLED, code_of, problem_for
+from metaspec_server.ops.logs import caller_name, request_id
+from metaspec_server.ops.metrics import Metrics
+
+__all__ = ["Call", "Failed"]
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_OK = 200
+_LONGEST = 2000  # characters of a message: it travels in the trailing headers, which clients limit to 8 KiB
+
+
+class Failed(Exception):
+    """A call, or a request of a stream, has failed. The message is for the caller.
+
+    Args:
+        code: status code.
+        detail: description of what is wrong and what was expected.
+        metadata: trailing metadata, such as `retry-after`.
+    """
+
+    def __init__(self, code: grpc.StatusCode, detail: str, metadata: tuple[tuple[str, str], ...] = ()) -> None:
+        super().__init__(detail)
+        self.code, self.detail, self.metadata = code, detail[:_LONGEST], metadata
+
+
+class Call:
+    """A call of a method.
+
+    Args:
+        method: path of the method.
+        context: its context.
+        metrics: metrics to count in.
+    """
+
+    def __init__(self, method: str, context: Any, metrics: Metrics) -> None:
+        self._method, self._metrics = method, metrics
+        metadata = context.invocation_metadata() or ()
+        self._metadata = {name: value for name, value in metadata if isinstance(value, str) and value.isascii()}
+        self.id = valid_id(self._metadata.get("x-request-id", ""))
+        request_id.set(self.id)  # the call has a task, and with it a context, of its own
+
+    def authorise(self, keys: ApiKeys, role: Role | None) -> None:
+        """Check that the caller has a valid key for what needs a role.
+
+        Raises:
+            Problem: 401 or 403 if it has none.
+        """
+        caller = find_caller(self._metadata, keys)
+        caller_name.set(caller.name if caller else None)
+        if keys.required and role is not None and (refused := refusal(caller, role)):
+            raise refused
+
+    async def answer(self, work: Awaitable[T], only_failures: bool = False) -> T:
+        """The result of the call's work, logged and counted with the status that HTTP would have.
+
+        Args:
+            work: work that answers it.
+            only_failures: whether only a failure is logged and counted.
+
+        Raises:
+            Failed: it has failed.
+        """
+        started, status = time.perf_counter(), _OK
+        try:
+            return await work
+        except asyncio.CancelledError:
+            status = CANCELLED
+            raise
+        except Exception as error:
+            problem = problem_for(error)
+            if problem is None:
+                log.exception("an unexpected error")
+                problem = Problem(500, "an unexpected error; the server's log has the traceback")
+            status = problem.status
+            after = (problem.headers or {}).get("Retry-After")
+            metadata = (("retry-after", after),) if after else ()
+            raise Failed(code_of(problem, error), problem.detail, metadata) from None
+        finally:
+            if status != _OK or not only_failures:
+                self._record(status, time.perf_counter() - started)
+
+    def _record(self, status: int, seconds: float) -> None:
+        self._metrics.requests.labels(self._method, status).inc()
+        self._metrics.request_seconds.labels(self._method).observe(seconds)
+        fields = {"method": "gRPC", "path": self._method, "status": status, "ms": round(1000 * seconds, 2)}
+        log.info("request", extra=fields)
