@@ -18,6 +18,13 @@ from metaspec._design.array_api import Array, constant_like
 from metaspec._design.objective import Floats, Objective
 from metaspec_contract.detectors import COLOURS, DETECTORS, channel_index
 
+__all__ = ["ILLUMINANTS", "ColourMatrixError", "colour_matching_functions", "illuminant"]
+
+
+def __dir__() -> list[str]:
+    return __all__
+
+
 # Lobes of the colour matching functions: amplitude, centre (nm), inverse widths (1/nm) below and above the centre.
 # C. Wyman, P.-P. Sloan and P. Shirley, "Simple analytic approximations to the CIE XYZ color matching functions",
 # Journal of Computer Graphics Techniques 2(2), 1-11 (2013), the multi-lobe fit of the 2-degree functions.

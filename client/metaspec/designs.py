@@ -20,15 +20,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from metaspec._design.report_page import in_words, page
+from metaspec._design.filters import conic_filter
 from metaspec._surrogate.client import Surrogate
 from metaspec.figures import draw_history, draw_spectra, draw_structure
-from metaspec.gds import write_gds
+from metaspec.layouts import largest_rules, write_gds
+from metaspec.layouts._rules import import_klayout
 from metaspec.optimise import History, Problem, Result
-from metaspec.topology import feature_size, without_small_features
+from metaspec.topology import feature_size, robust_etas, without_small_features
 from metaspec_contract.detectors import SPREAD
 from metaspec_contract.files import replacing, write_array, write_json, write_text
 from metaspec_contract.process import Process
+from metaspec_contract.report_page import PAGE, in_words, page
 from metaspec_contract.run_folder import (
     DESIGNS,
     REPORT,
@@ -37,6 +39,9 @@ from metaspec_contract.run_folder import (
     TRAJECTORY,
     Design,
     DesignFiles,
+    DesignRules,
+    EdgeShift,
+    LayoutRules,
     Merit,
     RunReport,
     Unpolished,
@@ -46,6 +51,13 @@ from metaspec_contract.spectra import Spectra
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+__all__ = ["begin", "is_finished", "mended", "predicted", "shifted_edges", "write_designs"]
+
+
+def __dir__() -> list[str]:
+    return __all__
+
 
 _DPI = 110
 
@@ -59,7 +71,11 @@ def write_designs(
     settings: Mapping[str, Any] | None = None,
     seed: int | None = None,
     gds_layer: tuple[int, int] = (1, 0),
+    gds_unit_nm: float | None = None,
+    contour_tolerance_nm: float | None = None,
     unpolished: Sequence[Unpolished] = (),
+    shifted: Sequence[Mapping[str, EdgeShift]] = (),
+    ranked_by: str | None = None,
     advance: Callable[[], object] = lambda: None,
 ) -> dict[str, Any]:
     """Write the designs of an optimisation to a run folder, best first.
@@ -72,7 +88,11 @@ def write_designs(
         settings: JSON settings of the optimisation, for the report.
         seed: seed of the random starts, for the report.
         gds_layer: layer and datatype of the solid in the layouts.
+        gds_unit_nm: database unit of both layouts of a design in nm; by default, as for `metaspec.layouts.write_gds`.
+        contour_tolerance_nm: largest distance in nm of the smooth contours from the edges of the pixels; one pixel by default.
         unpolished: designs that the rows of the batch started from, if it polished designs.
+        shifted: eroded and dilated forms of the designs, best first, from `shifted_edges`.
+        ranked_by: what the values of the result are, in words, for the report; by default the objective.
         advance: callback after each design.
 
     Returns:
@@ -80,11 +100,16 @@ def write_designs(
 
     Raises:
         OSError: the folder cannot be written.
+        ValueError: the database unit or the tolerance does not fit the process.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     info = source.metadata()
     process = info.process
+    tolerance = process.pixel_nm if contour_tolerance_nm is None else contour_tolerance_nm
+    layouts = [
+        {"period_um": process.period_um, "unit_nm": gds_unit_nm, "tolerance_nm": one} for one in (None, tolerance)
+    ]
+    folder.mkdir(parents=True, exist_ok=True)
     designs = []
     for rank, structure in enumerate(result.structure):
         spectra = result.spectra[rank]
@@ -95,17 +120,20 @@ def write_designs(
             step=int(result.found[rank]),
             objective=float(result.value[rank]),
             predicted=predicted(spectra),
+            **(shifted[rank] if shifted else {}),
             solid_nm=solid_nm,
             void_nm=void_nm,
+            klayout=_rules(structure, layouts),
             files=DesignFiles(
                 structure=f"design_{rank:03d}.npy",
                 layout=f"design_{rank:03d}.gds",
+                contours=f"contours_{rank:03d}.gds",
                 picture=f"design_{rank:03d}.png",
                 spectra=f"spectra_{rank:03d}.png",
             ),
             unpolished=unpolished[int(result.row[rank])] if unpolished else None,
         )
-        _write_design(folder, design, structure, spectra, process, gds_layer)
+        _write_design(folder, design, structure, spectra, process, gds_layer, layouts)
         designs.append(design)
         advance()
     write_array(folder / DESIGNS, result.structure)
@@ -120,10 +148,12 @@ def write_designs(
         model=info.name,
         model_version=result.spectra.version,
         objective=objective,
+        ranked_by=ranked_by or f"objective {objective}",
         settings=dict(settings or {}),
         process=process,
         period_um=process.period_um,
         pixel_nm=process.pixel_nm,
+        contour_tolerance_nm=tolerance,
         wavelengths_nm=info.wavelengths_nm.tolist(),
         channels=list(info.channels),
         merged_greens=info.merged_greens,
@@ -138,9 +168,63 @@ def write_designs(
     document = report.model_dump(mode="json") | {
         "designs": [design.model_dump(mode="json", exclude_none=True) for design in designs]
     }
-    write_text(folder / "report.html", page(document, folder))
+    write_text(folder / PAGE, page(document, folder))
     write_json(folder / REPORT, document)
     return document
+
+
+def shifted_edges(problem: Problem, result: Result) -> list[dict[str, EdgeShift]]:
+    """The eroded and the dilated form of each design that a robust problem ranked it by, predicted; one call of the source.
+
+    Args:
+        problem: problem that was solved.
+        result: its result.
+
+    Returns:
+        For each design "eroded" and "dilated"; nothing where the problem has no `robust_delta`.
+
+    Raises:
+        MetaSpecError: the prediction failed.
+    """
+    if not problem.robust_delta:
+        return []
+    eroded, _, dilated = robust_etas(problem.robust_delta)
+    latents, parameterisation = np.asarray(result.latent, np.float64), problem.parameterisation
+    forms = {
+        name: parameterisation.density(latents, np.inf, eta).astype(np.uint8)
+        for name, eta in (("eroded", eroded), ("dilated", dilated))
+    }
+    spectra = problem.source.predict(np.concatenate(list(forms.values())))
+    count, pixel_nm = len(latents), parameterisation.pixel_nm
+    return [
+        {
+            name: EdgeShift(
+                shift_nm=_mean_shift_nm(result.structure[row], form[row], pixel_nm),
+                predicted=predicted(spectra[number * count + row]),
+            )
+            for number, (name, form) in enumerate(forms.items())
+        }
+        for row in range(count)
+    ]
+
+
+def _mean_shift_nm(before: NDArray[np.uint8], after: NDArray[np.uint8], pixel_nm: float) -> float:
+    """Mean distance in nm by which the edges of a structure moved: the area gained over the length of the edges."""
+    smooth = conic_filter(before.astype(np.float64), 3 * pixel_nm, pixel_nm)  # stairs are longer than the edge
+    slopes = [(np.roll(smooth, -1, axis) - np.roll(smooth, 1, axis)) / 2 for axis in (0, 1)]
+    length = float(np.hypot(*slopes).sum())  # total variation
+    gained = float(after.sum(dtype=np.int64)) - float(before.sum(dtype=np.int64))
+    return pixel_nm * gained / length if length else 0.0
+
+
+def _rules(structure: NDArray[np.uint8], layouts: Sequence[Mapping[str, Any]]) -> LayoutRules | None:
+    """What both layouts of a structure pass in KLayout; None where it is not installed."""
+    try:
+        import_klayout()
+    except ImportError:
+        return None
+    pixels, contours = (DesignRules(**largest_rules(structure, **one)._asdict()) for one in layouts)
+    return LayoutRules(pixels=pixels, contours=contours)
 
 
 def mended(result: Result, problem: Problem, width_nm: float) -> Result:
@@ -213,11 +297,14 @@ def _write_design(
     spectra: Spectra,
     process: Process,
     gds_layer: tuple[int, int],
+    layouts: Sequence[Mapping[str, Any]],
 ) -> None:
     files, name = design.files, f"design {design.rank:03d}"
     write_array(folder / files.structure, structure)
-    with replacing(folder / files.layout) as path:
-        write_gds(path, structure, period_um=process.period_um, layer=gds_layer)
+    for file, layout in zip((files.layout, files.contours), layouts, strict=True):
+        assert file is not None
+        with replacing(folder / file) as path:
+            write_gds(path, structure, layer=gds_layer, **layout)
     widths = f"narrowest solid {design.solid_nm:.0f} nm, void {design.void_nm:.0f} nm"
     verb = "simulated" if spectra.simulated else "predicted"
     merit = in_words(design.predicted) or f"objective {design.objective:.3f}"

@@ -20,6 +20,11 @@ from metaspec._design.filters import PIXEL_NM, tanh_projection, tanh_slope
 
 __all__ = ["BlurAndBias", "Corner", "fabricate", "pull_back"]
 
+
+def __dir__() -> list[str]:
+    return __all__
+
+
 _LARGEST_BIAS = 1.5  # of the blur: beyond it, a threshold near 0 or 1 fills or removes features wider than the blur
 
 

@@ -1,10 +1,12 @@
 """Figures of designs: the structure, its spectra, and the history of the optimisation. Needs matplotlib.
 
 A structure is drawn with row 0 at the top: x is the column and points right, y is the row and points down, and detector R
-is at the top left. Figures do not use pyplot: save them with `savefig`, or show them in a notebook.
+is at the top left. Figures do not use pyplot: a notebook shows them where they are the value of a cell; `savefig` saves them.
 """
 
 from __future__ import annotations
+
+import io
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -33,8 +35,25 @@ try:
 except ImportError as error:
     raise missing_extra("figures need", "matplotlib", "optimise") from error
 
+__all__ = ["draw_history", "draw_spectra", "draw_structure"]
+
+
+def __dir__() -> list[str]:
+    return __all__
+
+
 _PERIOD_UM = Process().period_um
 _MATERIAL = LinearSegmentedColormap.from_list("material", ["#fbfaf6", "#39536b"])  # void to solid
+_DPI = 80  # of a figure in a notebook
+
+
+class _Figure(Figure):
+    """A figure that a notebook shows where it is the value of a cell, once, whether pyplot is in use or not."""
+
+    def _repr_png_(self) -> bytes:
+        png = io.BytesIO()
+        self.savefig(png, format="png", dpi=_DPI)
+        return png.getvalue()
 
 
 def draw_structure(structure: ArrayLike, *, period_um: float = _PERIOD_UM, title: str = "", tiles: int = 3) -> Figure:
@@ -48,7 +67,7 @@ def draw_structure(structure: ArrayLike, *, period_um: float = _PERIOD_UM, title
         tiles: number of periods along each side.
     """
     array = np.asarray(structure, float)
-    figure = Figure(figsize=(9, 4.9), layout="constrained")
+    figure = _Figure(figsize=(9, 4.9), layout="constrained")
     figure.suptitle(title, fontsize=11)
     cell, tiled = figure.subplots(1, 2)
     _image(cell, array, period_um)
@@ -87,7 +106,7 @@ def draw_spectra(spectra: Spectra, *, title: str = "") -> Figure:
     """
     if len(spectra) != 1:
         raise ValueError(f"draw_spectra draws one structure, got {len(spectra)}: choose one, such as spectra[0]")
-    figure = Figure(figsize=(9.5, 4.2), layout="constrained")
+    figure = _Figure(figsize=(9.5, 4.2), layout="constrained")
     ax = figure.subplots()
     ax.set_title(title, fontsize=10, loc="left")
     wavelengths = spectra.wavelengths_nm
@@ -118,7 +137,7 @@ def draw_history(history: History, *, objective: str) -> Figure:
         history: history of a run.
         objective: name of the objective.
     """
-    figure = Figure(figsize=(9.5, 4.2), layout="constrained")
+    figure = _Figure(figsize=(9.5, 4.2), layout="constrained")
     ax = figure.subplots()
     steps = np.arange(1, len(history.value) + 1)
     ax.plot(steps, history.value, color="0.75", lw=0.7)

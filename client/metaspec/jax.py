@@ -27,6 +27,12 @@ try:
 except ImportError as error:
     raise missing_extra("metaspec.jax needs", "jax", "jax") from error
 
+__all__ = ["spectra_function"]
+
+
+def __dir__() -> list[str]:
+    return __all__
+
 
 _ONCE = "a source has first derivatives in reverse mode only: no second derivatives, and no forward mode (jvp, jacfwd)"
 

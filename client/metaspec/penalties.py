@@ -26,6 +26,10 @@ from metaspec._design.objective import Floats
 __all__ = ["Asymmetry", "FillFactor", "Penalty"]
 
 
+def __dir__() -> list[str]:
+    return __all__
+
+
 class Penalty(ABC):
     """A number of at least 0 for every density, smaller is better. A subclass defines `_score`, and `_cotangent` in numpy."""
 

@@ -4,6 +4,7 @@
     density = parameterisation.density(latent, beta=8)                       # numpy, torch or jax, differentiable
     gradient = parameterisation.pull_back(latent, cotangent, beta=8)         # the same derivative, in numpy
     structure = parameterisation.binary(latent)
+    latent = parameterisation.latent(structure)                              # a start from a given structure
 
 A latent (..., y, x) in [0, 1] is smoothed by a conic filter, which sets the length scale, optionally symmetrised, and pushed
 towards 0 and 1 by a tanh projection. All steps are periodic, like the cell.
@@ -20,12 +21,22 @@ from numpy.typing import ArrayLike, NDArray
 
 from metaspec._design.array_api import Array
 from metaspec._design.features import feature_size, without_small_features
-from metaspec._design.filters import PIXEL_NM, check_symmetry, conic_filter, symmetrise, tanh_projection, tanh_slope
+from metaspec._design.filters import (
+    PIXEL_NM,
+    RADIUS_NM,
+    check_symmetry,
+    conic_filter,
+    symmetrise,
+    tanh_projection,
+    tanh_slope,
+)
+from metaspec._design.latents import latents_of
 from metaspec._design.length_scale import length_scale_violation
-from metaspec_contract.structures import PIXELS
+from metaspec_contract.structures import PIXELS, check_binary
 
 __all__ = [
     "PIXEL_NM",
+    "RADIUS_NM",
     "Parameterisation",
     "beta_schedule",
     "conic_filter",
@@ -38,12 +49,16 @@ __all__ = [
 ]
 
 
+def __dir__() -> list[str]:
+    return __all__
+
+
 @dataclass(frozen=True)
 class Parameterisation:
     """From latents to densities: conic filter, symmetry, tanh projection; and to binary structures.
 
     Args:
-        radius_nm: radius of the conic filter in nm.
+        radius_nm: radius of the conic filter in nm; by default the one that suits features of 78 nm, five pixels.
         symmetry: None or "diagonal".
         pixel_nm: width of a pixel in nm; default: that of the default process; pass
             `surrogate.metadata().process.pixel_nm` for another one.
@@ -54,7 +69,7 @@ class Parameterisation:
         ValueError: a value is out of range.
     """
 
-    radius_nm: float = 120.0
+    radius_nm: float = RADIUS_NM
     symmetry: str | None = None
     pixel_nm: float = PIXEL_NM
     min_feature_nm: float | None = None
@@ -139,6 +154,26 @@ class Parameterisation:
             for index in np.ndindex(structure.shape[:-2]):
                 structure[index] = without_small_features(structure[index], self.min_feature_nm, self.pixel_nm)
         return structure
+
+    def latent(self, structure: ArrayLike) -> NDArray[np.float64]:
+        """Latents that `binary` turns back into given structures, as far as the filter can represent them.
+
+        Irregular detail that is much finer than the filter is lost: compare `binary(latent)` with the structures. Of
+        structures that the filter itself can make, at most a few pixels in ten thousand differ.
+
+        Args:
+            structure: binary structures (..., y, x).
+
+        Returns:
+            (..., y, x), in [0, 1].
+
+        Raises:
+            InvalidStructure: not binary structures.
+            ValueError: they do not fit the filter or the symmetry.
+        """
+        array = np.asarray(structure)
+        binary = check_binary(array, (array.shape[-2], array.shape[-1])).reshape(array.shape)
+        return latents_of(binary, lambda field: np.asarray(self._smooth(field)))
 
     def _smooth(self, latent: Array) -> Array:
         # Symmetry last: rounding in the filter could put a pixel and its image on opposite sides of the threshold.

@@ -26,6 +26,12 @@ try:
 except ImportError as error:
     raise missing_extra("metaspec.torch needs", "torch", "torch") from error
 
+__all__ = ["spectra_of"]
+
+
+def __dir__() -> list[str]:
+    return __all__
+
 
 def spectra_of(density: torch.Tensor, source: Source) -> torch.Tensor:
     """Spectra of structures, differentiable once with respect to their density, in reverse mode.

@@ -1,6 +1,6 @@
 """Run folder: written by `metaspec optimise` and `metaspec polish`, read and added to by `metaspec-simulate verify`.
 
-designs.npy       uint8 (N, y, x), best first               design_000.npy, .gds, .png, spectra_000.png, ...
+designs.npy       uint8 (N, y, x), best first               design_000.npy, .gds, .png, contours_000.gds, spectra_000.png, ...
 spectra.npy       float32 (N, channels, wavelengths)        history.csv, history.png, report.html
 trajectory.npy    uint8 (M, y, x), as optimised             settings.json
 report.json       `RunReport`; written last                 verify.json, verify.png, simulated/ (`VerifyReport`)
@@ -25,6 +25,9 @@ from metaspec_contract.validation import first_error
 
 REPORT, SETTINGS, VERIFY = "report.json", "settings.json", "verify.json"
 DESIGNS, SPECTRA, TRAJECTORY = "designs.npy", "spectra.npy", "trajectory.npy"
+
+NARROW_NM = 60.0
+"""Width in nm below which features are warned of: the narrowest of the published designs of such devices."""
 
 
 class ByColour(BaseModel):
@@ -86,14 +89,65 @@ class Merit(BaseModel):
 
 
 class DesignFiles(BaseModel):
-    """Files of one design, relative to the folder."""
+    """Files of one design, relative to the folder.
+
+    Attributes:
+        structure: array.
+        layout: layout with exact pixels.
+        contours: layout with smooth contours.
+        picture: figure of the structure.
+        spectra: figure of the spectra.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
     structure: str
     layout: str
+    contours: str | None = None
     picture: str
     spectra: str
+
+
+class EdgeShift(BaseModel):
+    """A design whose edges have moved, as by over- or under-etching.
+
+    Attributes:
+        shift_nm: mean distance in nm by which they moved, positive where solid grows.
+        predicted: figures of merit by the source of the run.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    shift_nm: FiniteFloat
+    predicted: Merit
+
+
+class DesignRules(BaseModel):
+    """Largest Euclidian rules that a layout passes in KLayout, as a periodic array; whole numbers of nm.
+
+    Attributes:
+        width_nm: width of the solid.
+        space_nm: space between solid.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    width_nm: int
+    space_nm: int
+
+
+class LayoutRules(BaseModel):
+    """What both layouts of a design pass in KLayout.
+
+    Attributes:
+        pixels: the layout with exact pixels.
+        contours: the layout with smooth contours.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    pixels: DesignRules
+    contours: DesignRules
 
 
 class Unpolished(BaseModel):
@@ -119,10 +173,14 @@ class Design(BaseModel):
         rank: row in `designs.npy`, 0 for the best.
         start: number of the start that led to it.
         step: step at which it was found.
-        objective: value of the objective.
+        objective: value of the objective, by which designs are ranked.
         predicted: figures of merit of the spectra that the optimiser saw, predicted or simulated.
-        solid_nm: width of the narrowest solid feature in nm.
-        void_nm: width of the narrowest void feature in nm.
+        eroded: the design with solid eroded, where the run optimised it, too.
+        dilated: the design with solid dilated, where the run optimised it, too.
+        solid_nm: width of the narrowest solid feature in nm, as the package imageruler measures it: in whole pixels, ignoring
+            single pixels at the edges of large features.
+        void_nm: width of the narrowest void feature in nm, likewise.
+        klayout: rules that the layouts pass in KLayout, where that is installed.
         files: files of the design.
         unpolished: the design that it started from, where `metaspec polish` made it.
     """
@@ -134,8 +192,11 @@ class Design(BaseModel):
     step: int = Field(ge=0)
     objective: FiniteFloat
     predicted: Merit
+    eroded: EdgeShift | None = None
+    dilated: EdgeShift | None = None
     solid_nm: FiniteFloat
     void_nm: FiniteFloat
+    klayout: LayoutRules | None = None
     files: DesignFiles
     unpolished: Unpolished | None = None
 
@@ -149,10 +210,12 @@ class RunReport(BaseModel):
         model: model whose predictions were optimised, or name of the solver.
         model_version: version of that model or solver.
         objective: name of the objective.
+        ranked_by: what designs are ranked by, in words.
         settings: settings of the run.
         process: device whose spectra the source computes, with every field stated.
         period_um: side of the unit cell in um, the same as the process's.
         pixel_nm: width of a pixel in nm.
+        contour_tolerance_nm: largest distance in nm of the smooth contours from the edges of the pixels.
         wavelengths_nm: wavelengths of `spectra.npy` in nm.
         channels: channels of `spectra.npy`.
         merged_greens: whether G1 and G2 both hold the mean of the two.
@@ -171,10 +234,12 @@ class RunReport(BaseModel):
     model: str
     model_version: str
     objective: str
+    ranked_by: str | None = None
     settings: dict[str, JsonValue]
     process: CompleteProcess
     period_um: FiniteFloat
     pixel_nm: FiniteFloat
+    contour_tolerance_nm: FiniteFloat | None = None
     wavelengths_nm: list[FiniteFloat] = Field(min_length=2)
     channels: list[str]
     merged_greens: bool = False
@@ -202,14 +267,15 @@ class RunReport(BaseModel):
 
 
 class VerifiedDesign(BaseModel):
-    """One design, as the optimiser saw it and simulated.
+    """One design, as the optimiser saw it and simulated, or one structure of a file.
 
     Attributes:
-        rank: rank in `report.json`.
-        predicted: figures of merit of the spectra that the optimiser saw, predicted or simulated.
+        rank: rank in `report.json`; of structures from files, their number.
+        source: file of a structure, and its row where the file holds several.
+        predicted: figures of merit of the spectra that the optimiser saw, predicted or simulated; of a design.
         simulated: figures of merit of the simulated spectra, by the solver's grid cells per period.
-        mae: mean absolute difference of those two spectra, on the finest grid.
-        rms: root mean square difference of those two spectra, on the finest grid.
+        mae: mean absolute difference of those two spectra, on the finest grid; of a design.
+        rms: root mean square difference of those two spectra, on the finest grid; of a design.
         grid_difference_rms: rms difference of the spectra on the two finest grids, where there are two.
         non_discreteness: mean of 4 d (1 - d) over the pixels' densities d, where a design has grey pixels.
         thresholded: as `simulated`, of the design thresholded at 1/2, where it has grey pixels.
@@ -218,23 +284,24 @@ class VerifiedDesign(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     rank: int
-    predicted: Merit
+    source: str | None = None
+    predicted: Merit | None = None
     simulated: dict[str, Merit]
-    mae: FiniteFloat
-    rms: FiniteFloat
+    mae: FiniteFloat | None = None
+    rms: FiniteFloat | None = None
     grid_difference_rms: FiniteFloat | None = None
     non_discreteness: FiniteFloat | None = None
     thresholded: dict[str, Merit] | None = None
 
 
 class VerifyReport(BaseModel):
-    """`verify.json`: the designs of a run, simulated.
+    """`verify.json`: the designs of a run, or structures of files, simulated.
 
     Attributes:
         schema_version: version of this schema.
-        model: model whose predictions were optimised, or name of the solver.
-        model_version: version of that model or solver.
-        objective: name of the objective.
+        model: model whose predictions were optimised, or name of the solver; null for structures of files.
+        model_version: version of that model or solver, likewise.
+        objective: name of the objective, likewise.
         solver: name and version of the solver, and its grids in cells per period.
         process: device that was simulated.
         summary: means over the designs, and the best design as simulated.
@@ -244,9 +311,9 @@ class VerifyReport(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     schema_version: Literal[1] = 1
-    model: str
-    model_version: str
-    objective: str
+    model: str | None = None
+    model_version: str | None = None
+    objective: str | None = None
     solver: dict[str, JsonValue]
     process: CompleteProcess
     summary: dict[str, Any]

@@ -15,8 +15,9 @@ from typing import Any, NamedTuple, Protocol, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from metaspec_contract import html
 from metaspec_contract.process import Process
-from metaspec_contract.spectra import Spectra, label
+from metaspec_contract.spectra import MERGED_GREENS, Spectra, label
 
 GROUP = "metaspec.sources"
 """Entry point group of the sources."""
@@ -41,7 +42,7 @@ class InvalidCotangent(ValueError):
     """An array that is not a cotangent. The message states what was expected and what came."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class SourceInfo:
     """Description of a source.
 
@@ -78,6 +79,25 @@ class SourceInfo:
         """Numbers of channels and wavelengths."""
         return len(self.channels), len(self.wavelengths_nm)
 
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}: {', '.join(value for _, value in self._entries())}>"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        return html.facts(self.label, self._entries()[1:])
+
+    def _entries(self) -> list[tuple[str, str]]:
+        """Names and values of a short description."""
+        process, wavelengths = self.process, self.wavelengths_nm
+        device = f"{process.solid.name} on {process.substrate.name}, period {process.period_um:g} um"
+        return [
+            ("name", self.label),
+            ("channels", "/".join(self.channels) + (f" ({MERGED_GREENS})" if self.merged_greens else "")),
+            ("wavelengths", f"{len(wavelengths)} wavelengths from {wavelengths[0]:g} to {wavelengths[-1]:g} nm"),
+            ("structures", f"{self.pixels[0]} x {self.pixels[1]} pixels"),
+            ("device", f"{device}, thickness {process.thickness_um:g} um, detectors {process.distance_um:g} um below"),
+        ]
+
 
 class Evaluation(NamedTuple):
     """An objective and its gradient at N structures.
@@ -91,6 +111,10 @@ class Evaluation(NamedTuple):
     value: NDArray[Any]
     gradient: NDArray[np.float32]
     spectra: Spectra
+
+    def __repr__(self) -> str:
+        value = np.array2string(self.value, precision=4, threshold=8, edgeitems=2)
+        return f"<Evaluation: value {value}, gradient {self.gradient.shape}, {self.spectra!r}>"
 
 
 class Source(Protocol):

@@ -5,13 +5,14 @@ from __future__ import annotations
 import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from html import escape
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from metaspec_contract import figures_of_merit
-from metaspec_contract.detectors import CHANNELS, COLOURS, DETECTOR_LINES, channel_index
+from metaspec_contract import figures_of_merit, html
+from metaspec_contract.detectors import CHANNELS, COLOUR_NAMES, COLOURS, DETECTOR_LINES, channel_index
 
 if TYPE_CHECKING:
     import pandas
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 MERGED_GREENS = "G1 and G2: only their mean is known"
 """Note on spectra of a model whose training data held the mean of G1 and G2 in both channels."""
+
+_SHOWN = 6  # structures in the table of a notebook
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,10 +88,33 @@ class Spectra:
         return np.array(self.values, dtype=dtype, copy=copy)
 
     def __repr__(self) -> str:
+        return f"<Spectra: {self._summary}>"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the curves and the efficiencies of the first structures."""
+        first = self[:_SHOWN]
+        efficiencies = first.colour_efficiency(self.colours)
+        size, axes = ((440, 200), True) if len(self) == 1 else ((200, 50), False)
+        rows = [
+            [
+                str(n),
+                *(f"{value:.3f}" for value in each),
+                html.spectra_curves(values, self.wavelengths_nm, self.channels, size=size, axes=axes),
+            ]
+            for n, (each, values) in enumerate(zip(efficiencies, first.values, strict=True))
+        ]
+        if len(self) > _SHOWN:
+            rows.append([f"... and {len(self) - _SHOWN} more"])
+        head = ["structure", *(COLOUR_NAMES[colour] for colour in self.colours), "efficiency by wavelength"]
+        return f"<div>{escape(self._summary)}{html.table(rows, head)}</div>"
+
+    @property
+    def _summary(self) -> str:
         first, last = self.wavelengths_nm[0], self.wavelengths_nm[-1]
-        shape = f"{len(self)} structures, {'/'.join(self.channels)}, {len(self.wavelengths_nm)} wavelengths"
+        count = "1 structure" if len(self) == 1 else f"{len(self)} structures"
+        shape = f"{count}, {'/'.join(self.channels)}, {len(self.wavelengths_nm)} wavelengths"
         note = f"; {MERGED_GREENS}" if self.merged_greens else ""
-        return f"<Spectra: {shape} from {first:g} to {last:g} nm, {self.label}{note}>"
+        return f"{shape} from {first:g} to {last:g} nm, {self.label}{note}"
 
     def channel(self, name: str) -> NDArray[np.float32]:
         """Efficiency of one channel, (N, wavelengths)."""

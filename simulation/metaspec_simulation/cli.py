@@ -14,9 +14,13 @@ from typing import Annotated, Any, NoReturn
 import typer
 from tqdm import tqdm
 
+from metaspec_contract.drawings import ENDINGS
 from metaspec_contract.files import read_array, replacing, write_json
+from metaspec_contract.layouts import Layer, parse_layer
 from metaspec_contract.process import Process
+from metaspec_contract.report_page import PAGE, refresh_page
 from metaspec_contract.run_folder import REPORT, VERIFY
+from metaspec_simulation.croissant import write_croissant
 from metaspec_simulation.data.damage import finished
 from metaspec_simulation.data.designs import candidates, read_designs
 from metaspec_simulation.data.levels import as_structure
@@ -38,6 +42,7 @@ from metaspec_simulation.jobs import Function, Job, Progress, run_here, run_on_c
 from metaspec_simulation.physics.solver import DECAY, LONGEST, Solver
 from metaspec_simulation.process_option import print_process, read_stated
 from metaspec_simulation.simulated import Task, simulations, tasks
+from metaspec_simulation.structure_files import check_folder, read_structures, structure_tasks, write_results
 from metaspec_simulation.verify import as_report, compare, table
 
 _FROM = "--from-designs"
@@ -246,7 +251,14 @@ def _read_checksums(file: Path) -> dict[str, str]:
 
 @app.command("verify")
 def verify_designs(
-    folder: Annotated[Path, _RUN_FOLDER],
+    paths: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="FOLDER | FILE...",
+            help=f"Folder written by `metaspec optimise`, or files of structures ({', '.join(ENDINGS)}).",
+            exists=True,
+        ),
+    ],
     cells: Annotated[
         list[int],
         typer.Option(help="Solver grid cells per period. Repeat it to check convergence.", min=24, max=512),
@@ -255,21 +267,95 @@ def verify_designs(
         int | None, typer.Option(help="Number of designs to verify, best first; all by default.", min=1)
     ] = None,
     workers: Annotated[int, _WORKERS] = 1,
-    process: Annotated[Path | None, _PROCESS_FILE_INSTEAD] = None,
+    process: Annotated[
+        Path | None,
+        typer.Option(
+            help="JSON file with the process to simulate, instead of that in report.json, or of the default for files. Fields "
+            "that it does not have are those of the default.",
+            exists=True,
+            dir_okay=False,
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the results of files.  [default: FILE-verified, of a single file]")
+    ] = None,
+    cell: Annotated[str | None, typer.Option(help="Cell of layouts.  [default: the top cell]")] = None,
+    layer: Annotated[str, typer.Option(help="Layer and datatype of the solid in layouts.")] = "1/0",
 ) -> None:
-    """Simulate the designs of an optimiser and compare their spectra with the predicted ones.
+    """Simulate designs of an optimiser and compare their spectra with the predicted ones, or structures of any files.
 
-    Designs with grey pixels are simulated as they are and thresholded at 1/2.
+    Structures with grey pixels are simulated as they are and thresholded at 1/2.
 
-    Prints a table and writes `verify.json` and `verify.png` into FOLDER. Simulations are kept in FOLDER/simulated: given again,
-    the command resumes where it was interrupted, and nothing is simulated twice.
+    Prints a table and writes `verify.json` into FOLDER, with `verify.png` and a new `report.html`, or into the folder of --out.
+    Simulations are kept there: given again, the command resumes where it was interrupted, and nothing is simulated twice.
     """
-    designs = read_designs(folder, None if process is None else read_stated(process))
+    device = None if process is None else read_stated(process)
+    if all(path.is_dir() for path in paths):
+        if len(paths) > 1 or out is not None or cell is not None or layer != "1/0":
+            raise ValueError("a run folder is verified alone, without --out, --cell and --layer")
+        _verify_folder(paths[0], cells, best, workers, device)
+    elif any(path.is_dir() for path in paths):
+        raise ValueError("give one run folder, or files, got both")
+    else:
+        _verify_files(
+            paths,
+            cells,
+            best,
+            workers,
+            device or Process(),
+            _results_of(paths, out),
+            cell,
+            parse_layer(layer, "--layer"),
+        )
+
+
+def _verify_folder(folder: Path, cells: list[int], best: int | None, workers: int, process: Process | None) -> None:
+    designs = read_designs(folder, process)
     if process is None:
         print_process(designs.process, folder / REPORT)
     todo = tasks(designs, cells, best)
+    _simulate_tasks(todo, workers)
     from metaspec_simulation.figures import draw_verification  # matplotlib: slow to import, and needed here only
 
+    result = compare(designs, todo)
+    typer.echo(table(result))
+    with replacing(folder / "verify.png") as partial:
+        draw_verification(result).savefig(partial, dpi=110)
+    write_json(folder / VERIFY, as_report(result).model_dump(mode="json", exclude_none=True))
+    also = f", and {PAGE} shows them" if refresh_page(folder) else ""
+    typer.echo(f"\nDetails are in {folder / VERIFY} and verify.png{also}.")
+
+
+def _results_of(files: list[Path], out: Path | None) -> Path:
+    """The folder for the results of files."""
+    if out is None:
+        if len(files) > 1:
+            raise ValueError(f"--out is needed for {len(files)} files")
+        out = files[0].with_name(f"{files[0].stem}-verified")
+    check_folder(out)
+    return out
+
+
+def _verify_files(
+    files: list[Path],
+    cells: list[int],
+    best: int | None,
+    workers: int,
+    process: Process,
+    out: Path,
+    cell: str | None,
+    layer: Layer,
+) -> None:
+    found = read_structures(files, process, cell, layer).first(best)
+    for remark in found.remarks:
+        typer.echo(remark)
+    todo = structure_tasks(found, process, out, cells)
+    _simulate_tasks(todo, workers)
+    typer.echo(f"\n{write_results(found, todo, out)}\n\nDetails are in {out / VERIFY}.")
+
+
+def _simulate_tasks(todo: list[list[Task]], workers: int) -> None:
+    """Simulate what is missing of tasks, with a progress bar; Ctrl-C stops it cleanly."""
     every = simulations(todo)
     missing = [task for task in every if task.done is None]
     if missing:
@@ -281,12 +367,6 @@ def verify_designs(
                 done = sum(task.done is not None for task in every)
                 typer.echo(f"\nInterrupted with {done} of {len(every)} simulations done. Repeat the command to resume.")
                 raise typer.Exit(130) from None
-    result = compare(designs, todo)
-    typer.echo(table(result))
-    with replacing(folder / "verify.png") as partial:
-        draw_verification(result).savefig(partial, dpi=110)
-    write_json(folder / VERIFY, as_report(result).model_dump(mode="json", exclude_none=True))
-    typer.echo(f"\nDetails are in {folder / VERIFY} and verify.png.")
 
 
 def _simulate_task(task: Task, report: Callable[[], object]) -> None:
@@ -294,6 +374,7 @@ def _simulate_task(task: Task, report: Callable[[], object]) -> None:
 
 
 app.command("import")(import_files)
+app.command("croissant")(write_croissant)
 
 
 def _terminated(number: int, frame: FrameType | None) -> NoReturn:

@@ -84,16 +84,62 @@ def tasks(designs: Designs, cells: Sequence[int], best: int | None = None) -> li
     Raises:
         ValueError: the wavelengths of the predicted spectra are not evenly spaced.
     """
-    process = process_of_spectra(designs)
-    folder = designs.folder.absolute() / FOLDER  # workers may run elsewhere
-    folder.mkdir(exist_ok=True)
-    structures = [one if _is_grey(one) else one.astype(np.uint8) for one in designs.structures[:best]]
-    return [[Task(process, grid, one, folder) for grid in sorted(set(cells))] for one in structures]
+    return tasks_of(designs.structures[:best], process_of_spectra(designs), designs.folder, cells)
+
+
+def tasks_of(densities: NDArray[Any], process: Process, folder: Path, cells: Sequence[int]) -> list[list[Task]]:
+    """Structures on every grid, as for `tasks`.
+
+    Args:
+        densities: densities (N, y, x), grey or binary.
+        process: process to simulate.
+        folder: folder in which the folder of the simulations is created.
+        cells: the solver's grid cells per period.
+    """
+    kept = folder.absolute() / FOLDER  # workers may run elsewhere
+    kept.mkdir(exist_ok=True)
+    structures = [one if _is_grey(one) else one.astype(np.uint8) for one in densities]
+    return [[Task(process, grid, one, kept) for grid in sorted(set(cells))] for one in structures]
 
 
 def simulations(todo: list[list[Task]]) -> list[Task]:
     """Everything to simulate for tasks, each once: the designs, and those with grey pixels thresholded as well."""
     return list({each.file: each for row in todo for task in row for each in (task, task.thresholded)}.values())
+
+
+@dataclass(frozen=True)
+class Simulated:
+    """Simulated spectra of K designs on G grids.
+
+    Attributes:
+        spectra: efficiencies of R, G1, G2, B, float32 (G, K, 4, W).
+        energy_error: rms over wavelengths of reflection + transmission - 1, (G, K).
+    """
+
+    spectra: NDArray[np.float32]
+    energy_error: NDArray[np.floating]
+
+
+def collect(todo: list[list[Task]]) -> tuple[Simulated, Simulated]:
+    """The simulations of tasks, as the structures are and thresholded at 1/2; all must be done.
+
+    Raises:
+        ValueError: a simulation is missing.
+    """
+    done = {task.file: task.done for task in simulations(todo)}
+    if missing := sum(simulation is None for simulation in done.values()):
+        raise ValueError(f"{missing} simulations of {todo[0][0].folder.parent} are missing")
+
+    def of(rows: list[list[Task]]) -> Simulated:
+        by_grid = [
+            [one for task in column if (one := done[task.file]) is not None] for column in zip(*rows, strict=True)
+        ]
+        return Simulated(
+            spectra=np.array([[one.spectra for one in column] for column in by_grid]),
+            energy_error=np.array([[np.sqrt(np.mean(one.energy_error**2)) for one in column] for column in by_grid]),
+        )
+
+    return of(todo), of([[task.thresholded for task in row] for row in todo])
 
 
 def _is_grey(structure: NDArray[Any]) -> bool:

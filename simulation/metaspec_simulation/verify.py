@@ -20,22 +20,9 @@ from metaspec_contract.figures_of_merit import colour_efficiency, covered_colour
 from metaspec_contract.process import Process
 from metaspec_contract.run_folder import Merit, VerifiedDesign, VerifyReport
 from metaspec_simulation.data.designs import Designs
-from metaspec_simulation.simulated import FOLDER, Task, simulations
+from metaspec_simulation.simulated import FOLDER, Simulated, Task, collect
 
 Floats = NDArray[np.floating]
-
-
-@dataclass(frozen=True)
-class Simulated:
-    """Simulated spectra of K designs on G grids.
-
-    Attributes:
-        spectra: efficiencies of R, G1, G2, B, float32 (G, K, 4, W).
-        energy_error: rms over wavelengths of reflection + transmission - 1, (G, K).
-    """
-
-    spectra: NDArray[np.float32]
-    energy_error: Floats
 
 
 @dataclass(frozen=True)
@@ -125,27 +112,14 @@ def compare(designs: Designs, todo: list[list[Task]]) -> Verification:
     Raises:
         ValueError: a simulation is missing.
     """
-    done = {task.file: task.done for task in simulations(todo)}
-    missing = sum(simulation is None for simulation in done.values())
-    if missing:
-        raise ValueError(f"{missing} simulations of {designs.folder} are missing")
-
-    def collect(rows: list[list[Task]]) -> Simulated:
-        by_grid = [
-            [one for task in column if (one := done[task.file]) is not None] for column in zip(*rows, strict=True)
-        ]
-        return Simulated(
-            spectra=np.array([[one.spectra for one in column] for column in by_grid]),
-            energy_error=np.array([[np.sqrt(np.mean(one.energy_error**2)) for one in column] for column in by_grid]),
-        )
-
+    simulated, thresholded = collect(todo)
     return Verification(
         designs=designs,
         tasks=todo,
         cells=tuple(task.cells for task in todo[0]),
         predicted=designs.predicted[: len(todo)],
-        simulated=collect(todo),
-        thresholded=collect([[task.thresholded for task in row] for row in todo]),
+        simulated=simulated,
+        thresholded=thresholded,
     )
 
 

@@ -386,14 +386,14 @@ def test_a_terminal_shows_the_run_as_it_goes(server: RunningServer, tmp_path: Pa
 @pytest.mark.slow
 def test_a_server_that_is_gone_costs_nothing(metaspec: Command, small_repository: Path, tmp_path: Path) -> None:
     folder = tmp_path / "designs"
-    (tmp_path / "keys").write_text("a secret of 16 letters\n")
+    (tmp_path / "keys").write_text("a-secret-of-16-letters\n")
     with running_server("--repository", str(small_repository), "--api-keys", str(tmp_path / "keys")) as server:
         arguments = ["optimise", "--url", server.url, "--out", folder, "--steps", 2000, "--starts", 2]
         status, _, errors = metaspec(*arguments)
         assert status == 2
         assert "API key" in errors
         assert not folder.exists()  # nothing is begun
-        environment = {**os.environ, "METASPEC_API_KEY": "a secret of 16 letters"}
+        environment = {**os.environ, "METASPEC_API_KEY": "a-secret-of-16-letters"}
         process = start(*arguments, "--wait", 0, env=environment)
         until(process, "step 100/2000")
     _, errors = process.communicate(timeout=120)

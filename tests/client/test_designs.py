@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,12 +19,15 @@ from metaspec import InvalidStructure, Spectra, Surrogate
 from metaspec.designs import begin, is_finished, mended, predicted, write_designs
 from metaspec.figures import draw_history, draw_spectra, draw_structure
 from metaspec.gds import solid_polygons, write_gds
+from metaspec.layouts import largest_rules, read_gds
 from metaspec.objectives import by_name as objective
 from metaspec.optimise import History, Problem, Result, run
 from metaspec.optimise import by_name as optimiser
 from metaspec.topology import Parameterisation, feature_size, without_small_features
+from metaspec_contract.files import write_json
 from metaspec_contract.process import Process
-from metaspec_contract.run_folder import read_report
+from metaspec_contract.report_page import refresh_page
+from metaspec_contract.run_folder import Merit, Unpolished, VerifiedDesign, VerifyReport, read_report
 from metaspec_testing.servers import RunningServer
 from metaspec_testing.small_models import Array
 
@@ -253,6 +257,7 @@ def test_the_report_says_what_was_found_and_how(folder: Path, result: Result, su
         assert design["objective"] == result.value[rank]
         assert design["predicted"] == predicted(result.spectra[rank]).model_dump(exclude_none=True)
         assert (design["solid_nm"], design["void_nm"]) == feature_size(result.structure[rank])
+        assert "eroded" not in design  # the problem is not robust
         for name in design["files"].values():
             assert (folder / name).exists()
 
@@ -268,6 +273,19 @@ def test_the_arrays_are_those_of_the_result(folder: Path, result: Result, surrog
         cell = cell_of(folder / f"design_{rank:03d}.gds")
         solid = [polygon for polygon in cell.polygons if polygon.layer == 1]
         np.testing.assert_array_equal(rasterise(solid), structure)
+        contours = read_gds(folder / f"contours_{rank:03d}.gds")
+        assert 0 < ((contours > 0.5) != structure).mean() < 0.02
+        assert gdstk.read_gds(folder / f"contours_{rank:03d}.gds").precision == pytest.approx(1e-9)
+
+
+def test_the_rules_of_the_layouts(folder: Path, result: Result) -> None:
+    report = read_report(folder)
+    assert report.contour_tolerance_nm == 15.625
+    assert report.ranked_by == "objective bayer"
+    for design, structure in zip(report.designs, result.structure, strict=True):
+        assert design.klayout is not None
+        for rules, tolerance in ((design.klayout.pixels, None), (design.klayout.contours, 15.625)):
+            assert (rules.width_nm, rules.space_nm) == largest_rules(structure, tolerance_nm=tolerance)
 
 
 def test_the_history_as_a_table(folder: Path, result: Result) -> None:
@@ -284,15 +302,52 @@ def test_the_history_as_a_table(folder: Path, result: Result) -> None:
 def test_the_page_holds_its_pictures(folder: Path) -> None:
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert page.count('src="data:image/png;base64,') == 1 + 2 * 3
+    for words in ("width=device-width", "prefers-color-scheme: dark", "<th>objective</th>", "imageruler", "KLayout"):
+        assert words in page
     assert "metaspec-simulate verify" in page
     assert 'href="design_002.gds"' in page
     assert "http://" not in page.replace(json.loads((folder / "report.json").read_text())["url"], "")  # loads nothing
+
+
+def test_the_page_shows_what_is_added_to_the_folder(folder: Path, tmp_path: Path) -> None:
+    """A verification, and polished designs in a folder inside."""
+    run = Path(shutil.copytree(folder, tmp_path / "run"))
+    report = read_report(run)
+    merit = Merit.model_validate(report.designs[1].predicted.model_dump() | {"min_efficiency": 0.4321})
+    verified = VerifiedDesign(rank=1, predicted=merit, simulated={"24": merit, "80": merit}, mae=0.01, rms=0.0123)
+    best = {"rank": 1, "predicted": 0.5, "simulated": 0.4321}
+    write_json(
+        run / "verify.json",
+        VerifyReport(
+            solver={"cells": [24, 80]},
+            process=report.process,
+            summary={"best": best, "rms": 0.0123},
+            designs=[verified],
+        ).model_dump(mode="json", exclude_none=True),
+    )
+    polished = report.designs[0].model_copy(update={"unpolished": Unpolished(rank=2, predicted=merit, simulated=merit)})
+    (run / "polished").mkdir()
+    inner = report.model_copy(update={"designs": [polished]}).model_dump(mode="json", exclude_none=True)
+    write_json(run / "polished" / "report.json", inner)
+    assert "0.432" not in (run / "report.html").read_text(encoding="utf-8")
+    assert refresh_page(run)
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert "0.432 [80]" in page
+    assert "Best when simulated: design 001, min efficiency 0.432" in page
+    assert 'href="polished/report.html"' in page
+    before, after = "0.432", f"{report.designs[0].predicted.min_efficiency:.3f}"
+    assert f'>002</td><td data-label="min efficiency, simulated before">{before}</td>' in page
+    assert f'<td data-label="polished">{after}</td>' in page
+    (run / "history.png").unlink()
+    assert not refresh_page(run)
+    assert (run / "report.html").read_text(encoding="utf-8") == page
 
 
 def test_no_temporary_files_are_left(folder: Path) -> None:
     names = {path.name for path in folder.iterdir()}
     each = {f"{name}_{n:03d}.{end}" for n in range(3) for name, end in (("design", "png"), ("spectra", "png"))}
     each |= {f"design_{n:03d}.{end}" for n in range(3) for end in ("npy", "gds")}
+    each |= {f"contours_{n:03d}.gds" for n in range(3)}
     arrays = {"designs.npy", "spectra.npy", "trajectory.npy"}
     assert names == each | arrays | {"history.csv", "history.png", "report.html", "report.json"}
 

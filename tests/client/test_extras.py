@@ -10,7 +10,7 @@ import pytest
 from metaspec import __version__
 from metaspec.optimise import NAMES
 
-EXTRAS = {"cma", "gdstk", "imageruler", "matplotlib", "pymoo", "scipy"}
+EXTRAS = {"cma", "contourpy", "gdstk", "imageruler", "klayout", "matplotlib", "pymoo", "scipy"}
 FRAMEWORKS = {"torch", "jax", "botorch", "gpytorch", "optax", "invrs_opt", "totypes", "tritonclient"}
 
 REFUSE = """
@@ -129,3 +129,17 @@ except ImportError as error:
         'grpc:// needs tritonclient: pip install "metaspec[grpc]"',
         'feature sizes need imageruler: pip install "metaspec[optimise]"',
     ], done.stderr
+
+
+def test_design_rules_name_their_extra() -> None:
+    program = """
+import numpy as np
+from metaspec.layouts import largest_rules, read_gds, write_gds
+write_gds("/dev/null", np.ones((8, 8)))
+try:
+    largest_rules(np.ones((8, 8)))
+except ImportError as error:
+    print(error)
+"""
+    done = run_without({"klayout"}, program)
+    assert done.stdout == 'design rule checks need klayout: pip install "metaspec[drc]"\n', done.stderr

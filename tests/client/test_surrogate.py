@@ -43,6 +43,7 @@ def test_public_names() -> None:
         "ProtocolError",
         "RequestTooLarge",
         "Sent",
+        "ServedModel",
         "ServerBusy",
         "ServerError",
         "ServerUnreachable",

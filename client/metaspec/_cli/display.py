@@ -18,13 +18,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bar
 from rich.table import Table
 
-from metaspec._design.report_page import in_words, number, polished_from
 from metaspec.optimise import Problem, Progress
 from metaspec_contract.detectors import COLOUR_NAMES, COLOURS
+from metaspec_contract.report_page import in_words, number, polished_from, ranked_by, shifts
 from metaspec_contract.run_folder import Merit
 from metaspec_contract.spectra import MERGED_GREENS, Spectra
 
 _SHOWN = 10
+_ROOMY = 9  # columns of a table
 _LINES = 20  # lines of progress that a run prints without a terminal
 
 
@@ -51,29 +52,51 @@ def efficiencies(spectra: Spectra, efficiency: NDArray[np.float32]) -> Table:
 
 
 def designs(report: Mapping[str, Any]) -> Table:
-    """Table of the designs of a report, best first."""
+    """Table of the designs of a report, best first, with the value that they are ranked by."""
     found = report["designs"]
-    caption = f"the {_SHOWN} best of {len(found)} designs" if len(found) > _SHOWN else None
+    polished, robust = any("unpolished" in one for one in found), any(shifts(one) for one in found)
+    checked = any(one.get("klayout") for one in found)
     verb = "simulated" if report["simulated"] else "predicted"
-    title = f"Colour efficiencies, {verb}, and narrowest features"
-    headings = ["design", "start", *COLOUR_NAMES.values(), "smallest", "solid (nm)", "void (nm)"]
-    if any("unpolished" in design for design in found):
-        title = f"Smallest colour efficiency in the run, {verb} at start and end; widths in nm"
-        headings = ["design", "from", "run", "start", *COLOUR_NAMES.values(), "end", "solid", "void"]
-    table = _table(title, headings, caption)
+    title = f"Ranked by {ranked_by(report)}; efficiencies {verb}, widths in nm"
+    captions = [f"the {_SHOWN} best of {len(found)} designs"] if len(found) > _SHOWN else []
+    origin = ["from", "run", "start"] if polished else [] if robust else ["start"]
+    headings = ["design", *origin, "objective", *COLOUR_NAMES.values()]
+    headings += ["end" if polished else "min"]
+    if robust:
+        headings += ["eroded", "dilated"]
+        captions.append(f"eroded, dilated: min efficiency with edges moved by {_mean_shifts(found)} nm")
+    headings += ["solid", "void"]
+    captions.append("solid, void: narrowest features in whole pixels (imageruler)")
+    if checked:
+        headings += ["KLayout"]
+        captions.append("KLayout: Euclidian width, space that the contours pass")
+    table = _table(title, headings, "\n".join(captions))
     for design in found[:_SHOWN]:
         merit = design["predicted"]
-        colours = [number(merit["colour_efficiency"].get(colour)) for colour in COLOURS]
-        widths = [f"{design['solid_nm']:.0f}", f"{design['void_nm']:.0f}"]
-        smallest = f"[bold]{number(merit.get('min_efficiency'))}[/]"
-        table.add_row(
-            f"{design['rank']:03d}", *(polished_from(design) or [str(design["start"])]), *colours, smallest, *widths
-        )
+        cells = [f"{design['rank']:03d}", *(polished_from(design) or [str(design["start"])][: len(origin)])]
+        cells += [f"[bold]{design['objective']:.4f}[/]"]
+        cells += [number(merit["colour_efficiency"].get(colour)) for colour in COLOURS]
+        cells += [number(merit.get("min_efficiency"))]
+        if robust:
+            cells += [number(one["predicted"].get("min_efficiency")) for one in shifts(design).values()]
+        cells += [f"{design['solid_nm']:.0f}", f"{design['void_nm']:.0f}"]
+        if checked:
+            rules = design["klayout"]["contours"]
+            cells += [f"{rules['width_nm']}, {rules['space_nm']}"]
+        table.add_row(*cells)
     return table
+
+
+def _mean_shifts(designs: list[Mapping[str, Any]]) -> str:
+    """Mean shift of the edges of the eroded and the dilated forms of designs in nm."""
+    forms = [shifts(design) for design in designs]
+    return ", ".join(f"{np.mean([form[name]['shift_nm'] for form in forms]):+.1f}" for name in forms[0])
 
 
 def _table(title: str, headings: list[str], caption: str | None) -> Table:
     table = Table(title=title, caption=caption, title_justify="left", caption_justify="left", box=SIMPLE_HEAD)
+    if len(headings) > _ROOMY:  # so that 80 characters hold them
+        table.padding, table.pad_edge, table.show_edge = (0, 0), False, False
     for heading in headings:
         table.add_column(heading, justify="right")
     return table

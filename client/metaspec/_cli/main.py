@@ -10,7 +10,9 @@ from pathlib import Path
 from types import FrameType, ModuleType
 from typing import Annotated, Any, NoReturn
 
+import numpy as np
 import typer
+from numpy.typing import NDArray
 from rich.console import Console
 from tqdm import tqdm
 
@@ -30,14 +32,18 @@ from metaspec._cli.sources import (
     Workers,
     choose_source,
 )
+from metaspec._cli.starts import StartCell, StartFiles, StartLayer, Starts, read_starts, start_settings, starts_on
 from metaspec._design.features import import_imageruler
+from metaspec._design.filters import RADIUS_NM
 from metaspec._surrogate.base import DEFAULT_URL
 from metaspec._version import __version__
 from metaspec.optimise.stopping import Patience
+from metaspec.topology import Parameterisation
 from metaspec_contract.detectors import SPREAD
 from metaspec_contract.files import read_array, replacing
+from metaspec_contract.layouts import parse_layer
 from metaspec_contract.model import DEFAULT_MODEL
-from metaspec_contract.source import SourceError
+from metaspec_contract.source import SourceError, SourceInfo
 from metaspec_contract.spectra import MERGED_GREENS, Spectra
 
 app = typer.Typer(
@@ -159,7 +165,15 @@ def design(
     out: Annotated[Path, typer.Option(help="Run folder. An interrupted run in it is resumed.")],
     objective: Annotated[str, typer.Option(help=f"{', '.join(objectives.NAMES)}.")] = "bayer",
     steps: Annotated[int, typer.Option(help="Steps of the optimiser.", min=1)] = 200,
-    starts: Annotated[int, typer.Option(help="Random starts, in one batch; or size of the population.", min=1)] = 16,
+    starts: Annotated[
+        int,
+        typer.Option(
+            help="Starts, in one batch: those of --start, then random ones; or size of the population.", min=1
+        ),
+    ] = 16,
+    start: StartFiles = None,
+    start_cell: StartCell = None,
+    start_layer: StartLayer = "1/0",
     patience: Annotated[
         int, typer.Option(help="End a stage of the steepness after this many steps without a gain; 0 for never.", min=0)
     ] = 0,
@@ -167,7 +181,9 @@ def design(
         float, typer.Option(help="Smallest rise of the objective that --patience counts as a gain.", min=0)
     ] = 1e-3,
     optimiser: Annotated[str, typer.Option(help=f"{', '.join(optimise.NAMES)}.")] = "adam",
-    radius_nm: Annotated[float, typer.Option(help="Radius of the density filter, which sets the length scale.")] = 80.0,
+    radius_nm: Annotated[
+        float, typer.Option(help="Radius of the density filter, which sets the length scale.")
+    ] = RADIUS_NM,
     symmetry: Annotated[str, typer.Option(help="diagonal or none.")] = "none",
     robust_delta: Annotated[
         float,
@@ -184,6 +200,8 @@ def design(
     ] = 0.0,
     seed: Annotated[int, typer.Option(help="Seed of the random starts.", min=0)] = 0,
     gds_layer: runs.GdsLayer = "1/0",
+    gds_unit_nm: runs.GdsUnit = None,
+    contour_tolerance_nm: runs.Tolerance = None,
     source: SourceOption = SURROGATE,
     url: Url = DEFAULT_URL,
     model: Model = DEFAULT_MODEL,
@@ -193,18 +211,20 @@ def design(
     process: ProcessFile = None,
     wait: Wait = LONGEST_WAIT,
 ) -> None:
-    """Design colour routers from random starts, all in one batch.
+    """Design colour routers from random or given starts, all in one batch.
 
     A server that goes away is waited for. After Ctrl-C or the final loss of the server, the same command resumes and ends with
     the same designs.
     """
-    from metaspec.designs import begin, write_designs  # needs the extra "optimise"
+    from metaspec.designs import begin, shifted_edges, write_designs  # needs the extra "optimise"
 
     goal = objectives.by_name(objective)
     Patience(patience or None, min_gain)  # refused before anything is written
     stop_rule: dict[str, Any] = {"patience": patience, "min_gain": min_gain} if patience else {}
-    layer = runs.read_layer(gds_layer)
-    optimise.find(optimiser, starts)
+    layer = parse_layer(gds_layer, "--gds-layer")
+    drawings = read_starts(start, start_cell, start_layer)
+    if not getattr(optimise.find(optimiser, starts), "needs_gradient", True) and drawings:
+        raise ValueError(f"--start needs an optimiser with gradients, got --optimiser {optimiser}")
     chosen = choose_source(context, source)
     settings = {
         "objective": objective,
@@ -219,6 +239,9 @@ def design(
         "min_feature_nm": min_feature_nm,
         "seed": seed,
         "gds_layer": gds_layer,
+        **({} if gds_unit_nm is None else {"gds_unit_nm": gds_unit_nm}),
+        **({} if contour_tolerance_nm is None else {"contour_tolerance_nm": contour_tolerance_nm}),
+        **start_settings(drawings, start_cell, start_layer),
         **chosen.settings,
     }
     if runs.is_done(out, settings):
@@ -240,20 +263,32 @@ def design(
             info, radius_nm, None if symmetry == "none" else symmetry, min_feature_nm
         )
         problem = optimise.Problem(origin, goal, parameterisation, robust_delta=robust_delta)
-        method = optimise.by_name(optimiser, starts, seed, shape=info.pixels, pixel_nm=info.process.pixel_nm)
+        runs.check_layouts(info.process, gds_unit_nm, contour_tolerance_nm)
+        given = starts_on(drawings, info.process, parameterisation) if drawings else None
+        method, structure = _starting(context, optimiser, starts, seed, info, parameterisation, given)
         runs.check_answers(origin, method.needs_gradient)
         begin(out, settings)
         checkpoint = out / runs.CHECKPOINT
         verb = "Resuming" if checkpoint.exists() else "Optimising"
         address = f" at {url}" if source == SURROGATE else ""
-        typer.echo(f"{verb} objective {objective}, {starts} starts, {optimiser}; {info.label}{address}")
+        rows = len(method.ask())
+        typer.echo(f"{verb} objective {objective}, {rows} starts, {optimiser}; {info.label}{address}")
+        for remark in [] if given is None else given.remarks:
+            typer.echo(remark)
         if info.merged_greens:
             typer.echo(f"{MERGED_GREENS}.")
         shown = display.RunDisplay(console, problem, steps)
         with runs.resumable(shown.where):
             with shown:
                 result = optimise.run(
-                    problem, method, steps, checkpoint=checkpoint, callback=shown, progress=False, **stop_rule
+                    problem,
+                    method,
+                    steps,
+                    structure=structure,
+                    checkpoint=checkpoint,
+                    callback=shown,
+                    progress=False,
+                    **stop_rule,
                 )
             if left := steps - len(result.history.value):
                 typer.echo(
@@ -268,6 +303,10 @@ def design(
                     settings=settings,
                     seed=seed,
                     gds_layer=layer,
+                    gds_unit_nm=gds_unit_nm,
+                    contour_tolerance_nm=contour_tolerance_nm,
+                    shifted=shifted_edges(problem, result),
+                    ranked_by=_ranked_by(objective, robust_delta, spread_penalty),
                 )
     advice = (
         f"They are simulated by {info.label}: metaspec-simulate verify {out} --cells N checks them on another grid."
@@ -276,6 +315,42 @@ def design(
         "improves them there."
     )
     runs.end(out, console, result, report, advice)
+
+
+def _starting(
+    context: typer.Context,
+    name: str,
+    starts: int,
+    seed: int,
+    info: SourceInfo,
+    parameterisation: Parameterisation,
+    given: Starts | None,
+) -> tuple[optimise.Optimiser, NDArray[np.uint8] | None]:
+    """The optimiser, and the binary structures of its starts where some were given: the result is never worse than they.
+
+    Raises:
+        ValueError: fewer starts than given structures, or an optimiser that cannot start from them.
+    """
+    shape, pixel_nm = info.pixels, info.process.pixel_nm
+    if given is None:
+        return optimise.by_name(name, starts, seed, shape=shape, pixel_nm=pixel_nm), None
+    asked = context.get_parameter_source("starts")
+    if asked is None or asked.name != "COMMANDLINE":
+        starts = len(given.structure)
+    elif starts < len(given.structure):
+        raise ValueError(f"--starts must be at least the {len(given.structure)} structures of --start, got {starts}")
+    method = optimise.by_name(name, starts, seed, shape=shape, pixel_nm=pixel_nm, latents=given.latent)
+    structure = parameterisation.binary(method.ask())
+    structure[: len(given.structure)] = given.structure
+    return method, structure
+
+
+def _ranked_by(objective: str, robust_delta: float, spread_penalty: float) -> str:
+    """What designs of a run are ranked by, in words."""
+    words = f"objective {objective}"
+    if spread_penalty:
+        words += f" less {spread_penalty:g} times the spread"
+    return f"{words}, the worst of eroded, nominal and dilated" if robust_delta else words
 
 
 app.command()(polish)

@@ -15,12 +15,14 @@ from metaspec._cli.runs import (
     CACHE,
     CHECKPOINT,
     GdsLayer,
+    GdsUnit,
+    Tolerance,
     check_answers,
+    check_layouts,
     check_objective,
     end,
     is_done,
     parameterisation_for,
-    read_layer,
     resumable,
 )
 from metaspec._cli.sources import (
@@ -36,9 +38,12 @@ from metaspec._cli.sources import (
     choose_source,
 )
 from metaspec._design.features import import_imageruler
+from metaspec._design.filters import RADIUS_NM
 from metaspec._surrogate.base import DEFAULT_URL
 from metaspec_contract.files import read_array
+from metaspec_contract.layouts import parse_layer
 from metaspec_contract.model import DEFAULT_MODEL
+from metaspec_contract.report_page import refresh_page
 from metaspec_contract.run_folder import DESIGNS, REPORT, RunReport, Unpolished, read_report
 from metaspec_contract.structures import Structure, check_binary
 
@@ -57,12 +62,14 @@ def polish(
     objective: Annotated[
         str | None, typer.Option(help="As for optimise.  [default: that of FOLDER; balanced for bayer]")
     ] = None,
-    radius_nm: Annotated[float, typer.Option(help="Radius of the density filter.")] = 80.0,
+    radius_nm: Annotated[float, typer.Option(help="Radius of the density filter.")] = RADIUS_NM,
     min_feature_nm: Annotated[
         float | None,
         typer.Option(help="Minimum width of solid and void; 0 for any.  [default: that of FOLDER]", min=0),
     ] = None,
     gds_layer: GdsLayer = "1/0",
+    gds_unit_nm: GdsUnit = None,
+    contour_tolerance_nm: Tolerance = None,
     source: SourceOption = "solver",
     url: Url = DEFAULT_URL,
     model: Model = DEFAULT_MODEL,
@@ -83,7 +90,7 @@ def polish(
     designs = _read_designs(folder, found)[:best]
     name = _SHARPER.get(found.objective, found.objective) if objective is None else objective
     goal = objectives.by_name(name)
-    layer = read_layer(gds_layer)
+    layer = parse_layer(gds_layer, "--gds-layer")
     width = _width_of(folder, found) if min_feature_nm is None else min_feature_nm
     symmetry = "diagonal" if (designs == designs.transpose(0, 2, 1)).all() else None
     chosen = choose_source(context, source, process=found.process)
@@ -96,6 +103,8 @@ def polish(
         "radius_nm": radius_nm,
         "min_feature_nm": width,
         "gds_layer": gds_layer,
+        **({} if gds_unit_nm is None else {"gds_unit_nm": gds_unit_nm}),
+        **({} if contour_tolerance_nm is None else {"contour_tolerance_nm": contour_tolerance_nm}),
         **chosen.settings,
     }
     if is_done(out, settings):
@@ -108,6 +117,7 @@ def polish(
         if difference := found.process.difference(info.process):
             raise ValueError(f"{folder} holds designs for another process than that of {info.label}: {difference}")
         check_objective(name, goal, info)
+        check_layouts(info.process, gds_unit_nm, contour_tolerance_nm)
         parameterisation = parameterisation_for(info, radius_nm, symmetry, width)
         problem = optimise.Problem(origin, goal, parameterisation)
         check_answers(origin)
@@ -132,8 +142,11 @@ def polish(
                     objective=name,
                     settings=settings,
                     gds_layer=layer,
+                    gds_unit_nm=gds_unit_nm,
+                    contour_tolerance_nm=contour_tolerance_nm,
                     unpolished=unpolished,
                 )
+                refresh_page(folder)
     end(out, console, result, report, f"metaspec-simulate verify {out} --cells N checks them on another grid.")
 
 

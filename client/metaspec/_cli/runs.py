@@ -17,6 +17,8 @@ from metaspec._design.features import check_width
 from metaspec.objectives import Objective
 from metaspec.optimise import Result
 from metaspec.topology import Parameterisation
+from metaspec_contract.process import Process
+from metaspec_contract.report_page import narrow
 from metaspec_contract.source import Source, SourceError, SourceInfo
 
 CHECKPOINT = "checkpoint.npz"
@@ -28,21 +30,34 @@ CACHE = "cache"
 GdsLayer = Annotated[str, typer.Option(help="Layer and datatype of the solid in the layouts.")]
 
 
-def read_layer(text: str) -> tuple[int, int]:
-    """Layer and datatype of the option `--gds-layer`.
+GdsUnit = Annotated[
+    float | None,
+    typer.Option(help="Database unit of the layouts in nm, such as 1.  [default: 1 for contours, exact for pixels]"),
+]
+Tolerance = Annotated[
+    float | None,
+    typer.Option(help="Largest distance of smooth contours from the pixels' edges in nm.  [default: one pixel]"),
+]
+
+
+def check_layouts(process: Process, unit_nm: float | None, tolerance_nm: float | None) -> None:
+    """Refuse a database unit or a tolerance of contours that does not fit the process, before the run.
 
     Raises:
-        ValueError: not two integers that GDSII can hold.
+        ValueError: it does not fit; the option is named.
     """
-    layer, _, datatype = text.partition("/")
-    try:
-        numbers = int(layer), int(datatype)
-    except ValueError:
-        raise ValueError(f"--gds-layer must be two integers, LAYER/DATATYPE, got {text!r}") from None
-    from metaspec.gds import check_layer
+    from metaspec.layouts import check_tolerance, check_unit
 
-    check_layer(numbers)
-    return numbers
+    try:
+        if unit_nm is not None:
+            check_unit(unit_nm, process.period_um)
+    except ValueError as error:
+        raise ValueError(f"--gds-unit-nm: {error}") from None
+    try:
+        if tolerance_nm is not None:
+            check_tolerance(tolerance_nm, process.pixel_nm)
+    except ValueError as error:
+        raise ValueError(f"--contour-tolerance-nm: {error}") from None
 
 
 @contextmanager
@@ -140,6 +155,8 @@ def end(out: Path, console: Console, result: Result, report: Mapping[str, Any], 
     (out / CHECKPOINT).unlink(missing_ok=True)
     shutil.rmtree(out / CACHE, ignore_errors=True)
     console.print(display.designs(report))
+    if warning := narrow(report):
+        typer.echo(f"Warning: {warning}")
     typer.echo(
         f"{result.structures_evaluated:,} structures in {result.wall_s:.0f} s. {out / 'report.html'} shows the designs.\n"
         + advice

@@ -20,8 +20,10 @@ from metaspec._transport.protocol import (
     ModelInfo,
     Reply,
     Request,
+    ServedModel,
     check_gradient_model,
     needs_config,
+    parse_index,
     parse_model,
 )
 from metaspec._transport.proxies import proxy_for
@@ -98,6 +100,10 @@ class AsyncSurrogate(SurrogateBase):
                 line.describing.add_done_callback(lambda _: setattr(line, "describing", None))
             self._info = info = await asyncio.shield(line.describing)  # others wait for it, too
         return info
+
+    async def models(self) -> tuple[ServedModel, ...]:
+        """All models of the server; see `Surrogate.models`."""
+        return parse_index(await self._ask(self._question("index")))
 
     async def is_ready(self) -> bool:
         """Whether the server answers and the model is ready, now."""

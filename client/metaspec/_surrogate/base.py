@@ -129,9 +129,9 @@ class SurrogateBase:
             raise ValueError(f"{self!r} is closed: create another one")
 
     def _question(
-        self, operation: Literal["server", "model", "config", "ready"], version: str = "", model: str = ""
+        self, operation: Literal["server", "index", "model", "config", "ready"], version: str = "", model: str = ""
     ) -> Request:
-        if operation == "server":
+        if operation in ("server", "index"):
             return Request(operation)
         return Request(operation, model or self.model, version or self.version or "")
 

@@ -22,9 +22,11 @@ from metaspec._transport.protocol import (
     ModelInfo,
     Reply,
     Request,
+    ServedModel,
     Transport,
     check_gradient_model,
     needs_config,
+    parse_index,
     parse_model,
 )
 from metaspec_contract.model import gradient_model
@@ -138,6 +140,14 @@ class Surrogate(SurrogateBase, Source):
             self._flight = None
             flight.cancel()  # without effect if it has a result
         return info
+
+    def models(self) -> tuple[ServedModel, ...]:
+        """All models of the server, of any name, and those that it cannot serve, with the reason.
+
+        Raises:
+            MetaSpecError: one of its subclasses; `ProtocolError` if the server has no index of its models.
+        """
+        return parse_index(self._ask(self._question("index")))
 
     def is_ready(self) -> bool:
         """Whether the server answers and the model is ready, now."""

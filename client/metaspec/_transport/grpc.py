@@ -170,6 +170,8 @@ def _call(client: Any, request: Request, **arguments: Any) -> Any:
     """Call the client's method for an operation; with the asyncio client, the result is awaitable."""
     if request.operation == "server":
         return client.get_server_metadata(**arguments)
+    if request.operation == "index":
+        return client.get_model_repository_index(**arguments)
     method = {
         "model": client.get_model_metadata,
         "config": client.get_model_config,
@@ -189,6 +191,9 @@ def _decode(answer: Any, request: Request, url: str) -> Reply:
     match request.operation:
         case "server":
             return Reply({"extensions": list(answer.extensions)})
+        case "index":
+            fields = ("name", "version", "state", "reason")
+            return Reply({"models": [{name: getattr(one, name) for name in fields} for one in answer.models]})
         case "model":
             inputs, outputs = (
                 [{"name": tensor.name, "datatype": tensor.datatype, "shape": list(tensor.shape)} for tensor in tensors]

@@ -196,6 +196,8 @@ def encode(request: Request) -> dict[str, Any]:
         path += f"/models/{quote(request.model, safe='')}"
     if request.version:
         path += f"/versions/{quote(request.version, safe='')}"
+    if request.operation == "index":
+        return {"method": "POST", "url": f"{path}/repository/index", "json": {}}
     if request.operation != "infer":
         return {"method": "GET", "url": path + {"config": "/config", "ready": "/ready"}.get(request.operation, "")}
     inputs = [
@@ -250,6 +252,8 @@ def decode(request: Request, response: httpx.Response, content: bytearray) -> Re
             reply = _tensors(content, int(response.headers[_HEADER_LENGTH]))
             check_id(request, reply.document.get("id"), str(response.request.url))
             return reply
+        if request.operation == "index":
+            return Reply({"models": list(json.loads(content))})
         return Reply(dict(json.loads(content)))
     except (KeyError, ValueError, TypeError, IndexError, AttributeError, OverflowError, RecursionError) as error:
         raise ProtocolError(f"the answer from {response.request.url} cannot be read: {error!r}") from error
@@ -282,7 +286,7 @@ def _error_of(request: Request, response: httpx.Response, content: bytearray) ->
     message = f"{detail} (HTTP {status} from {response.request.url})"
     if status == 400 and "batch-size must be <=" in detail:  # Triton's 413
         return RequestTooLarge(message)
-    if status == 404 and request.operation == "server":
+    if status == 404 and request.operation in ("server", "index"):
         return ProtocolError(message)
     kind = _ERRORS.get(status, ServerError)
     return ServerBusy(message, retry_after(response)) if kind is ServerBusy else kind(message)

@@ -10,7 +10,7 @@ import json
 import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,7 +39,8 @@ class Request:
     """A request to a server.
 
     Attributes:
-        operation: metadata of the server or of a model, Triton's configuration of a model, readiness, or inference.
+        operation: metadata of the server or of a model, the index of all models, Triton's configuration of a model,
+            readiness, or inference.
         model: name of the model.
         version: version of the model; "" for the server's choice.
         inputs: contiguous input tensors by name.
@@ -47,7 +48,7 @@ class Request:
         id: identifier, which the server repeats in its answer.
     """
 
-    operation: Literal["server", "model", "config", "ready", "infer"]
+    operation: Literal["server", "index", "model", "config", "ready", "infer"]
     model: str = ""
     version: str = ""
     inputs: Mapping[str, NDArray[Any]] = field(default_factory=dict)
@@ -93,7 +94,7 @@ class AsyncTransport(Protocol):
         """Close the connections."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ModelInfo(SourceInfo):
     """A server's description of a model, checked.
 
@@ -104,6 +105,43 @@ class ModelInfo(SourceInfo):
 
     takes_bits: bool
     details: dict[str, Any]
+
+
+class ServedModel(NamedTuple):
+    """A version of a model in a server's repository.
+
+    Attributes:
+        name: name of the model.
+        version: its version; "" if none could be read.
+        ready: whether it takes requests.
+        reason: why it does not, or why its newest file is not served.
+    """
+
+    name: str
+    version: str
+    ready: bool
+    reason: str = ""
+
+
+def parse_index(index: Reply) -> tuple[ServedModel, ...]:
+    """The models of a server, by name and version.
+
+    Raises:
+        ProtocolError: the index cannot be read.
+    """
+    try:
+        found = [
+            ServedModel(
+                str(entry["name"]),
+                str(entry.get("version") or ""),
+                entry.get("state") == "READY",
+                str(entry.get("reason") or ""),
+            )
+            for entry in index.document["models"]
+        ]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ProtocolError(f"the server's index of models cannot be read: {error!r}") from error
+    return tuple(sorted(found, key=lambda model: (model.name, model.version.zfill(20))))
 
 
 def check_id(request: Request, answered: object, url: str) -> None:

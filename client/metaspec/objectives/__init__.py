@@ -36,3 +36,7 @@ __all__ = [
     "crosstalk_matrix",
     "filter_array",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

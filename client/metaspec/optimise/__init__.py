@@ -19,6 +19,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from metaspec._extras import missing_extra
 from metaspec.optimise.adam import Adam
@@ -50,6 +51,11 @@ __all__ = [
     "run",
 ]
 
+
+def __dir__() -> list[str]:
+    return __all__
+
+
 _GRADIENT = {  # name: module, class, required package, extra
     "adam": ("adam", "Adam", "numpy", ""),
     "lbfgs": ("lbfgs", "LBFGSB", "scipy", "optimise"),
@@ -75,9 +81,10 @@ def by_name(
     *,
     shape: tuple[int, int] = (PIXELS, PIXELS),
     pixel_nm: float = PIXEL_NM,
+    latents: ArrayLike | None = None,
     **settings: Any,
 ) -> Optimiser:
-    """An optimiser with random starts.
+    """An optimiser with random starts, or with given ones first.
 
     Args:
         name: one of `NAMES`. "adam", "lbfgs", "torch", "optax" and "invrs" use gradients and vary every pixel; "cmaes",
@@ -86,15 +93,25 @@ def by_name(
         seed: seed of the random number generator.
         shape: pixels (y, x) of a structure; `source.metadata().pixels` for another device than the default one.
         pixel_nm: width of a pixel in nm; `source.metadata().process.pixel_nm` likewise.
+        latents: starts of a gradient method, (M, y, x) with M at most `starts`, such as `Parameterisation.latent` finds for
+            given structures; the others are random.
         **settings: arguments of the optimiser's class; and `points` for a gradient-free one.
 
     Raises:
-        ValueError: no such optimiser, or too few starts for it.
+        ValueError: no such optimiser, too few starts for it, or latents that do not fit.
         ImportError: a required package is not installed; the extra that has it is named.
     """
     make = find(name, starts)
     if name in _GRADIENT:
-        return make(random_latents(starts, seed, shape, pixel_nm=pixel_nm), **settings)
+        start = random_latents(starts, seed, shape, pixel_nm=pixel_nm)
+        if latents is not None:
+            given = np.asarray(latents, np.float64)
+            if given.shape[1:] != shape or not 1 <= len(given) <= starts:
+                raise ValueError(f"latents must be at most {starts} rows of {shape}, got shape {given.shape}")
+            start[: len(given)] = given
+        return make(start, **settings)
+    if latents is not None:
+        raise ValueError(f'latents are starts of gradient methods, {", ".join(_GRADIENT)}, not of "{name}"')
     points = settings.pop("points", 6 if name == "botorch" else 10)
     return ControlPoints(make(starts, seed, (points, points), **settings), shape)
 

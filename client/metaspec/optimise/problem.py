@@ -87,6 +87,9 @@ class Problem:
         self.fabrication, self.penalties = fabrication, tuple(penalties)
         self.structures_evaluated = self.server_calls = 0
 
+    def __repr__(self) -> str:
+        return f"<Problem: {_named(self.objective)} of {self.parameterisation!r}, by {self.source!r}>"
+
     @property
     def refinable(self) -> bool:
         """Whether the objective of a binary structure is that of its spectra alone, which `refine` improves."""

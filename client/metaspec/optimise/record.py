@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from html import escape
 from typing import Self
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from metaspec.optimise.base import Array
+from metaspec_contract import html
+from metaspec_contract.detectors import COLOUR_NAMES
 from metaspec_contract.source import SourceInfo
 from metaspec_contract.spectra import Spectra
 from metaspec_contract.structures import pack, packed_bytes
+
+_SHOWN = 6  # designs in the table of a notebook
 
 
 @dataclass(frozen=True)
@@ -35,7 +40,7 @@ class Progress:
     structure: Array
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class History:
     """Values of the objective over the steps.
 
@@ -51,8 +56,12 @@ class History:
     checked: Array
     binary_value: Array
 
+    def __repr__(self) -> str:
+        steps, rows = self.value.shape
+        return f"<History: {steps} steps of {rows} starts, {len(self.checked)} evaluations of binary structures>"
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class Result:
     """The best binary structure of each row of the batch, best first.
 
@@ -81,6 +90,35 @@ class Result:
     structures_evaluated: int
     server_calls: int
     wall_s: float
+
+    def __repr__(self) -> str:
+        return f"<Result: {self._summary}>"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the first designs."""
+        first = self.spectra[:_SHOWN]
+        efficiencies = first.colour_efficiency(first.colours)
+        rows = [
+            [
+                str(n),
+                html.structure_picture(self.structure[n], size=64),
+                f"{self.value[n]:.4f}",
+                *(f"{value:.3f}" for value in each),
+                str(self.row[n]),
+                str(self.found[n]),
+            ]
+            for n, each in enumerate(efficiencies)
+        ]
+        if len(self.value) > _SHOWN:
+            rows.append([f"... and {len(self.value) - _SHOWN} more"])
+        colours = (COLOUR_NAMES[colour] for colour in first.colours)
+        head = ["design", "structure", "objective", *colours, "start", "found in step"]
+        return f"<div>{escape(self._summary)}{html.table(rows, head)}</div>"
+
+    @property
+    def _summary(self) -> str:
+        count = "1 design" if len(self.value) == 1 else f"{len(self.value)} designs"
+        return f"{count}, best {self.value[0]:.4f}, {len(self.history.value)} steps, {self.spectra.label}"
 
     def judged_again(self, structure: Array, value: ArrayLike, spectra: Spectra) -> Result:
         """The result with other structures, or values and spectra by another source, best first.
