@@ -33,9 +33,10 @@ LONG = (
 
 SHARING = {
     "export": ("export/",),
+    "archives": ("distributions/test_archives.py", "distributions/test_install.py"),
     "bundled": ("end_to_end/test_end_to_end.py", "end_to_end/test_server_docs.py"),
 }
-"""Tests that share what takes long to make: exported models, and a server of all bundled models."""
+"""Tests that share what takes long to make: exported models, archives, and a server of all bundled models."""
 
 
 @pytest.fixture(autouse=True)

@@ -84,6 +84,7 @@ def build(source: Source, variants: Variants, revision: str, report: Report) -> 
         TensorRTUnavailable: engines cannot be built.
     """
     networks: dict[bool, nn.Module] = {False: source.served}
+    warning: str | None = None
     if variants.images is not None:
         networks[True] = _symmetric(source, variants.images)
     for symmetric, gradient in variants.graphs:
@@ -98,7 +99,10 @@ def build(source: Source, variants: Variants, revision: str, report: Report) -> 
             model, measured = _in_precision(graph, precision, source, report)
             metadata = attach(model, facts | measured)
             _require_served(model, metadata)
+            warning = warning or metadata.warning
             yield _publication(model, metadata, variants.engines, report)
+    if warning is not None:
+        report(warning)
 
 
 def require_same_device_as_published(source: Source, repository: Path, names: Sequence[str]) -> None:
@@ -164,7 +168,7 @@ def _in_precision(
     model = reduce(graph, precision, samples.of("train").structures)
     served = session(model.SerializeToString())
     if precision == "fp32":
-        return model, {"metrics": measure(served, samples, source.counts)}
+        return model, {"metrics": measure(served, source)}
     validation = samples.of("validation", COMPARED).structures
     cotangent = None
     if len(served.get_inputs()) > 1:
@@ -184,7 +188,7 @@ def _in_precision(
     if found.gradient is not None:
         tolerance["gradient"] = {"allowed": allowed.gradient, "measured": found.gradient}
     return model, {
-        "metrics": measure(served, samples, source.counts),
+        "metrics": measure(served, source),
         "tolerance": tolerance,
         "deviation": asdict(found),
     }

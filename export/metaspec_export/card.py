@@ -20,9 +20,10 @@ def model_card(metadata: ExportedMetadata) -> str:
     architecture = _ARCHITECTURES.get(training.network, "Network")
     preset = f", preset {training.preset}" if training.preset else ""
     wavelengths = metadata.wavelengths_nm
+    warning = f"\n**{metadata.warning}**\n" if metadata.warning else ""
     merged = f"\n{MERGED_GREENS}\n" if metadata.merged_greens else ""
     return f"""# {metadata.name}
-
+{warning}
 {architecture} ({training.network}{preset}), {training.parameters / 1e6:.1f} million parameters, {metadata.precision}.
 {_computes(metadata)}
 
@@ -43,7 +44,7 @@ Splits are by orbit: no translation, rotation or mirror image of a structure is 
 On {metadata.evaluated_on}. Efficiencies lie between 0 and 1; the loss has weights 2, 0.1 and 100; green is G1 + G2.
 
 {_errors(metadata)}
-
+{_trivial(metadata)}
 The labels have errors of their own, see `docs/simulation.md`.
 {_tolerance(metadata.tolerance)}
 
@@ -87,6 +88,9 @@ def _data(sources: list[DataSource | dict[str, Any]]) -> str:
     lines = []
     for source in sources:
         one = source.model_dump() if isinstance(source, DataSource) else source
+        if not one["structures"]:
+            lines.append(f"- {one['name']}: the data are not known")
+            continue
         grid = f" with {one['solver']['cells']} cells per period" if "cells" in one["solver"] else ""
         lines.append(
             f"- {one['name']}: {one['structures']} training structures, labelled by {one['solver']['name']}{grid}"
@@ -113,6 +117,14 @@ def _errors(metadata: ExportedMetadata) -> str:
         cells += ["" if colours is None else f"{colours:.4f}", f"{measured['r2']:.3f}", f"{measured['loss']:.2e}"]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _trivial(metadata: ExportedMetadata) -> str:
+    """The error of the mean spectrum in a sentence."""
+    trivial = metadata.metrics["test"].get("mean_spectrum_mae")
+    if trivial is None:
+        return ""
+    return f"\nThe mean spectrum of the training data has a MAE of {trivial:.4f} on the test split.\n"
 
 
 def _tolerance(tolerance: dict[str, Any]) -> str:

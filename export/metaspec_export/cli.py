@@ -5,6 +5,7 @@ What needs PyTorch is imported by the commands, so that `--help` and `--version`
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import sys
 from pathlib import Path
@@ -71,6 +72,17 @@ def export(
     tensorrt_engines: Annotated[
         bool, typer.Option("--tensorrt", help="Build TensorRT engines for this machine's GPU, too.")
     ] = False,
+    huggingface: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Also write the network as a Hugging Face model repository: weights as safetensors, settings, model card.",
+        ),
+    ] = None,
+    licence: Annotated[
+        str | None,
+        typer.Option("--license", metavar="ID", help="Licence of the weights for --huggingface, such as apache-2.0."),
+    ] = None,
     allow_dirty: Annotated[
         bool,
         typer.Option("--allow-dirty", help="Publish although the source code has uncommitted changes or no revision."),
@@ -80,8 +92,12 @@ def export(
 
     The repository is as it was if anything fails.
     """
+    import onnx
+
+    from metaspec_export import huggingface as hub
     from metaspec_export import tensorrt
     from metaspec_export.build import Variants, build, require_same_device_as_published
+    from metaspec_export.metadata import read
     from metaspec_export.precision import parse_precisions
     from metaspec_export.publish import next_version, publish, require_free
     from metaspec_export.revision import source_revision
@@ -92,6 +108,10 @@ def export(
     )
     number = version or next_version(repository, variants.names)
     require_free(repository, number, variants.names)
+    if huggingface is not None:
+        hub.require_possible(huggingface, licence, variants.precisions)
+    elif licence is not None:
+        raise ValueError("--license is that of --huggingface, which is missing")
     revision = source_revision(allow_dirty)
     if tensorrt_engines:
         tensorrt.require_tensorrt()
@@ -101,9 +121,17 @@ def export(
         typer.echo(f"{checkpoint} does not record what it was trained on: taken from --data, {names}.")
     require_same_device_as_published(source, repository, variants.names)
     publications = list(build(source, variants, revision, typer.echo))
-    for folder in publish(repository, number, publications):
+    with contextlib.ExitStack() as undone:
+        if huggingface is not None and licence is not None:
+            (forward,) = (one for one in publications if one.name == name)
+            about = read(onnx.load_from_string(forward.files["model.onnx"]))
+            undone.enter_context(hub.written(huggingface, source, about, licence))
+        published = publish(repository, number, publications)
+    for folder in published:
         size = (folder / "model.onnx").stat().st_size / 2**20
         typer.echo(f"Published {folder} ({size:.1f} MiB).")
+    if huggingface is not None:
+        typer.echo(f"Wrote {huggingface}, a Hugging Face model repository.")
 
 
 @app.command()

@@ -30,9 +30,8 @@ from metaspec_contract.model import (
 from metaspec_export.parity import run
 from metaspec_export.precision import Precision
 from metaspec_export.source import Source
-from metaspec_simulation.dataset import Samples
 from metaspec_training.networks.symmetric import SymmetricNetwork
-from metaspec_training.report.evaluation import errors
+from metaspec_training.report.evaluation import errors, uselessness
 
 _EFFICIENCY = "efficiency: power through the detector / power incident on the cell"
 _SPREAD = (
@@ -49,7 +48,7 @@ class ExportedMetadata(ModelMetadata):
         precision: precision of the graph.
         tolerance: allowed and measured difference from PyTorch for fp32, from fp32 for other precisions; gradients likewise.
         deviation: `Deviation` from fp32; empty for fp32.
-        metrics: errors by split.
+        metrics: errors by split, and there, as `mean_spectrum_mae`, that of the mean spectrum of the training data.
         evaluated_on: name of the data set that errors were measured on.
         source_revision: revision of the code.
         made_with: versions of the packages.
@@ -67,6 +66,13 @@ class ExportedMetadata(ModelMetadata):
     source_revision: str
     made_with: dict[str, str]
     weights_sha256: str
+
+    @property
+    def warning(self) -> str | None:
+        """What a user of a network that has learnt hardly anything must know, None for a better one."""
+        test = self.metrics["test"]
+        trivial = test.get("mean_spectrum_mae")
+        return None if trivial is None else uselessness(test["mae"], trivial)
 
 
 def common_facts(source: Source, images: int, revision: str) -> dict[str, Any]:
@@ -104,7 +110,7 @@ def common_facts(source: Source, images: int, revision: str) -> dict[str, Any]:
     }
 
 
-def measure(session: ort.InferenceSession, samples: Samples, counts: dict[str, int]) -> dict[str, Any]:
+def measure(session: ort.InferenceSession, source: Source) -> dict[str, Any]:
     """Errors of the graph itself on the validation and test splits, as ONNX Runtime computes it.
 
     For a graph with a spread, also quantiles of its mean over wavelengths, and Spearman's rank correlation of that mean
@@ -112,21 +118,22 @@ def measure(session: ort.InferenceSession, samples: Samples, counts: dict[str, i
 
     Args:
         session: the loaded graph.
-        samples: samples of the splits.
-        counts: number of structures in the data set, of which the samples may be a part, by split.
+        source: samples of the splits, and the mean spectrum that they are compared with.
     """
     measured: dict[str, Any] = {}
     gradient = len(session.get_inputs()) > 1
     for split in ("validation", "test"):
-        part = samples.of(split)
+        part = source.samples.of(split)
         shape = (len(part), *session.get_outputs()[0].shape[1:])
         cotangent = np.zeros(shape, np.float32) if gradient else None
         prediction, spread = np.split(run(session, part.structures, cotangent)[0], [len(CHANNELS)], axis=1)
         measured[split] = {
             "count": len(part),
-            "of": counts[split],
+            "of": source.counts[split],
             **asdict(errors(prediction, part.spectra, part.process)),
         }
+        if source.mean_spectrum is not None:
+            measured[split]["mean_spectrum_mae"] = float(np.abs(source.mean_spectrum - part.spectra).mean())
         if spread.size:
             each, error = spread.mean(axis=(1, 2)), np.abs(prediction - part.spectra).mean(axis=(1, 2))
             measured[split][SPREAD] = {

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from metaspec_contract.process import Process
@@ -16,6 +17,7 @@ from metaspec_simulation.dataset import Samples, load, provenance
 from metaspec_training.fit.checkpoint import read_checkpoint
 from metaspec_training.fit.loss import merge_greens
 from metaspec_training.networks.field import DiffractionFieldNet
+from metaspec_training.report.evaluation import mean_spectrum
 
 COMPARED = 64
 """Structures of a split that graphs are compared on, and that int8 is calibrated on."""
@@ -38,6 +40,7 @@ class Source:
         samples: samples of a data set that errors are measured on, graphs are compared on and int8 is calibrated on. Of large
             data sets, it has not all of them.
         counts: number of structures in the data set, by split.
+        mean_spectrum: mean of the spectra of its train split, float32 (4, W); None if that is empty.
         evaluated_on: name of the data set.
         from_data: whether the checkpoint has no provenance, so that it was taken from the data sets given.
     """
@@ -47,6 +50,7 @@ class Source:
     provenance: Provenance
     samples: Samples
     counts: dict[str, int]
+    mean_spectrum: NDArray[np.float32] | None
     evaluated_on: str
     from_data: bool
 
@@ -94,12 +98,14 @@ def read_source(checkpoint: Path, data: Sequence[Path] = (), limit: int = LIMIT)
     first = next(iter(sets))
     samples = sets[first]
     limits = {"train": COMPARED, "validation": limit, "test": limit}
+    counts = {split: len(samples.rows(split)) for split in limits}
     return Source(
         checkpoint,
         trained.network,
         known,
         samples=samples.take(np.concatenate([samples.rows(split, most) for split, most in limits.items()])),
-        counts={split: len(samples.rows(split)) for split in limits},
+        counts=counts,
+        mean_spectrum=mean_spectrum(samples, "train") if counts["train"] else None,
         evaluated_on=first.resolve().name,
         from_data=trained.provenance is None,
     )

@@ -89,7 +89,7 @@ input [
 output [
 {listed(wanted.outputs)}
 ]
-dynamic_batching {{ preferred_batch_size: [ {batches} ] }}
+dynamic_batching {{ preferred_batch_size: [ {batches} ], priority_levels: 2, default_priority_level: 2 }}
 instance_group [ {{ kind: {"KIND_CPU" if precision == "int8" else "KIND_AUTO"}, count: 1 }} ]
 version_policy {{ latest {{ num_versions: 1 }} }}
 response_cache {{ enable: true }}

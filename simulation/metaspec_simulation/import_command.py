@@ -127,7 +127,7 @@ def _require_replaceable(report: Path, out: Path) -> None:
         raise ValueError(f"--report {report} lies in --out {out}, which has a report in any case: leave it out")
     if not report.absolute().parent.is_dir():
         raise ValueError(f"--report {report}: there is no such folder")
-    if report.exists():
+    if report.is_file():  # a device or a pipe is written to
         with report.open("rb") as file:
             if not re.match(rb'\s*{\s*"rows":', file.read(100)):
                 raise ValueError(f"--report {report} exists and is no report of an import: choose another file")

@@ -73,7 +73,13 @@ def test_client(archives: Build, environment: Environment) -> None:
     simulation = environment.run("metaspec", "predict", "structures.npy", "--source", "solver")
     assert_one_line(simulation, "--source solver needs metaspec-lab: pip install metaspec-lab")
     assert_one_line(environment.run("metaspec", "optimise", "--out", "designs"), 'pip install "metaspec[optimise]"')
-    for module, extra in {"torch": "torch", "jax": "jax", "gds": "optimise", "figures": "optimise"}.items():
+    for module, extra in {
+        "torch": "torch",
+        "jax": "jax",
+        "gds": "optimise",
+        "figures": "optimise",
+        "widget": "notebook",
+    }.items():
         result = environment.run("python", "-c", f"import metaspec.{module}")
         assert result.stderr.splitlines()[-1].startswith("ImportError")
         assert f'pip install "metaspec[{extra}]"' in result.stderr
@@ -91,10 +97,15 @@ def test_server(archives: Build, environment: Environment, small_repository: Pat
     environment.install(archives("contract").wheel, archives("server").wheel, lock="serve.txt")
     assert_version(environment, "metaspec-serve")
     missing = failed_imports(environment, "metaspec_server")
-    assert [line.partition(":")[0] for line in missing] == ["metaspec_server.engines.triton"]
+    needing_triton = [f"metaspec_server.engines.{name}" for name in ("triton", "triton_connection", "triton_queue")]
+    modules = ("call", "inference", "messages", "methods", "server", "status")
+    needing_grpc = [f"metaspec_server.oip_grpc.{name}" for name in modules]
+    assert sorted(line.partition(":")[0] for line in missing) == [*needing_triton, *needing_grpc]
     triton = environment.run("metaspec-serve", "--engine", "triton", "--triton-url", "127.0.0.1:9")
     assert_one_line(triton, "pip install 'metaspec-server[triton]'")
     small = ["--repository", str(small_repository)]
+    grpc = environment.run("metaspec-serve", *small, "--grpc-port", "0")
+    assert_one_line(grpc, "pip install 'metaspec-server[grpc]'")
     traces = environment.run("metaspec-serve", *small, OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:9")
     assert_one_line(traces, "pip install 'metaspec-server[telemetry]'")
 

@@ -11,5 +11,5 @@ from metaspec_testing.servers import RunningServer, running_server
 
 @pytest.fixture(scope="session")
 def bundled() -> Iterator[RunningServer]:
-    with running_server() as server:  # no arguments: what `make serve` does, but for the port
+    with running_server("--grpc-port", "0") as server:  # what `make serve` does, but for the port, and gRPC
         yield server

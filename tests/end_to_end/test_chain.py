@@ -1,14 +1,12 @@
-"""The chain as a user of another process goes it: simulate, train.py, export, serve, client, optimise, verify.
+"""The chain as a user of another process goes it: simulate, train, export, serve, client, optimise, verify.
 
 The process has another period, other wavelengths and larger pixels than the default one. Nobody types it twice: it is in the
-file given to the simulation, and every later link finds it.
+file given to the simulation, and every later link finds it. The commands run in this process; `test_own_data` starts them.
 """
 
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,11 @@ from metaspec import InvalidStructure, Surrogate
 from metaspec_contract.detectors import CHANNELS
 from metaspec_contract.process import Process
 from metaspec_contract.run_folder import RunReport, VerifyReport
+from metaspec_export import cli as export
+from metaspec_simulation import cli as simulation
+from metaspec_testing.commands import give
 from metaspec_testing.servers import RunningServer, running_server
+from metaspec_training import cli as training
 from metaspec_training.fit.checkpoint import load_network
 from metaspec_training.networks.field import DiffractionFieldNet
 
@@ -39,22 +41,13 @@ CELLS = 24  # the coarsest grid: nobody looks at the physics here
 pytestmark = pytest.mark.slow
 
 
-def run(*command: object) -> str:
-    """Run a command as a user does; returns what it prints."""
-    scripts = Path(sys.executable).parent
-    first, *rest = map(str, command)
-    program = [sys.executable, first] if first.endswith(".py") else [str(scripts / first)]
-    result = subprocess.run([*program, *rest], capture_output=True, text=True, timeout=250, check=False)
-    assert result.returncode == 0, result.stderr[-3000:]
-    return result.stdout
-
-
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("chain") / "narrow-cell"
     process = folder.with_name("process.json")
     process.write_text(PROCESS.model_dump_json())
-    run("metaspec-simulate", "--count", 40, "--cells", CELLS, "--process", process, "--out", folder, "--workers", 2)
+    arguments = ["--count", "40", "--cells", str(CELLS), "--process", str(process)]
+    simulation.app(["run", *arguments, "--out", str(folder)], standalone_mode=False)
     return folder
 
 
@@ -63,8 +56,7 @@ def checkpoint(data: Path) -> Path:
     runs = data.with_name("runs")
     network = ("width=32", "blocks=1", "stem=16", "coarse_head=false", "beam=false", "wavelength_nodes=20")
     settings = [f"--model.config.init_args.{setting}" for setting in network]
-    run(
-        ROOT / "training" / "train.py",
+    arguments = [
         f"--config={ROOT / 'training' / 'configs' / 'field.yaml'}",
         f"--data.path={data}",
         "--data.batch_size=8",
@@ -73,8 +65,10 @@ def checkpoint(data: Path) -> Path:
         "--trainer.max_steps=4",
         "--trainer.precision=32",
         "--trainer.accelerator=cpu",
+        "--trainer.enable_progress_bar=false",
         f"--trainer.default_root_dir={runs}",
-    )
+    ]
+    training.main(["fit", *arguments])
     (best,) = runs.rglob("best.ckpt")
     return best
 
@@ -82,7 +76,8 @@ def checkpoint(data: Path) -> Path:
 @pytest.fixture(scope="module")
 def repository(checkpoint: Path, data: Path) -> Path:
     folder = data.with_name("models")
-    run("metaspec-export", checkpoint, "--repository", folder, "--data", data, "--allow-dirty")
+    arguments = ["--repository", str(folder), "--data", str(data), "--allow-dirty"]
+    export.app(["export", str(checkpoint), *arguments], standalone_mode=False)
     return folder
 
 
@@ -95,13 +90,13 @@ def server(repository: Path) -> Iterator[RunningServer]:
 @pytest.fixture(scope="module")
 def designs(server: RunningServer, data: Path) -> Path:
     folder = data.with_name("designs")
-    run("metaspec", "optimise", "--steps", 4, "--starts", 2, "--url", server.url, "--out", folder)
+    assert give(["optimise", "--steps", 4, "--starts", 2, "--url", server.url, "--out", folder]) == 0
     return folder
 
 
 @pytest.fixture(scope="module")
 def verified(designs: Path) -> Path:
-    run("metaspec-simulate", "verify", designs, "--cells", CELLS)
+    simulation.app(["verify", str(designs), "--cells", str(CELLS)], standalone_mode=False)
     return designs
 
 
@@ -152,27 +147,16 @@ def test_designs_and_their_verification_are_of_the_same_process(verified: Path) 
     assert report.channels == list(CHANNELS)
     assert truth.solver["cells"] == [CELLS]
     assert [design.rank for design in truth.designs] == [design.rank for design in report.designs] == [0, 1]
-    assert truth.designs[0].predicted.min_efficiency == pytest.approx(
-        report.designs[0].predicted.min_efficiency, abs=1e-5
-    )
+    predicted = truth.designs[0].predicted
+    assert predicted is not None
+    assert predicted.min_efficiency == pytest.approx(report.designs[0].predicted.min_efficiency, abs=1e-5)
 
 
 def test_a_data_set_of_another_process_is_refused(checkpoint: Path, tmp_path: Path) -> None:
     """Both sides are named, and nothing is written."""
-    other = ROOT / "datasets" / "bayer-600nm"
-    command = [
-        str(Path(sys.executable).parent / "metaspec-export"),
-        str(checkpoint),
-        "--repository",
-        str(tmp_path / "m"),
-    ]
-    result = subprocess.run(
-        [*command, "--data", str(other), "--allow-dirty"], capture_output=True, text=True, timeout=250, check=False
-    )
-    assert result.returncode == 2
-    (line,) = result.stderr.strip().splitlines()
-    assert "period_um 1.6 against 2.0" in line
-    assert "bayer-600nm" in line
+    arguments = ["--repository", str(tmp_path / "m"), "--data", str(ROOT / "datasets" / "designs-600nm")]
+    with pytest.raises(ValueError, match=r"designs-600nm are of different processes: period_um 1\.6 against 2\.0"):
+        export.app(["export", str(checkpoint), *arguments, "--allow-dirty"], standalone_mode=False)
     assert not (tmp_path / "m").exists()
 
 

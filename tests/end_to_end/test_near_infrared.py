@@ -55,7 +55,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def trained(data: Path) -> Path:
-    network = ("width=32", "blocks=1", "stem=8", "beam=false", "wavelength_nodes=20")
+    network = ["width=16", "blocks=0", "stem=8", "spectral_basis=8", "wavelength_nodes=16"]
+    network += ["beam=false", "coarse_head=false"]
     arguments = [f"--config={CONFIG}", f"--data.path={data}", "--data.batch_size=8", "--data.positions=1"]
     arguments += [f"--model.config.init_args.{setting}" for setting in network]
     arguments += ["--trainer.max_epochs=1", "--trainer.log_every_n_steps=1", "--trainer.precision=32"]

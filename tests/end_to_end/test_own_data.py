@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 from metaspec_contract.process import Process
@@ -70,6 +71,8 @@ def test_the_commands_from_raw_files_to_designs(tmp_path: Path, monkeypatch: pyt
     for step in before:
         run(step, next((more.split() for start, more in SMALL.items() if start in " ".join(step)), []))
     assert Path("runs/full/lightning_logs/version_0/report/report.html").exists()
+    gradient = onnx.load("models/diffractionnet_vjp/1/model.onnx")  # the export has compared it with autograd
+    assert sum(node.op_type == "Shape" for node in gradient.graph.node) <= 1, "it stays on the GPU"
     with running_server(*serve[1:3]) as server:  # on a free port
         run(optimise, [*SMALL["metaspec optimise"].split(), "--url", server.url])
     run(verify, SMALL["metaspec-simulate verify"].split())

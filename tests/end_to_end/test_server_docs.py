@@ -24,7 +24,7 @@ def outputs(bundled: RunningServer, tmp_path_factory: pytest.TempPathFactory) ->
     folder = tmp_path_factory.mktemp("docs")
     found = []
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    environment = os.environ | {"URL": bundled.url, "PATH": path}
+    environment = os.environ | {"URL": bundled.url, "GRPC": bundled.grpc_address, "PATH": path}
     for language, text in EXAMPLES:
         command = ["bash", "-ec", text] if language == "sh" else [sys.executable, "-c", text]
         result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)

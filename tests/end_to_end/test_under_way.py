@@ -78,7 +78,7 @@ def test_a_full_queue_says_when_to_return(one_model: str) -> None:
 
 
 def test_accepted_work_is_finished_before_the_end(one_model: str) -> None:
-    with running_server("--repository", one_model) as server, ThreadPoolExecutor() as pool:
+    with running_server("--repository", one_model, "--shutdown-timeout", "60") as server, ThreadPoolExecutor() as pool:
         answer = pool.submit(server.post, "/predict", content=packed(200), headers=HEADERS)
         until_structures_wait(server)
         server.process.send_signal(signal.SIGTERM)

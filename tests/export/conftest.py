@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -107,9 +108,7 @@ def trained_on(data: Path) -> Provenance:
 
 @pytest.fixture(scope="session")
 def checkpoint(trained_on: Provenance, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    config = DiffractionFieldNetConfig(
-        width=32, blocks=1, spectral_basis=8, wavelength_nodes=16, beam=True, process=PROCESS
-    )
+    config = DiffractionFieldNetConfig(width=32, blocks=1, spectral_basis=8, wavelength_nodes=16, process=PROCESS)
     return _make_checkpoint(tmp_path_factory.mktemp("run") / "last.ckpt", config, trained_on)
 
 
@@ -123,6 +122,7 @@ def published(checkpoint: Path, data: Path) -> tuple[Path, str]:
     """A repository of all models of one network, and what the command printed."""
     repository = checkpoint.parent / "repository"
     precisions = ("--precision", "fp32,fp16")
+    hub = ("--huggingface", checkpoint.parent / "hub", "--license", "apache-2.0") if find_spec("safetensors") else ()
     result = _command(
         checkpoint,
         "--repository",
@@ -134,6 +134,7 @@ def published(checkpoint: Path, data: Path) -> tuple[Path, str]:
         "--images",
         4,
         "--allow-dirty",
+        *hub,
     )
     assert result.returncode == 0, result.stderr
     assert not result.stderr

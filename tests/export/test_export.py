@@ -28,6 +28,7 @@ from metaspec_export.parity import check_gradient_parity, check_parity
 from metaspec_simulation.dataset import load
 from metaspec_testing.triton import python_repository, start_triton
 from metaspec_training.fit.checkpoint import load_network
+from metaspec_training.report.evaluation import uselessness
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # tracing takes minutes on a busy machine
 
@@ -50,6 +51,20 @@ def test_every_step_is_reported(published: tuple[Path, str]) -> None:
         "fp16 deviates from fp32 by",
     ):
         assert published[1].count(line) >= 2
+
+
+def test_a_network_that_has_learnt_nothing_is_called_useless(published: tuple[Path, str], data: Path) -> None:
+    """On the terminal and in the card; its weights are random."""
+    samples = load(data)
+    test, mean = samples.of("test"), samples.of("train").spectra.mean(axis=0)
+    metrics = read(onnx.load(published[0] / "diffractionnet" / "1" / "model.onnx")).metrics["test"]
+    assert metrics["mean_spectrum_mae"] == pytest.approx(np.abs(test.spectra - mean).mean(), rel=1e-5)
+    warning = uselessness(metrics["mae"], metrics["mean_spectrum_mae"])
+    assert warning is not None
+    assert published[1].count("This network is useless") == 1
+    card = (published[0] / "diffractionnet" / "1" / "MODEL_CARD.md").read_text()
+    assert f"# diffractionnet\n\n**{warning}**\n" in card
+    assert f"has a MAE of {metrics['mean_spectrum_mae']:.4f} on the test split" in card
 
 
 def test_layout_and_config(repository: Path) -> None:
@@ -113,7 +128,7 @@ def test_metadata_come_from_the_checkpoint(graph: Graph, process: Process, train
 def test_cards(repository: Path, graph: Graph, trained_on: Provenance) -> None:
     metadata = read(graph("diffractionnet"))
     card = (repository / "diffractionnet" / "1" / "MODEL_CARD.md").read_text()
-    title, _, first, *_ = card.splitlines()
+    title, _, _, _, first, *_ = card.splitlines()  # a warning is between them
     assert title == "# diffractionnet"
     millions = f"{metadata.training.parameters / 1e6:.1f}"
     assert first == f"Field decoder (DiffractionFieldNet, preset field), {millions} million parameters, fp32."

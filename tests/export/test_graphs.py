@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -11,12 +11,13 @@ import onnx
 import pytest
 import torch
 from onnx import TensorProto, helper
-from torch import nn
+from torch import Tensor, nn
 
 from metaspec_contract.process import Process
 from metaspec_export.graph import OperatorError, forward_graph, gradient_graph, require_portable
 from metaspec_export.parity import ParityError, check_gradient_parity, check_parity, run, session
 from metaspec_export.precision import Deviation, DeviationError, Precision, deviation, reduce, require_within
+from metaspec_training.networks.beam import BeamFeatures
 from metaspec_training.networks.query import DiffractionNetConfig
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # tracing takes minutes on a busy machine
@@ -29,27 +30,44 @@ Graph = Callable[[str], onnx.ModelProto]
 Traced = tuple[nn.Module, onnx.ModelProto]
 
 
-@pytest.fixture(scope="module")
-def decoder() -> nn.Module:
+def small(config: DiffractionNetConfig) -> nn.Module:
     """A decoder whose encoder has one residual block on most of its maps: more would only be traced again and again."""
     torch.manual_seed(0)
-    network = DECODER.build().eval()
+    network = config.build().eval()
     for stage in list(network.encoder.stages)[1:]:
         assert isinstance(stage, nn.Sequential)
         stage[1] = nn.Identity()
     return network
 
 
+class Beam(nn.Module):
+    """The wave under the layer alone, as efficiencies (N, 2, 2, 31)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.features = BeamFeatures(Process(), 16, 4 * 31)
+
+    def forward(self, density: Tensor) -> Tensor:
+        wave: Tensor = self.features(density)
+        return wave.square().mean(dim=(2, 3)).reshape(-1, 2, 2, 31)
+
+
 @pytest.fixture(scope="module")
-def decoder_gradient(decoder: nn.Module) -> onnx.ModelProto:
-    return gradient_graph(decoder)
+def beam() -> Iterator[Traced]:
+    """With two slices: more are the same operators again."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("metaspec_training.networks.beam.SLICES", 2)
+        network = Beam().eval()
+        yield network, gradient_graph(network)
 
 
-@pytest.fixture(params=["field", "decoder"])
+@pytest.fixture(params=["field", "beam"])
 def traced(request: pytest.FixtureRequest) -> Traced:
-    """A network and its gradient graph."""
-    if request.param == "decoder":
-        return request.getfixturevalue("decoder"), request.getfixturevalue("decoder_gradient")
+    """A network and its gradient graph; `test_own_data` exports that of a decoder."""
+    if request.param == "beam":
+        found: Traced = request.getfixturevalue("beam")
+        return found
     return request.getfixturevalue("network"), request.getfixturevalue("graph")("diffractionnet_vjp")
 
 
@@ -95,12 +113,12 @@ def test_a_wrong_graph_is_found_out(network: nn.Module, graph: Graph) -> None:
 
 @pytest.mark.parametrize("kind", ["field", "decoder", "baseline"])
 def test_a_forward_graph_computes_only_what_depends_on_the_structure(
-    kind: str, network: nn.Module, graph: Graph, decoder: nn.Module
+    kind: str, network: nn.Module, graph: Graph
 ) -> None:
     if kind == "field":
         trained, model = network, graph("diffractionnet")
     else:
-        trained = decoder if kind == "decoder" else BASELINE.build().eval()
+        trained = small(DECODER if kind == "decoder" else BASELINE)
         model = forward_graph(trained)
     require_portable(model)
     assert b".py" not in model.SerializeToString(), "no stack traces, with paths of the machine"
@@ -126,8 +144,11 @@ def test_operators_that_leave_the_gpu_are_named() -> None:
         require_portable(helper.make_model(graph))
 
 
-@pytest.mark.parametrize("precision", ["fp16", "int8"])
-def test_reduced_precision(gradient_model: onnx.ModelProto, precision: Precision, process: Process) -> None:
+@pytest.mark.parametrize(
+    ("traced", "precision"), [("field", "fp16"), ("field", "int8"), ("beam", "fp16")], indirect=["traced"]
+)
+def test_reduced_precision(traced: Traced, precision: Precision, process: Process) -> None:
+    gradient_model = traced[1]
     reduced = reduce(gradient_model, precision, STRUCTURES)
     assert reduced.ByteSize() < gradient_model.ByteSize()
     cotangent = np.random.default_rng(1).standard_normal((5, 4, 31), np.float32)

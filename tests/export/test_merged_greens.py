@@ -63,6 +63,9 @@ def test_the_served_greens_are_one(server: RunningServer, unseen: Structure, tau
     assert np.abs(own[:, G1] - own[:, G2]).max() > 1e-3
     body = {"structures": unseen.tolist()}
     answer = server.post(f"/predict?model={model}", json=body).raise_for_status().json()
+    assert answer["merged_greens"] is True
+    raw = server.post(f"/predict?model={model}", json=body, headers={"Accept": "application/octet-stream"})
+    assert raw.headers["MetaSpec-Merged-Greens"] == "true"
     by_rest = np.array(answer["spectra"], np.float32)
     with Surrogate(server.url, model=model) as surrogate:
         assert surrogate.metadata().merged_greens

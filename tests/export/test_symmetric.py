@@ -88,6 +88,7 @@ def test_batches_are_counted_in_passes_through_the_network(repository: Path) -> 
     assert [tuple(tensor.dims) for tensor in config.output] == [(5, 31), (1, 128, 128)]
     assert config.max_batch_size == 64
     assert list(config.dynamic_batching.preferred_batch_size) == [2, 8, 32]
+    assert (config.dynamic_batching.priority_levels, config.dynamic_batching.default_priority_level) == (2, 2)
     parameter = json.loads(config.parameters["metaspec"].string_value)
     assert parameter["channels"] == ["R", "G1", "G2", "B", "spread"]
     options = json.loads((repository / "diffractionnet_symmetric" / "1" / "tensorrt.json").read_text())

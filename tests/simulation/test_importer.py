@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -352,6 +353,15 @@ def test_missing_and_misnamed_files(tmp_path: Path, refusal: Refusal) -> None:
     (raw / "spectra_latest_7 (copy).npy").rename(raw / "binary_dataset_64_8.npy")
     assert "binary_dataset_64_8.npy is of structures of 64 pixels, but the process has 128" in refusal(*options, out)
     (raw / "binary_dataset_64_8.npy").unlink()
+    assert f"{raw / 'spectra_latest_7.npy' / 'set'} cannot be made: Not a directory" in refusal(
+        *options, raw / "spectra_latest_7.npy" / "set"
+    )
+    (tmp_path / "link").symlink_to("nowhere")
+    assert "link exists: choose" in refusal(*options, tmp_path / "link")
+    (tmp_path / "link").unlink()
+    os.mkfifo(raw / "spectra_latest_8.npy")  # to open it would be to wait for its writer
+    assert "spectra_latest_8.npy is no regular file" in refusal(*options, out)
+    (raw / "spectra_latest_8.npy").unlink()
     np.save(raw / "spectra_latest_9.npy", spectra(2, (3,)))
     np.save(raw / "binary_dataset_128_9.npy", structures(2))
     assert "spectra_latest_9.npy has 3 channels and spectra_latest_7.npy has 4" in refusal(*options, out)

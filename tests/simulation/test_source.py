@@ -92,8 +92,9 @@ def test_gradients(source: SolverSource, solver: Solver, three: Structure) -> No
     density = 0.1 + 0.8 * three[:2]
     weights = np.random.default_rng(0).standard_normal((2, 2, 4, 301))
     expected = np.stack([solver.gradient(one, by)[1] for one, by in zip(density, weights, strict=True)])
-    np.testing.assert_array_equal(source.gradient(density, weights), expected)
-    np.testing.assert_array_equal(source.gradient(density[0], weights[0, :1]), expected[0, :1])
+    rounding = 1e-6 * np.abs(expected).max()  # a worker may have another number of threads for matrix products
+    np.testing.assert_allclose(source.gradient(density, weights), expected, atol=rounding)
+    np.testing.assert_allclose(source.gradient(density[0], weights[0, :1]), expected[0, :1], atol=rounding)
 
 
 def test_an_objective_costs_one_forward_simulation(

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from torch.utils.tensorboard import SummaryWriter
 
 from metaspec_contract.process import Process
 from metaspec_simulation.data.families import SOURCES
@@ -25,8 +26,10 @@ from metaspec_training.report.evaluation import (
     errors,
     mean_spectrum,
     nearest_predictor,
+    uselessness,
     with_merged_greens,
 )
+from metaspec_training.report.figures import draw_history
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "training" / "configs"
@@ -62,7 +65,10 @@ def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         ("--trainer.gradient_clip_val=1", "trainer.gradient_clip_val is not used: set model.clip_norm"),
         ("--trainer.accumulate_grad_batches=0", "trainer.accumulate_grad_batches must be at least 1"),
         ("--trainer.logger=Nothing", 'Parser key "trainer.logger"'),
-        ("--model.config.init_args.width=-32", "negative dimension -32"),
+        ("--model.config.init_args.width=-32", "model.config.width must be a positive multiple of 16, got -32"),
+        ("--model.config.init_args.stem=12", "model.config.stem must be a positive multiple of 8, got 12"),
+        ("--model.config.init_args.blocks=-1", "model.config.blocks must be at least 0, got -1"),
+        ("--model.config.init_args.spectral_basis=3", "model.config.spectral_basis must be at least 4, got 3"),
         ("--trainer.check_val_every_n_epoch=0", "trainer.check_val_every_n_epoch must be above 0, got 0"),
         ("--trainer.val_check_interval=0", "trainer.val_check_interval must be above 0, got 0"),
         ("--model.config.init_args.witdh=32", "Option 'witdh' is not accepted"),
@@ -130,11 +136,6 @@ def test_a_run_resumes_with_its_own_network_only(
 
 @pytest.mark.slow
 def test_the_script_refuses_in_one_line_too(tmp_path: Path) -> None:
-    command = [sys.executable, "training/train.py", "--config=training/configs/field.yaml", "--data.path=nowhere"]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
-    assert result.returncode == 2
-    assert "metaspec-train: nowhere is not a MetaSpec data set" in result.stderr
-    assert "Traceback" not in result.stderr
     command = [sys.executable, "training/train.py", "--config=/nowhere.yaml"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
     assert result.returncode == 2
@@ -194,7 +195,8 @@ def test_presets_are_valid(preset: str, capsys: pytest.CaptureFixture[str]) -> N
 
 def test_report(trained: Path, other: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["report", str(trained), "--out", str(tmp_path)])
-    assert "| nearest training structure |" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "| nearest training structure |" in printed
     report = json.loads((tmp_path / "report.json").read_text())
     assert (report["counts"], report["evaluated"], report["neighbours"]) == ({"train": 16, "test": 3}, 3, 16)
     assert set(report["errors"]) >= {"network", "mean spectrum", "nearest training structure"}
@@ -205,6 +207,11 @@ def test_report(trained: Path, other: Path, tmp_path: Path, capsys: pytest.Captu
     page = (tmp_path / "report.html").read_text()
     assert page.count("data:image/png;base64,") == 7
     assert f"{report['errors']['network']['mae']:.4f}" in page
+    assert report["useless"] is True, "after three epochs of 16 structures"
+    warning = uselessness(*(report["errors"][name]["mae"] for name in ("network", "mean spectrum")))
+    assert warning is not None
+    for text in (printed, page, (tmp_path / "report.md").read_text()):
+        assert text.count(warning) == 1
     told = "Trained on 16 structures of fine. Process: Si3N4 on SiO2, period 2 um"
     assert told in page
     assert told in (tmp_path / "report.md").read_text()
@@ -212,6 +219,31 @@ def test_report(trained: Path, other: Path, tmp_path: Path, capsys: pytest.Captu
     mismatch = refusal(capsys, "report", str(trained), "--data", str(other), "--out", str(tmp_path))
     assert "are of different processes: period_um 2.0 against 1.6" in mismatch
     assert str(other) in mismatch
+
+
+def test_a_report_of_a_checkpoint_without_a_run(fine: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoint = tmp_path / "mine.ckpt"
+    checkpoint.symlink_to(ROOT / "training" / "checkpoints" / "fast.ckpt")
+    assert "is a checkpoint without a run: give --data, the data set to" in refusal(capsys, "report", str(checkpoint))
+    options = ["report", str(checkpoint), "--data", str(fine)]
+    assert "leave out --checkpoint" in refusal(capsys, *options, "--checkpoint", str(checkpoint))
+    main(options)
+    page = (tmp_path / "mine-report" / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == 6
+    assert "<h2>Settings" not in page
+    assert json.loads((tmp_path / "mine-report" / "report.json").read_text())["useless"] is False
+    assert "useless" not in capsys.readouterr().out + page
+
+
+def test_a_curve_of_one_point_is_seen(tmp_path: Path) -> None:
+    with SummaryWriter(tmp_path) as log:
+        for step in range(3):
+            log.add_scalar("train/loss", 1.0, step)
+        log.add_scalar("validation/mae", 0.1, 2)
+    figure = draw_history(tmp_path)
+    assert figure is not None
+    terms, error, _ = figure.axes
+    assert [line.get_marker() for line in (*terms.lines, *error.lines)] == ["", "o"]
 
 
 def test_a_report_of_a_part_of_the_data_says_so(
@@ -247,6 +279,8 @@ def test_trivial_predictors(samples: Samples) -> None:
     np.testing.assert_allclose(mean_spectrum(samples, "train"), training.spectra.mean(axis=0), rtol=1e-5)
     assert errors(test.spectra, test.spectra, test.process).mae == 0
     assert errors(test.spectra, test.spectra, test.process).r2 == 1
+    assert uselessness(0.0375, 0.0380) is not None, "on the plateau"
+    assert uselessness(0.0323, 0.0380) is None
     nearest = nearest_predictor(training, training.take(np.arange(10)))
     np.testing.assert_array_equal(nearest, training.spectra[:10])
     np.testing.assert_allclose(distance_to_training(training, training.take(np.arange(10))), 0, atol=1e-3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import re
 import shlex
@@ -280,6 +281,8 @@ def test_what_does_not_fit_is_refused_or_starts_from_scratch(
             "the map takes both tokens.bias and norm.bias to norm.bias",
         ),
         (["norm"], "must be a JSON object of names to names or null"),
+        ('{"norm": null, "norm": "bias"}', "map.json: norm is named more than once"),
+        ("norm: bias", "map.json is not JSON: Expecting value: line 1 column 1"),
     ],
 )
 def test_a_map_that_cannot_be(given: Any, message: str, tmp_path: Path, refused: Callable[..., str]) -> None:
@@ -287,7 +290,7 @@ def test_a_map_that_cannot_be(given: Any, message: str, tmp_path: Path, refused:
     torch.save(network.state_dict(), tmp_path / "mine.pt")
     kind = "metaspec_training.networks.query.DiffractionNetConfig"
     (tmp_path / "small.yaml").write_text(yaml.safe_dump({"model": {"config": {"class_path": kind, "init_args": SIZE}}}))
-    (tmp_path / "map.json").write_text(json.dumps(given))
+    (tmp_path / "map.json").write_text(given if isinstance(given, str) else json.dumps(given))
     options = ("--config", tmp_path / "small.yaml", "--process", "default", "--map", tmp_path / "map.json", "--dry-run")
     assert message in refused(tmp_path / "mine.pt", *options)
 
@@ -331,6 +334,12 @@ def test_files_that_hold_no_weights(tmp_path: Path, refused: Callable[..., str])
     assert "is the file with your weights" in refused(file, *options[:-1], file)
     assert "is a folder, expected a file" in refused(file, *options[:-1], tmp_path)
     assert "no weight fits: is it another network, or of another size?" in refused(file, *options)
+    for content in (b"", b"hello world\n", b'{"weight": [0]}', b"model:\n  width: 32\n", b"1 2 3\n"):
+        file.write_bytes(content)
+        reason = "it is neither one of torch.save nor named .safetensors"
+        assert refused(file, *options).endswith(f"mine.pt is not a file of weights: {reason}")
+    os.mkfifo(tmp_path / "pipe")
+    assert "pipe is no regular file" in refused(tmp_path / "pipe", *options)
     file.write_bytes(b"PK\x03\x04 no archive")
     assert "mine.pt" in refused(file, *options)
     assert "one of the arguments --data --process is required" in refused(file, *options[:2])

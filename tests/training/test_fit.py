@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.loggers import CSVLogger, Logger
+from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, WandbLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from metaspec_training.cli import main
@@ -182,23 +183,43 @@ class Tracker(Logger):
         self.logged.append(metrics)
 
 
-@pytest.mark.parametrize("has_folder", [True, False])
-def test_live_weights_with_an_experiment_tracker(fine: Path, tmp_path: Path, has_folder: bool) -> None:
+def wandb_logger(folder: Path) -> tuple[Logger, Callable[[str], float]]:
+    """An offline run of Weights & Biases, and the last value that it has logged of a name."""
+    pytest.importorskip("wandb")
+    logger = WandbLogger(project="project", save_dir=folder, offline=True)
+    return logger, lambda name: float(logger.experiment.summary[name])
+
+
+def mlflow_logger(folder: Path) -> tuple[Logger, Callable[[str], float]]:
+    """A run of MLflow in a local data base, and the last value that it has logged of a name."""
+    pytest.importorskip("mlflow")
+    logger = MLFlowLogger(experiment_name="project", tracking_uri=f"sqlite:///{folder / 'mlflow.db'}")
+    return logger, lambda name: float(logger.experiment.get_run(logger.run_id).data.metrics[name])
+
+
+def fake_logger(folder: Path | None) -> tuple[Logger, Callable[[str], float]]:
+    logger = Tracker(folder)
+    return logger, lambda name: next(metrics[name] for metrics in reversed(logger.logged) if name in metrics)
+
+
+@pytest.mark.parametrize("tracker", [fake_logger, lambda folder: fake_logger(None), wandb_logger, mlflow_logger])
+def test_live_weights_with_an_experiment_tracker(fine: Path, tmp_path: Path, tracker: Any) -> None:
     """weights.json lies beside the checkpoints; a change in mid-epoch is taken up, the curvature weight little by little."""
-    run, seen = tmp_path / "project" / "run-1", []
+    seen = []
+    logger, logged = tracker(tmp_path)
 
     class Edits(Callback):
         def on_train_batch_end(
             self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
         ) -> None:
             assert isinstance(pl_module, SpectraModule)
+            run = run_folder(trainer)
             seen.append((pl_module.loss.w_grad, pl_module.loss.w_curv))
             if batch_idx == 2:
                 main(["weights", str(run), "--w-grad", "50", "--w-curv", "300"])
             if batch_idx == 3:  # by another callback, before the file was read
                 pl_module.change_weights(pl_module.loss_weights.changed(clip_norm=0.25))
 
-    logger = Tracker(tmp_path if has_folder else None)
     checkpoints = ModelCheckpoint(save_last=True)
     trainer = RunTrainer(
         max_epochs=1,
@@ -212,11 +233,24 @@ def test_live_weights_with_an_experiment_tracker(fine: Path, tmp_path: Path, has
     module = SpectraModule(TINY, AdaptiveSpectralLoss(), ramp_steps=3)
     trainer.fit(module, SpectraDataModule(str(fine), batch_size=2))
     assert seen == [(100, 0)] * 4 + [(50, 0), (50, 100), (50, 200), (50, 300)]
+    run = tmp_path / str(logger.name) / str(logger.version)
     asked = LossWeights.read(run / "weights.json")
     assert (asked.w_grad, asked.w_curv, asked.clip_norm) == (50, 300, 0.25), "neither change undoes the other"
     assert Path(checkpoints.last_model_path).parent == run / "checkpoints"
     assert trainer.log_dir == str(run)
-    assert any("weights/clip_norm" in metrics for metrics in logger.logged)
+    assert logged("weights/clip_norm") == 1.0, "when the epoch began"
+    assert logged("train/loss") > 0
+
+
+def test_messages_of_the_trainer_hold_no_advertisements(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    log = logging.getLogger("lightning.pytorch")
+    log.addHandler(caplog.handler)
+    try:
+        RunTrainer(accelerator="cpu", default_root_dir=tmp_path, precision="auto")
+    finally:
+        log.removeHandler(caplog.handler)
+    assert "Precision " in caplog.text
+    assert "Tip" not in caplog.text
 
 
 def test_the_file_of_weights_lies_in_the_folder_of_any_logger(tmp_path: Path) -> None:
@@ -417,10 +451,15 @@ def test_two_processes_train_one_network(fine: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:You are trying to `self.log")
-@pytest.mark.parametrize("positions", [1, 2])
-def test_a_compiled_step_learns_the_same(fine: Path, tmp_path: Path, positions: int) -> None:
-    """Network, loss and their gradient, on the CPU."""
+@pytest.mark.parametrize(("positions", "backend"), [(1, "aot_eager"), (2, "inductor")])
+def test_a_compiled_step_learns_the_same(
+    fine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, positions: int, backend: str
+) -> None:
+    """Network, loss and their gradient, on the CPU. One network is compiled, the other is traced only: it has many kernels."""
     config: NetworkConfig = TINY if positions > 1 else DiffractionNetConfig(channels=32, width=32, blocks=1, heads=2)
+    if backend != "inductor":
+        compile_ = torch.compile
+        monkeypatch.setattr(torch, "compile", lambda function, options: compile_(function, backend=backend))
     results = []
     for compiled in (False, True):
         torch.manual_seed(0)

@@ -9,6 +9,7 @@ import argparse
 import importlib
 import json
 import pickle
+import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,7 +25,7 @@ from metaspec_contract.process import Process, read_process
 from metaspec_contract.provenance import DataSource, Provenance
 from metaspec_simulation.data.recipe import SCHEMA_VERSION
 from metaspec_simulation.dataset import Samples, load, provenance
-from metaspec_training.fit.checkpoint import NETWORK, PROVENANCE, read_checkpoint
+from metaspec_training.fit.checkpoint import NETWORK, PROVENANCE, read_checkpoint, saved_by_torch
 from metaspec_training.networks.field import DiffractionFieldNetConfig
 from metaspec_training.networks.layers import NetworkConfig
 from metaspec_training.networks.query import DiffractionNetConfig
@@ -63,6 +64,8 @@ def convert(arguments: list[str]) -> None:
     options = _parser().parse_args(arguments)
     if options.out is None and not options.dry_run:
         raise ValueError("give --out FILE, the checkpoint to write, or --dry-run")
+    if options.state_dict.exists() and not options.state_dict.is_file():
+        raise ValueError(f"{options.state_dict} is no regular file")
     if options.out is not None and options.out.is_dir():
         raise ValueError(f"--out {options.out} is a folder, expected a file")
     if options.out is not None and options.out.resolve() == options.state_dict.resolve():
@@ -165,12 +168,21 @@ def _read_map(path: Path | None) -> dict[str, str | None]:
     if path is None:
         return {}
     try:
-        given = json.loads(path.read_text(encoding="utf-8"))
+        given = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_without_repeats)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from None
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     if not isinstance(given, dict) or not all(isinstance(value, str | None) for value in given.values()):
         raise ValueError(f"{path} must be a JSON object of names to names or null")
     return given
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; of names given twice, the parser would keep the last."""
+    if repeated := [name for name, count in Counter(name for name, _ in pairs).items() if count > 1]:
+        raise ValueError(f"{repeated[0]} is named more than once")
+    return dict(pairs)
 
 
 def read_weights(path: Path) -> Weights:
@@ -207,7 +219,13 @@ def _load(path: Path) -> Any:
     try:
         if path.suffix == ".safetensors":
             return importlib.import_module("safetensors.torch").load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
+        if not saved_by_torch(path):
+            raise ValueError("it is neither one of torch.save nor named .safetensors")
+        with warnings.catch_warnings():
+            warnings.filterwarnings(
+                "ignore", "Detected pickle protocol"
+            )  # of files that are refused below, or harmless
+            return torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror or error}") from None
     except ImportError:

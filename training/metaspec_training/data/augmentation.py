@@ -80,7 +80,9 @@ class Expansion(nn.Module):
     def forward(self, batch: Packed) -> Batch:
         pixels = batch.bits.shape[1]
         spectra = self._labels(batch, pixels)
-        relative = self._turned(batch.shift - batch.shift[:, :1], batch.symmetry) * (PIXELS / pixels)
+        relative = torch.zeros(batch.shift.shape, device=batch.shift.device)
+        if batch.shift.shape[1] > 1:
+            relative = self._turned(batch.shift - batch.shift[:, :1], batch.symmetry) * (PIXELS / pixels)
         return Batch(self._densities(batch).unsqueeze(1), relative, spectra.unflatten(2, (2, 2)), batch.low_fidelity)
 
     def _labels(self, batch: Packed, pixels: int) -> Tensor:
@@ -103,11 +105,11 @@ class Expansion(nn.Module):
         pixels = batch.bits.shape[1]
         shift = torch.where(self.transposed[batch.symmetry, None], batch.shift[:, 0].flip(-1), batch.shift[:, 0])
         flipped = self.flipped[batch.symmetry]
-        moved = _take_rows(batch.bits, _sources(shift[:, 0], flipped[:, 0], pixels))
-        moved = _rotated(moved.view(torch.int64), shift[:, 1]).view(torch.uint8)
-        mirrored = flipped[:, 1, None, None]
-        moved = torch.where(mirrored, moved.flip(-1), moved)
-        density = self.bytes.index_select(0, (moved.int() + 256 * mirrored.int()).flatten()).view(-1, pixels, pixels)
+        rows = _sources(shift[:, 0], flipped[:, 0], pixels)
+        moved = _rotated(batch.bits.view(torch.int64), rows, shift[:, 1]).view(torch.uint8)
+        mirrored = flipped[:, 1].long()
+        moved = _choose(moved, moved.flip(-1), mirrored).int().add_(256 * mirrored.int()[:, None, None])
+        density = self.bytes.index_select(0, moved.flatten()).view(-1, pixels, pixels)
         if len(batch.grey):
             density[batch.grey] = self._grey(batch)
         return density
@@ -142,14 +144,21 @@ def _take_rows(x: Tensor, rows: Tensor) -> Tensor:
     return x.flatten(0, 1).index_select(0, (rows + start).flatten()).unflatten(0, rows.shape)
 
 
-def _rotated(words: Tensor, shift: Tensor) -> Tensor:
-    """Bits of rows of words (B, y, words), int64, the first in the lowest bit, moved up by shifts (B,), periodically."""
-    whole, bits = (shift // 64)[:, None], (shift % 64)[:, None, None]
-    count = words.shape[-1]
-    place = torch.arange(count, device=words.device)
+def _choose(one: Tensor, other: Tensor, which: Tensor) -> Tensor:
+    """For each of a batch, one of two tensors (B, ...): the first for 0, the second for 1, (B,)."""
+    count = len(which)
+    return torch.cat([one, other]).index_select(0, torch.arange(count, device=which.device) + count * which)
+
+
+def _rotated(words: Tensor, rows: Tensor, shift: Tensor) -> Tensor:
+    """Rows (B, y) of words of bits (B, y, words), int64, the first bit the lowest, moved up by shifts (B,), periodically."""
+    size, count = words.shape[1:].numel(), words.shape[-1]
+    first = size * torch.arange(len(words), device=words.device)[:, None, None] + count * rows[:, :, None]
+    place = torch.arange(count, device=words.device) - (shift // 64)[:, None]
     here, before = (
-        words.gather(2, ((place - whole - back) & (count - 1))[:, None].expand_as(words)) if count > 1 else words
+        words.flatten().index_select(0, (first + ((place - back) & (count - 1))[:, None]).flatten()).view_as(words)
         for back in (0, 1)
     )
+    bits = (shift % 64)[:, None, None]
     highest = (before >> 1) & torch.iinfo(torch.int64).max  # a shift of a signed word fills up with its sign
     return (here << bits) | (highest >> (63 - bits))

@@ -62,26 +62,60 @@ def read_checkpoint(path: Path) -> Trained:
             malformed provenance or one of another device than the network.
     """
     try:
+        if not saved_by_torch(path):
+            raise ValueError("it holds something else than weights and settings")
         state = torch.load(path, map_location="cpu", weights_only=True)
-        name, settings = state[NETWORK]
-        network = _CONFIGS[name].from_dict(settings).build()
-        weights = {key.removeprefix("network."): value for key, value in state["state_dict"].items()}
-        network.load_state_dict(weights)
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror or error}") from None
     except _DAMAGED as error:
-        first = str(error).partition("\n")[0] or type(error).__name__
-        if isinstance(error, pickle.UnpicklingError):  # torch's advice to run the code in it is none of ours
-            first = "it holds something else than weights and settings"
-        raise ValueError(f"{path} is not a checkpoint that this version can read: {first}") from error
+        raise _unreadable(str(path), error) from error
+    return rebuild(state, str(path))
+
+
+def rebuild(state: Mapping[str, Any], name: str) -> Trained:
+    """The network of a checkpoint's contents, with its weights, and its provenance.
+
+    Args:
+        state: contents: class and settings of the network, its weights under `state_dict`, and the provenance if it is known.
+        name: name of the checkpoint in messages.
+
+    Raises:
+        ValueError: see `read_checkpoint`.
+    """
+    try:
+        kind, settings = state[NETWORK]
+        network = _CONFIGS[kind].from_dict(settings).build()
+        weights = {key.removeprefix("network."): value for key, value in state["state_dict"].items()}
+        network.load_state_dict(weights)
+    except _DAMAGED as error:
+        raise _unreadable(name, error) from error
     for key, weight in weights.items():
         if not torch.isfinite(weight).all():
-            raise ValueError(f"{path} has weights that are not finite, in {key}")
-    provenance = stored_provenance(state, str(path))
+            raise ValueError(f"{name} has weights that are not finite, in {key}")
+    provenance = stored_provenance(state, name)
     device = getattr(network.config, "process", None)
     if provenance is not None and device is not None and (difference := device.difference(provenance.process)):
-        raise ValueError(f"the network of {path} and its provenance are of different processes: {difference}")
+        raise ValueError(f"the network of {name} and its provenance are of different processes: {difference}")
     return Trained(network.eval(), provenance)
+
+
+def _unreadable(name: str, error: Exception) -> ValueError:
+    first = str(error).partition("\n")[0] or type(error).__name__
+    if isinstance(error, pickle.UnpicklingError):  # torch's advice to run the code in it is none of ours
+        first = "it holds something else than weights and settings"
+    return ValueError(f"{name} is not a checkpoint that this version can read: {first}")
+
+
+def saved_by_torch(path: Path) -> bool:
+    """Whether a file starts like those of `torch.save`: a zip archive or, from before torch 1.6, a pickle.
+
+    `torch.load` takes the first bytes of any other file, such as one of text, for instructions to unpickle.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    with path.open("rb") as file:
+        return file.read(2).startswith((b"PK", b"\x80"))
 
 
 def require_resumable(path: Path) -> None:

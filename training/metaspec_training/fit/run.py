@@ -28,8 +28,8 @@ def run_training(arguments: list[str]) -> None:
         TrainingStopped: the training was interrupted, or its loss is not finite any more.
     """
     warnings.filterwarnings("ignore", "LightningCLI's args parameter")  # they are those of the command line
-    warnings.filterwarnings("ignore", ".*does not have many workers")  # batches come from memory
-    warnings.filterwarnings("ignore", r"Found \d+ module\(s\) in eval mode")  # those of model.freeze
+    # Lightning calls jsonargparse as its older versions wanted it.
+    warnings.filterwarnings("ignore", category=DeprecationWarning, module="lightning.pytorch.cli")
     torch.set_float32_matmul_precision("high")
     _check_files(arguments)
     try:

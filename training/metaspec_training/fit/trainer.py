@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,13 @@ from lightning.pytorch.accelerators import Accelerator
 from lightning.pytorch.utilities import rank_zero_info
 
 from metaspec_training.fit.precision import choose_precision
+
+_IRRELEVANT = (
+    ".*does not have many workers",  # batches come from memory
+    r"Found \d+ module\(s\) in eval mode",  # those of model.freeze
+    r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # in Lightning's own code
+)
+"""Warnings of Lightning that a user of this package can do nothing about."""
 
 
 class RunTrainer(Trainer):
@@ -30,12 +39,22 @@ class RunTrainer(Trainer):
         if precision == "auto":
             precision, reason = choose_precision(accelerator)
             rank_zero_info(f"Precision {precision}: {reason}.")
+        for message in _IRRELEVANT:
+            warnings.filterwarnings("ignore", message)
+        for name in ("utilities.rank_zero", "trainer.connectors.checkpoint_connector"):
+            logging.getLogger(f"lightning.pytorch.{name}").addFilter(_is_relevant)
         super().__init__(accelerator=accelerator, precision=precision, **settings)  # type: ignore[arg-type]
 
     @property
     def log_dir(self) -> str:
         """The run's folder; Lightning's has one for all runs where the logger is neither TensorBoard's nor CSV's."""
         return str(run_folder(self))
+
+
+def _is_relevant(record: logging.LogRecord) -> bool:
+    """Whether a message of Lightning is no advertisement, and does not state a default at every checkpoint."""
+    message = record.getMessage()
+    return "Tip: " not in message[:10] and not message.startswith("`weights_only` was not set")
 
 
 def run_folder(trainer: Trainer) -> Path:

@@ -26,15 +26,18 @@ class DiffractionFieldNetConfig(NetworkConfig):
 
     Attributes:
         stem: channels of the 64 x 64 map; the 32 x 32 map has twice as many. A multiple of 8.
-        width: channels of the 16 x 16 map.
+        width: channels of the 16 x 16 map. A multiple of 16.
         blocks: residual blocks on that map.
-        spectral_basis: cubic B-splines over optical frequency that the field is expanded in.
-        wavelength_nodes: wavelengths at which the flux is computed; a cubic spline fills in the others.
+        spectral_basis: cubic B-splines over optical frequency that the field is expanded in, at least 4.
+        wavelength_nodes: wavelengths at which the flux is computed, at least 2; a cubic spline fills in the others.
         coarse_head: whether to learn, in a separate head, the difference that a coarser simulation grid makes to the field.
             Low-fidelity labels then do not pull the predictions, which are for the finer grid, towards the coarser one.
         beam: whether the network reads a crude solution, that of a scalar wave (`BeamPropagation`).
         process: the device, whose geometry and materials enter the propagation; None for that of the data, or for the
             default device without data.
+
+    Raises:
+        ValueError: a size that is too small, or no multiple of what it must be.
     """
 
     stem: int = 32
@@ -44,6 +47,14 @@ class DiffractionFieldNetConfig(NetworkConfig):
     wavelength_nodes: int = 76
     coarse_head: bool = False
     beam: bool = False
+
+    def __post_init__(self) -> None:
+        for name, unit in (("stem", 8), ("width", 16)):  # channels in a group of a normalisation
+            if (size := getattr(self, name)) < unit or size % unit:
+                raise ValueError(f"model.config.{name} must be a positive multiple of {unit}, got {size}")
+        for name, least in (("blocks", 0), ("spectral_basis", 4), ("wavelength_nodes", 2)):
+            if (size := getattr(self, name)) < least:
+                raise ValueError(f"model.config.{name} must be at least {least}, got {size}")
 
     def build(self) -> DiffractionFieldNet:
         """The network, freshly initialised."""

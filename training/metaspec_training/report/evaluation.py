@@ -22,6 +22,10 @@ from metaspec_training.networks.symmetric import D4
 
 Array = NDArray[np.float32]
 
+PLATEAU = 0.95
+"""Share of the mean spectrum's error that a network's must be below. Those that have not left the plateau on which training
+starts have between that and all of it (`docs/training.md`, "The seven improvements")."""
+
 
 @dataclass(frozen=True)
 class Errors:
@@ -117,6 +121,21 @@ def mean_spectrum(samples: Samples, split: str) -> Array:
     wanted = (samples.split == split)[:, None, None]
     mean: Array = samples.spectra.mean(axis=0, dtype=np.float64, where=wanted).astype(np.float32)
     return mean
+
+
+def uselessness(mae: float, of_mean_spectrum: float) -> str | None:
+    """A warning of a network that has learnt hardly more than the mean spectrum, None for a better one.
+
+    Args:
+        mae: mean absolute error of the network.
+        of_mean_spectrum: that of the mean spectrum of the training data, on the same structures.
+    """
+    if mae < PLATEAU * of_mean_spectrum:
+        return None
+    return (
+        f"This network is useless: its mean absolute error, {mae:.4f}, is not clearly below that of the mean spectrum of the "
+        f"training data, {of_mean_spectrum:.4f}. Train it for longer, and do not design with it."
+    )
 
 
 def nearest_predictor(train: Samples, test: Samples) -> Array:

@@ -20,24 +20,23 @@ Array = NDArray[np.floating]
 DETECTOR_COLOURS = {"R": "tab:red", "G1": "tab:green", "G2": "yellowgreen", "B": "tab:blue"}
 
 
-def draw_history(run: Path) -> Figure:
+def draw_history(run: Path) -> Figure | None:
     """Loss and its terms, validation error and gradient norm over the steps of a run, from its TensorBoard log.
 
-    Raises:
-        ValueError: the folder holds no log.
+    None for a run that was logged elsewhere, such as by an experiment tracker.
     """
     log = EventAccumulator(str(run))
     log.Reload()
     scalars = {name: log.Scalars(name) for name in log.Tags()["scalars"]}
     if not {"train/loss", "validation/mae"} & scalars.keys():
-        raise ValueError(f"{run} holds no TensorBoard log of a training")
+        return None
     figure = Figure(figsize=(13, 3.6), layout="constrained")
     terms, error, gradient = figure.subplots(1, 3)
 
     def plot(axes: Axes, name: str, label: str, colour: str) -> None:
         if name in scalars:
             steps, values = zip(*((event.step, event.value) for event in scalars[name]), strict=True)
-            axes.plot(steps, values, color=colour, lw=1, label=label)
+            axes.plot(steps, values, color=colour, lw=1, marker="o" if len(steps) == 1 else "", label=label)
 
     for name, colour in zip(("loss", "mse", "rel", "grad", "curv"), ("k", "C0", "C1", "C2", "C3"), strict=True):
         plot(terms, f"train/{name}", name, colour)
@@ -56,8 +55,14 @@ def draw_history(run: Path) -> Figure:
     return figure
 
 
-def draw_spectra(prediction: Array, test: Samples) -> Figure:
-    """The best, the median and the worst prediction beside their structures and simulated spectra."""
+def draw_spectra(prediction: Array, test: Samples, numbers: NDArray[np.integer]) -> Figure:
+    """The best, the median and the worst prediction beside their structures and simulated spectra.
+
+    Args:
+        prediction: predicted spectra, (N, 4, W).
+        test: samples that were predicted.
+        numbers: number of each sample in its data set, (N,).
+    """
     ranked = np.abs(prediction - test.spectra).mean(axis=(1, 2)).argsort()
     picked = {"best": ranked[0], "median": ranked[len(ranked) // 2], "worst": ranked[-1]}
     wavelength = test.process.wavelengths_nm
@@ -66,8 +71,8 @@ def draw_spectra(prediction: Array, test: Samples) -> Figure:
     side = test.process.period_um
     for column, (name, n) in enumerate(picked.items()):
         structure, spectra = axes[:, column]
-        structure.imshow(test.structures[n], cmap="Greys", extent=(0, side, side, 0))
-        structure.set(title=f"{name}: {test.family[n]}", xlabel="x (um)", ylabel="y (um)")
+        structure.imshow(test.structures[n], cmap="Greys", vmin=0, vmax=1, extent=(0, side, side, 0))
+        structure.set(title=f"{name}: sample {numbers[n]}, {test.family[n]}", xlabel="x (um)", ylabel="y (um)")
         for channel, label in enumerate(CHANNELS):
             colour = DETECTOR_COLOURS[label]
             spectra.plot(wavelength, test.spectra[n, channel], color=colour, alpha=0.45, lw=3)
@@ -77,6 +82,7 @@ def draw_spectra(prediction: Array, test: Samples) -> Figure:
         spectra.set(title=f"mean absolute error {mae:.4f}", xlabel="wavelength (nm)", **limits)
     axes[1, 0].set_ylabel("efficiency")
     axes[1, 0].legend(title="thick: simulated\nthin: predicted", ncols=2)
+    figure.suptitle("Structures from above, dark is solid; samples as numbered in the data set, from 0", fontsize=10)
     return figure
 
 
@@ -130,11 +136,15 @@ def draw_parity(predicted: Array, simulated: Array, names: list[str]) -> Figure:
     return figure
 
 
-def draw_gradients(comparisons: Mapping[str, Comparison]) -> Figure:
+def draw_gradients(comparisons: Mapping[str, Comparison], numbers: NDArray[np.integer] | None = None) -> Figure:
     """For each comparison, a row: a density, both gradients of one efficiency, and the agreement by part and colour.
 
     The efficiency is that of green, or of the first colour where green has none. The density is the one whose gradients have
     the median cosine.
+
+    Args:
+        comparisons: comparisons by the name of their densities.
+        numbers: number of each structure in its data set, (N,), None if they are of none.
     """
     figure = Figure(figsize=(13, 3.4 * len(comparisons)), layout="constrained")
     rows = figure.subplots(len(comparisons), 4, squeeze=False, width_ratios=[1, 1, 1, 1.5])
@@ -145,6 +155,7 @@ def draw_gradients(comparisons: Mapping[str, Comparison]) -> Figure:
         n = int(np.argsort(cosine)[(len(cosine) - 1) // 2])
         density.imshow(one.truth.densities[n], cmap="Greys", vmin=0, vmax=1)
         density.set_ylabel(name)
+        density.set_title("dark is solid" if numbers is None else f"sample {numbers[n]}, dark is solid", fontsize=10)
         limit = float(np.quantile(np.abs(one.truth.gradients[n, drawn]), 0.998))
         for axes, gradient, title in (
             (simulated, one.truth.gradients[n, drawn], f"gradient of {COLOUR_NAMES[colours[drawn]]}, solver"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import io
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,6 +36,7 @@ from metaspec_training.report.evaluation import (
     nearest_predictor,
     predict,
     predict_images,
+    uselessness,
     with_merged_greens,
 )
 from metaspec_training.report.gradients import (
@@ -55,6 +56,23 @@ from metaspec_training.report.gradients import (
 _HEAD = ["predictor", "MAE", "rms", *(f"MAE {c}" for c in CHANNELS), "colour eff.", "peak nm", "R2", "loss"]
 _LIMIT, _NEIGHBOURS = 2000, 20_000  # a minute or two for the bundled networks on two cores; some seconds
 _NO_GRADIENTS = "Gradients are not compared with the solver's: --gradients 8 does that, in some minutes the first time."
+
+
+@dataclass(frozen=True)
+class _Files:
+    """What a report is made of, and where it goes.
+
+    Attributes:
+        checkpoint: checkpoint to evaluate.
+        data: data set to evaluate on.
+        out: folder of the report.
+        settings: settings of the run, as YAML; None for a checkpoint without a run.
+    """
+
+    checkpoint: Path
+    data: Path
+    out: Path
+    settings: str | None
 
 
 def write_report(
@@ -77,9 +95,10 @@ def write_report(
     gradients are kept, so that the next report, of any network, has them at once.
 
     Args:
-        run: folder of the run, which holds `config.yaml`, `checkpoints/` and the TensorBoard log.
+        run: folder of the run, which holds `config.yaml`, `checkpoints/` and, for the curves, the TensorBoard log; or a
+            checkpoint without a run, such as a converted one, which needs `data`.
         data: folder of the data set to evaluate on; default: the first that the run was trained on.
-        out: folder to write to; default: `report/` in the run's folder.
+        out: folder to write to; default: `report/` in the run's folder, `NAME-report/` beside a checkpoint NAME.ckpt.
         split: split to evaluate on.
         checkpoint: checkpoint to evaluate; default: `checkpoints/best.ckpt` in the run's folder.
         gradients: number of structures, of all families in turn, to compare gradients for; 0 for none.
@@ -91,8 +110,8 @@ def write_report(
         device: device on which it predicts, as torch names it: cpu, cuda.
 
     Raises:
-        ValueError: there is no run, something in it cannot be read, the data are of another process than the checkpoint, or a
-            number is out of range.
+        ValueError: there is no run, something in it cannot be read, no data set is named, the data are of another process
+            than the checkpoint, or a number is out of range.
     """
     if gradients < 0:
         raise ValueError(f"gradients must not be negative, got {gradients}")
@@ -100,29 +119,23 @@ def write_report(
         if value < least:
             raise ValueError(f"{option} must be at least {least}, got {value}")
     _require_device(device)
-    config = run / "config.yaml"
-    if not config.exists():
-        raise ValueError(f"{run} is not the folder of a run: it holds no config.yaml")
-    settings = yaml.safe_load(config.read_text())
-    if data is None:
-        path = settings["data"]["path"]
-        data = Path(path if isinstance(path, str) else path[0])
-    checkpoint = checkpoint or run / "checkpoints" / "best.ckpt"
-    trained, samples = read_checkpoint(checkpoint), load(data)
-    name = data.resolve().name
+    found = _find(run, data, out, checkpoint)
+    trained, samples = read_checkpoint(found.checkpoint), load(found.data)
+    name = found.data.resolve().name
     evaluated = provenance({name: samples})
     if trained.provenance is not None and (difference := trained.provenance.process.difference(evaluated.process)):
-        raise ValueError(f"{checkpoint} and {data} are of different processes: {difference}")
+        raise ValueError(f"{found.checkpoint} and {found.data} are of different processes: {difference}")
     counts = {name: int((samples.split == name).sum()) for name in ("train", split)}
     if not all(counts.values()):
         raise ValueError(
-            f"{data} must have structures in the splits train and {split}, got {counts['train']} and {counts[split]}"
+            f"{found.data} must have structures in the splits train and {split}, got {counts['train']} and {counts[split]}"
         )
     solver = gradient_solver(samples.process, gradient_cells) if gradients else None
     if solver is not None:
         efficiencies(samples.process)  # refuses wavelengths outside all bands
     solver_name, mean = samples.attributes["solver"], mean_spectrum(samples, "train")
-    train, test = samples.of("train", neighbours), samples.of(split, limit)
+    numbers = samples.rows(split, limit)
+    train, test = samples.of("train", neighbours), samples.take(numbers)
     del samples  # large sets are not held while the network predicts
     prediction = predict(trained.network, test.structures, batch_size, device)
     known = trained.provenance or evaluated
@@ -140,6 +153,7 @@ def write_report(
         "mean spectrum": errors(np.broadcast_to(mean, test.spectra.shape).copy(), test.spectra, test.process),
         "nearest training structure": errors(nearest_predictor(train, test), test.spectra, test.process),
     }
+    warning = uselessness(results["network"].mae, results["mean spectrum"].mae)
     each = np.abs(prediction - test.spectra).mean(axis=(1, 2))
     spread, distance = images.std(axis=0).mean(axis=(1, 2)), distance_to_training(train, test)
     correlation = {
@@ -152,6 +166,7 @@ def write_report(
         "neighbours": len(train),
         "provenance": trained.provenance and trained.provenance.model_dump(mode="json"),
         "merged_greens": merged,
+        "useless": warning is not None,
         "errors": {name: asdict(result) for name, result in results.items()},
         "mae_by_family": {str(f): float(each[test.family == f].mean()) for f in np.unique(test.family)},
         "symmetries": len(images),
@@ -160,29 +175,51 @@ def write_report(
             name: value if np.isfinite(value) else None for name, value in correlation.items()
         },
     }
-    plots = _draw(run, prediction, test, each, spread, distance, correlation)
+    history = None if found.settings is None else figures.draw_history(run)
+    plots = {} if history is None else {"Training": history}
+    plots |= _draw(prediction, test, numbers, each, spread, distance, correlation)
     told, gradient_rows = _NO_GRADIENTS, []
     if solver is not None:
-        cache = gradient_cache or data.resolve().parent / "gradients"
+        cache = gradient_cache or found.data.resolve().parent / "gradients"
         compared = _compare_gradients(trained.network, test, solver, gradients, cache, merged)
         body["gradients"] = {"cells": gradient_cells} | {kind: document(one) for kind, one in compared.items()}
-        plots["Gradients"] = figures.draw_gradients(compared)
+        plots["Gradients"] = figures.draw_gradients(compared, numbers[by_family(test.family, gradients)])
         told, gradient_rows = _tell_gradients(compared, gradient_cells), table(compared)
-    out = out or run / "report"
+    out = found.out
     out.mkdir(parents=True, exist_ok=True)
     described = _describe(trained.provenance, merged)
     rows = [_HEAD, *map(_cells, results.items())]
     files.write_json(out / "report.json", body)
     counted = _count(counts, split, len(test), len(train))
     parts = [counted, described, markdown(rows), told, *([markdown(gradient_rows)] if gradient_rows else [])]
+    if warning is not None:
+        parts.insert(0, f"**{warning}**")
     files.write_text(out / "report.md", "\n\n".join(part.rstrip("\n") for part in parts) + "\n")
     with files.replacing(out / "spectra.png") as partial:
         plots["Best, median and worst"].savefig(partial, dpi=110)
     tables = _html(rows), f"<p>{html.escape(told)}</p>" + (_html(gradient_rows) if gradient_rows else "")
-    page = _page(run.name, body, counted, described, tables, plots, settings=config.read_text())
+    page = _page(run.name, body, warning, counted, described, tables, plots, found.settings)
     files.write_text(out / "report.html", page)
-    print("\n".join([counted, *parts[2:]]))
+    print("\n".join(part for part in parts if part != described))
     print(f"The report is {out / 'report.html'}")
+
+
+def _find(run: Path, data: Path | None, out: Path | None, checkpoint: Path | None) -> _Files:
+    """The files of a run, or of a checkpoint without one; arguments are those of `write_report`."""
+    if run.is_file():
+        if checkpoint is not None:
+            raise ValueError(f"{run} is a checkpoint: give the folder of a run, or leave out --checkpoint")
+        if data is None:
+            raise ValueError(f"{run} is a checkpoint without a run: give --data, the data set to evaluate it on")
+        return _Files(run, data, out or run.with_name(f"{run.stem}-report"), settings=None)
+    config = run / "config.yaml"
+    if not config.exists():
+        raise ValueError(f"{run} is not the folder of a run: it holds no config.yaml")
+    settings = config.read_text()
+    if data is None:
+        path = yaml.safe_load(settings)["data"]["path"]
+        data = Path(path if isinstance(path, str) else path[0])
+    return _Files(checkpoint or run / "checkpoints" / "best.ckpt", data, out or run / "report", settings)
 
 
 def _require_device(device: str) -> None:
@@ -231,17 +268,16 @@ def _tell_gradients(compared: dict[str, Comparison], cells: int) -> str:
 
 
 def _draw(
-    run: Path,
     prediction: figures.Array,
     test: Samples,
+    numbers: NDArray[np.integer],
     each: figures.Array,
     spread: figures.Array,
     distance: figures.Array,
     correlation: dict[str, float],
 ) -> dict[str, Figure]:
     plots = {
-        "Training": figures.draw_history(run),
-        "Best, median and worst": figures.draw_spectra(prediction, test),
+        "Best, median and worst": figures.draw_spectra(prediction, test, numbers),
         "Error over wavelength": figures.draw_by_wavelength(prediction, test),
         "Error by family": figures.draw_families(each, test.family),
         "Error over distance to the training set": figures.draw_scatter(
@@ -273,9 +309,10 @@ def _describe(known: Provenance | None, merged: bool) -> str:
     if known is None:
         text = "The checkpoint does not say what it was trained on."
     else:
-        process, used = known.process, (f"{source.structures} structures of {source.name}" for source in known.data)
+        process = known.process
+        used = [f"{source.structures} structures of {source.name}" for source in known.data if source.structures]
         text = (
-            f"Trained on {', '.join(used)}. Process: {process.solid.name} on {process.substrate.name}, "
+            f"Trained on {', '.join(used) or 'unknown data'}. Process: {process.solid.name} on {process.substrate.name}, "
             f"period {process.period_um:g} um, thickness {process.thickness_um:g} um, detectors at "
             f"{process.distance_um:g} um, {process.wavelength_min_nm:g} to {process.wavelength_max_nm:g} nm in steps of "
             f"{process.wavelength_step_nm:g} nm."
@@ -286,23 +323,28 @@ def _describe(known: Provenance | None, merged: bool) -> str:
 def _page(
     name: str,
     body: dict[str, Any],
+    warning: str | None,
     counted: str,
     described: str,
     tables: tuple[str, str],
     plots: dict[str, Figure],
-    settings: str,
+    settings: str | None,
 ) -> str:
     """A self-contained page: the tables of errors and of gradients; plots are embedded as PNG."""
     sections = "".join(f"<h2>{html.escape(title)}</h2><img src='{_png(figure)}'>" for title, figure in plots.items())
+    warned = "" if warning is None else f"<p class='warning'>{html.escape(warning)}</p>"
+    if settings is not None:
+        sections += f"<h2>Settings</h2><pre>{html.escape(settings)}</pre>"
     return f"""<!doctype html><html lang="en"><meta charset="utf-8"><title>MetaSpec: {html.escape(name)}</title>
 <style>body{{font:15px/1.5 system-ui;max-width:1000px;margin:2em auto;padding:0 1em}}img{{max-width:100%}}
-td,th{{padding:.2em .7em;text-align:right}}td:first-child{{text-align:left}}pre{{background:#f4f4f4;padding:1em}}</style>
-<h1>{html.escape(name)}</h1><p>{html.escape(described)}</p><p>Evaluated on data set {html.escape(body["data"]["name"])}:
+td,th{{padding:.2em .7em;text-align:right}}td:first-child{{text-align:left}}pre{{background:#f4f4f4;padding:1em}}
+.warning{{background:#fde8e4;padding:.6em 1em;font-weight:bold}}</style>
+<h1>{html.escape(name)}</h1>{warned}<p>{html.escape(described)}</p><p>Evaluated on data set {html.escape(body["data"]["name"])}:
 {html.escape(counted)} Split by orbit: no translation, rotation or mirror image of one of
 its structures is in the train split. Errors are those of efficiencies, which lie between 0 and 1.</p>
 {tables[0]}
 <p>Predictions from {body["symmetries"]} symmetric images of a structure differ by {body["symmetry_spread"]:.4f}
-(standard deviation; 0 would be exact).</p>{tables[1]}{sections}<h2>Settings</h2><pre>{html.escape(settings)}</pre></html>
+(standard deviation; 0 would be exact).</p>{tables[1]}{sections}</html>
 """
 
 

@@ -174,6 +174,8 @@ def _sort(folder: Path, pixels: int) -> tuple[dict[str, Path], dict[str, Path]]:
     structures: dict[str, Path] = {}
     spectra: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
+        if path.suffix == ".npy" and not path.is_file():  # opening a pipe would wait for its writer
+            raise ValueError(f"{path.name} is no regular file: move it out of the folder")
         if found := _STRUCTURES.fullmatch(path.name):
             if int(found[1]) != pixels:
                 raise ValueError(

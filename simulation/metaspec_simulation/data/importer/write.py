@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,9 +60,15 @@ def import_pairs(
 
 
 def require_free(out: Path) -> None:
-    """Raise ValueError if something lies where the data set is to be made."""
-    if out.exists():
+    """Raise ValueError if something lies where the data set is to be made, or nothing can be made there."""
+    if os.path.lexists(out):
         raise ValueError(f"{out} exists: choose a folder that does not")
+    above = next(folder for folder in out.absolute().parents if os.path.lexists(folder))
+    try:
+        with TemporaryDirectory(prefix=f".trying-{out.name}.", dir=above):
+            pass
+    except OSError as error:
+        raise ValueError(f"{out} cannot be made: {error.strerror}") from None
 
 
 def check_pairs(pairs: list[Pair], report: Callable[[int], object]) -> ImportReport:
