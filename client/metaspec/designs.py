@@ -30,7 +30,7 @@ from metaspec.topology import feature_size, robust_etas, without_small_features
 from metaspec_contract.detectors import SPREAD
 from metaspec_contract.files import replacing, write_array, write_json, write_text
 from metaspec_contract.process import Process
-from metaspec_contract.report_page import PAGE, in_words, page
+from metaspec_contract.report_page import PAGE, in_words, page, stated
 from metaspec_contract.run_folder import (
     DESIGNS,
     REPORT,
@@ -272,7 +272,9 @@ def is_finished(folder: str | Path, settings: Mapping[str, Any]) -> bool:
     except (ValueError, TypeError) as error:
         raise ValueError(f"{kept} cannot be read: {error}") from None
     if differing := [name for name in names if found.get(name) != settings.get(name)]:
-        changes = ", ".join(f"{name} {found.get(name)} (now {settings.get(name)})" for name in differing)
+        changes = ", ".join(
+            f"{name} {stated(found.get(name))} (now {stated(settings.get(name))})" for name in differing
+        )
         raise ValueError(f"{folder} belongs to an optimisation with other settings: {changes}. Use another folder")
     return (folder / REPORT).exists()
 

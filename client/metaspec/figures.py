@@ -32,6 +32,7 @@ try:
     from matplotlib.colors import LinearSegmentedColormap
     from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
+    from matplotlib.ticker import MaxNLocator
 except ImportError as error:
     raise missing_extra("figures need", "matplotlib", "optimise") from error
 
@@ -44,6 +45,7 @@ def __dir__() -> list[str]:
 
 _PERIOD_UM = Process().period_um
 _MATERIAL = LinearSegmentedColormap.from_list("material", ["#fbfaf6", "#39536b"])  # void to solid
+_LABEL_WIDTH = 0.08  # of the steps: width of a label of the steepness
 _DPI = 80  # of a figure in a notebook
 
 
@@ -148,7 +150,11 @@ def draw_history(history: History, *, objective: str) -> Figure:
     changes = np.flatnonzero(history.beta[1:] != history.beta[:-1]) + 1
     for change in changes:
         ax.axvline(change + 0.5, color="0.6", lw=0.8, ls=":")
-    for start in (0, *changes):
+    labelled = [0]
+    for change in changes:
+        if change - labelled[-1] >= _LABEL_WIDTH * len(steps):
+            labelled.append(int(change))
+    for start in labelled:
         ax.text(
             start + 1,
             1.01,
@@ -158,5 +164,18 @@ def draw_history(history: History, *, objective: str) -> Figure:
             color="0.4",
         )
     ax.set(xlabel="step", ylabel=f"objective {objective}", xlim=(min(1, history.checked[0] + 1), max(2, len(steps))))
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _leave_out_penalties(ax, history)
     ax.legend(fontsize=9, loc="lower right")
     return figure
+
+
+def _leave_out_penalties(ax: Axes, history: History) -> None:
+    """Limit the axis where penalties, such as that of the minimum feature size, push the values far below all others."""
+    usual = np.concatenate([history.value[:1].ravel(), history.binary_value.max(axis=1)])
+    low, high = usual.min(), max(usual.max(), history.value.max())
+    if np.isfinite([low, high]).all() and history.value.min() < low - 0.5 * (high - low) < high:
+        bottom = low - 0.1 * (high - low)
+        ax.set_ylim(bottom, high + 0.05 * (high - low))
+        note = f"values below {bottom:.2g}, under the penalties, are not shown"
+        ax.text(0.01, 0.02, note, transform=ax.transAxes, fontsize=8, color="0.4")

@@ -40,21 +40,21 @@ def _overlaps(pixels: int, cells: int) -> Floats:
 
 
 def polygon_density(polygons: Sequence[Floats], period: float, pixels: int) -> Floats:
-    """Share of each pixel of a periodic cell that polygons cover.
+    """Share of each pixel of a cell that polygons cover.
 
-    The union counts, whatever overlaps and however a polygon is oriented; holes are linked to the outline of their polygon
-    by a cut, as in GDSII. Exact, but for edges that cross each other inside a pixel.
+    The union counts, whatever overlaps; holes are linked to the outline of their polygon by a cut, as in GDSII. Exact, but for
+    edges that cross each other inside a pixel.
 
     Args:
-        polygons: corners (corners, 2) as x and y, y upwards; the cell is the square from 0 to the period, and what lies outside
-            continues on its other side.
+        polygons: corners (corners, 2) as x and y, y upwards, in either direction, of polygons that do not cross themselves.
+            The cell is the square from 0 to the period; what lies outside does not count.
         period: side of the cell.
         pixels: pixels along a side.
 
     Returns:
         Densities (y, x), row 0 at the top.
     """
-    edges = [_edges(corners * (pixels / period), pixels) for corners in polygons]
+    edges = [_edges(corners * (pixels / period)) for corners in polygons]
     low, high, sign = (
         (np.concatenate(parts) for parts in zip(*edges, strict=True)) if edges else (np.empty((0, 2)),) * 3
     )
@@ -79,27 +79,14 @@ def polygon_density(polygons: Sequence[Floats], period: float, pixels: int) -> F
     return _covered(row, below[border], above[border], height, pixels)[::-1]
 
 
-def _edges(corners: Floats, pixels: int) -> tuple[Floats, Floats, Floats]:
-    """Lower ends, upper ends and direction of the edges that are not horizontal, of all copies that reach into the cell."""
+def _edges(corners: Floats) -> tuple[Floats, Floats, Floats]:
+    """Lower ends, upper ends and direction of the edges that are not horizontal; none of a polygon without area."""
     ahead = np.roll(corners, -1, axis=0)
     area = (corners[:, 0] * ahead[:, 1] - ahead[:, 0] * corners[:, 1]).sum()
-    least = np.floor(corners.min(axis=0) / pixels + _CLOSE)
-    most = np.ceil(corners.max(axis=0) / pixels - _CLOSE)
-    shifts = [
-        (-pixels * x, -pixels * y)
-        for x in np.arange(least[0], max(most[0], least[0] + 1))
-        for y in np.arange(least[1], max(most[1], least[1] + 1))
-    ]
-    steep = corners[:, 1] != ahead[:, 1]
+    steep = (corners[:, 1] != ahead[:, 1]) & (area != 0)
     start, end = corners[steep], ahead[steep]
     rising = (end[:, 1] > start[:, 1])[:, None]
-    low, high = np.where(rising, start, end), np.where(rising, end, start)
-    sign = np.where(rising[:, 0], -1.0, 1.0) * np.sign(area)
-    return (
-        np.concatenate([low + shift for shift in shifts]),
-        np.concatenate([high + shift for shift in shifts]),
-        np.tile(sign, len(shifts)),
-    )
+    return np.where(rising, start, end), np.where(rising, end, start), np.where(rising[:, 0], -1.0, 1.0) * np.sign(area)
 
 
 def _nearest(heights: Floats, y: Floats) -> NDArray[np.intp]:

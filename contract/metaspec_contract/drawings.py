@@ -12,6 +12,7 @@ import base64
 import binascii
 import importlib
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,8 @@ from numpy.typing import NDArray
 
 from metaspec_contract.area import average_to_pixels
 from metaspec_contract.files import read_array
-from metaspec_contract.layouts import SOLID_LAYER, Layer, Layout, read_layout
+from metaspec_contract.gdsii import Layer
+from metaspec_contract.layouts import SOLID_LAYER, Layout, read_layout
 from metaspec_contract.process import Process
 from metaspec_contract.structures import ROUNDING, InvalidStructure, as_density, check_structures
 
@@ -52,6 +54,11 @@ class Drawing:
     grids: NDArray[Any] | None = None
     layout: Layout | None = None
     lengths_um: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def count(self) -> int:
+        """Number of structures."""
+        return 1 if self.grids is None else len(self.grids)
 
     def densities(self, process: Process) -> NDArray[np.float32]:
         """Densities on the pixels of a process, float32 (N, y, x): the share of each pixel that is solid.
@@ -102,6 +109,8 @@ def read_drawing(path: Path, *, cell: str | None = None, layer: Layer = SOLID_LA
     ending = path.suffix.lower()
     if ending not in ENDINGS:
         raise ValueError(f"{path}: the name must end in {', '.join(ENDINGS[:-1])} or {ENDINGS[-1]}")
+    if path.exists() and not path.is_file():  # a pipe would be waited for
+        raise ValueError(f"{path} is not a regular file")
     if ending in LAYOUTS:
         return Drawing(path, layout=read_layout(path, cell=cell, layer=layer))
     if cell is not None:
@@ -140,7 +149,7 @@ def _read_picture(path: Path) -> NDArray[Any]:
         with image.open(path, formats=["PNG"]) as picture:
             if max(picture.size) > _LARGEST:
                 raise ValueError(f"it has {picture.size[0]} x {picture.size[1]} pixels")
-            transparent = picture.has_transparency_data
+            transparent = picture.has_transparency_data and picture.convert("RGBA").getextrema()[3][0] < 255
             shades = np.asarray(picture if picture.mode in ("1", "L", "I;16", "I") else picture.convert("RGB"))
     except (OSError, ValueError, SyntaxError, image.DecompressionBombError) as error:
         raise ValueError(f"{path} is not a picture that can be read: {error}") from None
@@ -168,9 +177,9 @@ def _read_invrs(path: Path) -> Drawing:
         raise ValueError(f"{path} is no design of invrs-gym's bayer_sorter: it has no density_metasurface")
     fields = _fields(design)
     low, high = (_number(path, name, fields.get(name)) for name in ("lower_bound", "upper_bound"))
-    if not low < high:
+    if not -math.inf < low < high < math.inf:
         raise ValueError(
-            f"{path}: density_metasurface: lower_bound must be below upper_bound, got {low:g} and {high:g}"
+            f"{path}: density_metasurface: lower_bound must be below upper_bound, both finite, got {low:g} and {high:g}"
         )
     density = (_array(path, "density_metasurface", fields.get("array")) - low) / (high - low)
     lengths = {}
@@ -202,6 +211,8 @@ def _array(path: Path, name: str, value: Any) -> Floats:
         dtype = np.dtype(fields["dtype"])
         if dtype.kind not in "biuf":
             raise ValueError(f"its dtype is {dtype}")
+        if not all(isinstance(length, int) and length >= 0 for length in fields["shape"]):
+            raise ValueError(f"its shape is {fields['shape']}")
         flat = np.frombuffer(base64.b64decode(fields["bytes"], validate=True), dtype)
         array: Floats = flat.reshape(fields["shape"]).astype(np.float64)
     except (KeyError, TypeError, ValueError, binascii.Error) as error:

@@ -6,9 +6,9 @@ structures do, with detector R at the top left.
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metaspec_contract.area import polygon_density
+from metaspec_contract.gdsii import Cell, Layer, Reference, read_stream
+from metaspec_contract.merging import folded, import_gdstk, merged
 from metaspec_contract.process import Process
 
 Floats = NDArray[np.float64]
-Layer = tuple[int, int]
 
 SOLID_LAYER: Layer = (1, 0)
 """Layer and datatype of the solid in layouts that we write."""
@@ -27,13 +28,10 @@ SOLID_LAYER: Layer = (1, 0)
 OUTLINE_LAYER: Layer = (100, 0)
 """Layer and datatype of the unit cell's outline in layouts that we write."""
 
-_END_OF_LIBRARY = b"\x00\x04\x04\x00"  # the last record of a GDSII stream
-_CELL_NAME, _REFERENCE_NAME = b"\x06\x06", b"\x12\x06"  # kinds of records
 _MOST_POLYGONS = 200_000
 _DEEPEST = 50  # levels of references
-
-
 _LARGEST_NUMBER = 2**15 - 1  # of a layer or datatype in GDSII
+_ROUND_UM = 1e-4  # how far the polygon of a round end may be from its circle
 
 
 def parse_layer(text: str, option: str) -> Layer:
@@ -56,7 +54,13 @@ def parse_layer(text: str, option: str) -> Layer:
 
 
 def check_layer(layer: Layer) -> None:
-    """Raise ValueError unless layer and datatype are within the 16-bit integers of GDSII."""
+    """Raise ValueError unless layer and datatype are non-negative 16-bit integers, as in GDSII."""
+    if (
+        not isinstance(layer, tuple | list)
+        or len(layer) != 2
+        or not all(isinstance(number, int | np.integer) for number in layer)
+    ):
+        raise ValueError(f"layer and datatype must be two integers, got {layer!r:.60}")
     if not all(0 <= number <= _LARGEST_NUMBER for number in layer):
         raise ValueError(f"layer and datatype must lie between 0 and {_LARGEST_NUMBER}, got {layer[0]}/{layer[1]}")
 
@@ -70,7 +74,7 @@ class Layout:
         cell: name of the cell.
         polygons: corners of the solid, each (corners, 2) as x and y.
         outlines: distinct outlines of unit cells, (left, bottom, right, top) each; none where the layout has no such layer.
-        pitches: distances in x and y of arrays of unit cells, of which one cell was taken.
+        arrays: steps of arrays of unit cells, of which one cell was taken: one or two vectors each, (1 or 2, 2).
         precision_um: database unit in um.
     """
 
@@ -78,7 +82,7 @@ class Layout:
     cell: str
     polygons: list[Floats]
     outlines: list[tuple[float, float, float, float]]
-    pitches: list[tuple[float, float]]
+    arrays: list[Floats]
     precision_um: float
 
     def density(self, process: Process, origin_um: tuple[float, float] | None = None) -> Floats:
@@ -90,26 +94,46 @@ class Layout:
                 where the solid lies around that, half a period to its left and below it.
 
         Raises:
-            ValueError: the layout has another period, or more than one unit cell.
+            ValueError: the layout has another period, more than one unit cell, or solid that lies outside of the unit cell
+                or reaches over its edge by more than a period.
         """
+        if origin_um is not None and (np.shape(origin_um) != (2,) or not np.isfinite(origin_um).all()):
+            raise ValueError(f"origin_um must be two finite numbers, got {origin_um!r:.60}")
         period = process.period_um
-        tolerance = max(self.precision_um, 1e-6 * period)
-        sizes = [(right - left, top - bottom) for left, bottom, right, top in self.outlines]
-        for what, (x, y) in [("pitch of the array", one) for one in self.pitches] + [("outline", one) for one in sizes]:
-            if max(abs(x - period), abs(y - period)) > tolerance:
-                raise ValueError(f"{self.path}: the {what} is {x:.6g} x {y:.6g} um, but the period is {period:g} um")
+        tolerance = min(max(self.precision_um, 1e-6 * period), 0.5 * period / process.pixels)
+        self._check_period(period, tolerance)
         if len(self.outlines) > 1 and origin_um is None:
             raise ValueError(
                 f"{self.path}: cell {self.cell} has {len(self.outlines)} outlines of unit cells: name the unit cell"
             )
         corner = self._corner(period, tolerance) if origin_um is None else np.array(origin_um, float)
-        return polygon_density([polygon - corner for polygon in self.polygons], period, process.pixels)
+        self._check_reach(corner, period, tolerance)
+        scale = process.pixels / period
+        union = merged([(polygon - corner) * scale for polygon in self.polygons], self.path)
+        self._check_inside(union, corner, 1 / scale, process.pixels, tolerance)
+        return polygon_density(folded(union, process.pixels), process.pixels, process.pixels)
+
+    def _check_period(self, period: float, tolerance: float) -> None:
+        """Refuse arrays and outlines of another period."""
+        sizes = []
+        for steps in self.arrays:
+            if not _spans(steps, period, tolerance):
+                x, y = np.abs(steps).max(axis=0)
+                if np.count_nonzero(np.abs(steps) > tolerance) > len(steps):
+                    vectors = " and ".join(f"({step[0]:.6g}, {step[1]:.6g})" for step in steps)
+                    raise ValueError(
+                        f"{self.path}: the array has steps of {vectors} um, but the period is {period:g} um"
+                    )
+                sizes.append(("pitch of the array", (x, y) if len(steps) > 1 else (max(x, y),) * 2))
+        sizes += [("outline", (right - left, top - bottom)) for left, bottom, right, top in self.outlines]
+        for what, (x, y) in sizes:
+            if max(abs(x - period), abs(y - period)) > tolerance:
+                raise ValueError(f"{self.path}: the {what} is {x:.6g} x {y:.6g} um, but the period is {period:g} um")
 
     def _corner(self, period: float, tolerance: float) -> Floats:
         if self.outlines:
             return np.array(self.outlines[0][:2])
-        corners = np.concatenate(self.polygons)
-        low, high = corners.min(axis=0), corners.max(axis=0)
+        low, high = _extent(self.polygons)
         for corner in (0.0, -period / 2):
             if (low >= corner - tolerance).all() and (high <= corner + period + tolerance).all():
                 return np.array([corner, corner])
@@ -118,6 +142,35 @@ class Layout:
             f"{high[1]:.6g}) um, which is no period of {period:g} um from or around the origin: name the unit cell, or "
             f"draw its outline in layer {OUTLINE_LAYER[0]}/{OUTLINE_LAYER[1]}"
         )
+
+    def _check_reach(self, corner: Floats, period: float, tolerance: float) -> None:
+        """Refuse solid farther than a period from the unit cell."""
+        if not self.polygons:
+            return
+        low, high = _extent(self.polygons)
+        if (low < corner - period - tolerance).any() or (high > corner + 2 * period + tolerance).any():
+            raise ValueError(
+                f"{self.path}: the solid of cell {self.cell} reaches from ({low[0]:.6g}, {low[1]:.6g}) to ({high[0]:.6g}, "
+                f"{high[1]:.6g}) um, more than a period over the edge of the unit cell, whose lower left corner is at "
+                f"({corner[0]:.6g}, {corner[1]:.6g}) um"
+            )
+
+    def _check_inside(self, union: list[Floats], corner: Floats, pixel: float, pixels: int, tolerance: float) -> None:
+        """Refuse solid wholly outside of the unit cell, unless all of it is one period, cut elsewhere."""
+        if not union:
+            return
+        low, high = _extent(union)
+        if not self.outlines and ((high - low) * pixel <= pixels * pixel + tolerance).all():
+            return
+        edge = tolerance / pixel
+        for polygon in union:
+            below, above = polygon.min(axis=0), polygon.max(axis=0)
+            if (above <= edge).any() or (below >= pixels - edge).any():
+                place, end = below * pixel + corner, above * pixel + corner
+                raise ValueError(
+                    f"{self.path}: cell {self.cell} has solid outside of the unit cell, from ({place[0]:.6g}, "
+                    f"{place[1]:.6g}) to ({end[0]:.6g}, {end[1]:.6g}) um: it may only reach over the edge"
+                )
 
 
 def read_layout(
@@ -135,120 +188,145 @@ def read_layout(
         ValueError: the file is missing, damaged or not GDSII, has no such cell, or nothing in the layer.
         ImportError: gdstk is not installed.
     """
-    _check_stream(path)
-    library = _gdstk().read_gds(path, unit=1e-6)
-    chosen = _cell(path, library, cell)
-    reader = _Reader(path, outline)
-    found = list(reader.polygons(chosen))
-    solid = [points for points, number in found if number == layer]
-    boxes = [(*points.min(axis=0), *points.max(axis=0)) for points, number in found if number == outline]
-    others = sorted({number for _, number in found} - {layer, outline})
-    if not solid and (others or not boxes):
-        layers = ", ".join(f"{number[0]}/{number[1]}" for number in others) or "none"
+    check_layer(layer)
+    check_layer(outline)
+    if layer == outline:
         raise ValueError(
-            f"{path}: cell {chosen.name} has nothing in layer {layer[0]}/{layer[1]}; layers with polygons: {layers}"
+            f"the solid cannot be in layer {layer[0]}/{layer[1]}, which is that of the unit cell's outline"
         )
-    precision_um = float(library.precision) * 1e6
+    cells, precision_um = read_stream(path)
+    for one in cells.values():
+        for reference in one.references:
+            if reference.cell not in cells:
+                raise ValueError(f"{path} refers to cell {reference.cell}, which is not in the file")
+    name = _chosen(path, cells, cell)
+    import_gdstk()
+    hierarchy = _Hierarchy(path, cells, layer, outline)
+    hierarchy.count(name)
+    found = hierarchy.flat(name)
+    if not found.solid and (found.others or not found.outlines):
+        layers = ", ".join(f"{number[0]}/{number[1]}" for number in sorted(found.others)) or "none"
+        raise ValueError(
+            f"{path}: cell {name} has nothing in layer {layer[0]}/{layer[1]}; layers with polygons: {layers}"
+        )
+    boxes = [(*points.min(axis=0), *points.max(axis=0)) for points in found.outlines]
     distinct = {tuple(round(value / precision_um) for value in box): box for box in boxes}
-    return Layout(path, chosen.name, solid, list(distinct.values()), reader.pitches, precision_um)
+    return Layout(path, name, found.solid, list(distinct.values()), found.arrays, precision_um)
 
 
-def _gdstk() -> Any:
-    try:
-        return importlib.import_module("gdstk")
-    except ImportError as error:
-        raise ImportError("layouts need gdstk: pip install gdstk", name="gdstk") from error
-
-
-def _check_stream(path: Path) -> None:
-    """Refuse what is not a whole GDSII stream, of which gdstk would complain on standard error."""
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        raise ValueError(f"{path} is missing") from None
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror}") from None
-    if content[2:4] != b"\x00\x02":  # the header, which states the version
-        raise ValueError(f"{path} is not a GDSII file: it does not begin with a header")
-    place, record = 0, b""
-    names: dict[bytes, set[bytes]] = {_CELL_NAME: set(), _REFERENCE_NAME: set()}
-    while record != _END_OF_LIBRARY:
-        length = int.from_bytes(content[place : place + 2], "big")
-        record = content[place : place + 4]
-        if length < 4 or place + length > len(content):
-            raise ValueError(f"{path} is a damaged GDSII file: it ends, or has no record, at byte {place}")
-        if record[2:] in names:
-            names[record[2:]].add(content[place + 4 : place + length].rstrip(b"\0"))
-        place += length
-    if missing := names[_REFERENCE_NAME] - names[_CELL_NAME]:
-        name = min(missing).decode("ascii", "replace")
-        raise ValueError(f"{path} refers to cell {name}, which is not in the file")
-
-
-def _cell(path: Path, library: Any, name: str | None) -> Any:
-    """The cell of a name, or the only top cell."""
-    cells = {one.name: one for one in library.cells}
+def _chosen(path: Path, cells: dict[str, Cell], name: str | None) -> str:
+    """The name of a cell, or of the only top cell."""
     if name is not None:
         if name not in cells:
             raise ValueError(f"{path} has no cell {name!r}, only {', '.join(sorted(cells)) or 'none'}")
-        return cells[name]
-    top = sorted(one.name for one in library.top_level())
+        return name
+    top = sorted(set(cells) - {reference.cell for one in cells.values() for reference in one.references})
     if len(top) != 1:
         raise ValueError(f"{path} must have one top cell, got {', '.join(top) or 'none'}: name the cell")
-    return cells[top[0]]
+    return top[0]
 
 
-class _Reader:
-    """Polygons of a cell and of what it refers to.
+@dataclass(frozen=True)
+class _Flat:
+    """What a cell has with all that it refers to: corners of the solid and of outlines, steps of arrays, other layers."""
+
+    solid: list[Floats]
+    outlines: list[Floats]
+    arrays: list[Floats]
+    others: set[Layer]
+
+
+class _Hierarchy:
+    """Cells with their references resolved, each once.
 
     Args:
         path: path of the file, for messages.
+        cells: cells by name.
+        layer: layer and datatype of the solid.
         outline: layer and datatype of outlines of the unit cell.
-
-    Attributes:
-        pitches: distances in x and y of arrays of unit cells.
     """
 
-    def __init__(self, path: Path, outline: Layer) -> None:
-        self._path, self._outline = path, outline
-        self.pitches: list[tuple[float, float]] = []
+    def __init__(self, path: Path, cells: dict[str, Cell], layer: Layer, outline: Layer) -> None:
+        self._path, self._cells, self._layer, self._outline = path, cells, layer, outline
+        self._known: dict[str, _Flat] = {}
+        self._counts: dict[str, tuple[int, int]] = {}
 
-    def polygons(self, cell: Any, depth: int = 0) -> Iterator[tuple[Floats, Layer]]:
-        """Corners and layer of each polygon. Of an array of cells that have an outline, one is taken."""
+    def count(self, name: str, depth: int = 0) -> tuple[int, int]:
+        """Number of polygons of the solid and of outlines, and paths, that `flat` returns at most, without copying any.
+
+        Raises:
+            ValueError: they are too many, or the cell refers to itself.
+        """
+        if name in self._counts:
+            return self._counts[name]
         if depth > _DEEPEST:
-            raise ValueError(f"{self._path}: cell {cell.name} refers to itself, or deeper than {_DEEPEST} levels")
-        for polygon in (*cell.polygons, *(one for path in cell.paths for one in path.to_polygons())):
-            yield polygon.points, (polygon.layer, polygon.datatype)
-        count = 0
+            raise ValueError(f"{self._path}: cell {name} refers to itself, or deeper than {_DEEPEST} levels")
+        cell = self._cells[name]
+        layers = [number for _, number in cell.polygons] + [wire.layer for wire in cell.wires]
+        solid, outlines = layers.count(self._layer), layers.count(self._outline)
         for reference in cell.references:
-            inner = [
-                (_placed(points, reference), number) for points, number in self.polygons(reference.cell, depth + 1)
-            ]
-            offsets = reference.repetition.get_offsets() if reference.repetition.size else np.zeros((1, 2))
-            if len(offsets) > 1 and any(number == self._outline for _, number in inner):
-                self.pitches.append(_pitch(offsets))
-                offsets = offsets[:1]
-            count += len(inner) * len(offsets)
-            if count > _MOST_POLYGONS:
-                raise ValueError(
-                    f"{self._path}: cell {cell.name} has more than {_MOST_POLYGONS} polygons: name the unit cell"
-                )
-            for offset in offsets:
-                for points, number in inner:
-                    yield points + offset, number
+            inner = self.count(reference.cell, depth + 1)
+            copies = 1 if inner[1] else reference.columns * reference.rows
+            solid, outlines = solid + copies * inner[0], outlines + copies * inner[1]
+        if solid + outlines > _MOST_POLYGONS:
+            raise ValueError(f"{self._path}: cell {name} has more than {_MOST_POLYGONS} polygons: name the unit cell")
+        self._counts[name] = solid, outlines
+        return solid, outlines
+
+    def flat(self, name: str) -> _Flat:
+        """Polygons of a cell that has been counted. Of an array of cells that have an outline, one is taken."""
+        if name in self._known:
+            return self._known[name]
+        cell = self._cells[name]
+        polygons = cell.polygons + [(points, wire.layer) for wire in cell.wires for points in _widened(wire)]
+        flat = _Flat(
+            [points for points, number in polygons if number == self._layer],
+            [points for points, number in polygons if number == self._outline],
+            [],
+            {number for _, number in polygons} - {self._layer, self._outline},
+        )
+        for reference in cell.references:
+            _place(flat, self.flat(reference.cell), reference)
+        self._known[name] = flat
+        return flat
 
 
-def _placed(points: Floats, reference: Any) -> Floats:
-    """Corners after a reference's reflection, magnification, rotation and shift."""
-    flip = -1.0 if reference.x_reflection else 1.0
-    cosine, sine = np.cos(reference.rotation), np.sin(reference.rotation)
-    turn = reference.magnification * np.array([[cosine, -sine * flip], [sine, cosine * flip]])
-    placed: Floats = points @ turn.T + np.array(reference.origin)
-    return placed
+def _place(flat: _Flat, inner: _Flat, reference: Reference) -> None:
+    """Add what a reference places."""
+    columns, rows = reference.columns, reference.rows
+    arrays = [steps @ reference.turn.T for steps in inner.arrays]
+    if inner.outlines and max(columns, rows) > 1:
+        arrays.append(reference.steps[[number for number, count in enumerate((columns, rows)) if count > 1]])
+        columns = rows = 1
+    flat.others.update(inner.others)
+    for theirs, ours in ((inner.solid, flat.solid), (inner.outlines, flat.outlines)):
+        if placed := [points @ reference.turn.T + reference.origin for points in theirs]:
+            for place in product(range(columns), range(rows)):
+                ours.extend(points + place @ reference.steps for points in placed)
+    known = {steps.tobytes() for steps in flat.arrays}
+    flat.arrays.extend(steps for steps in arrays if steps.tobytes() not in known)
 
 
-def _pitch(offsets: Floats) -> tuple[float, float]:
-    """Smallest distances in x and y between the places of an array; of one row or column, the same in both."""
-    steps = [np.diff(np.unique(offsets[:, axis].round(9))) for axis in (0, 1)]
-    x, y = (float(step[step > 1e-6].min()) if (step > 1e-6).any() else None for step in steps)
-    return (x or y or 0.0, y or x or 0.0)
+def _widened(wire: Any) -> list[Floats]:
+    """Polygons of a path."""
+    if wire.width == 0:
+        return []
+    path = import_gdstk().FlexPath(wire.points, wire.width, ends=wire.ends, simple_path=True, tolerance=_ROUND_UM)
+    found = [np.asarray(polygon.points) for polygon in path.to_polygons()]
+    return [points for points in found if np.isfinite(points).all()]
+
+
+def _spans(steps: Floats, period: float, tolerance: float) -> bool:
+    """Whether steps are those of the square lattice of a period, or of a row or column of it."""
+    whole = np.rint(steps / period)
+    if np.abs(steps - whole * period).max() > tolerance or np.abs(whole).max() > 1:
+        return False
+    if len(steps) == 1:
+        return bool(np.abs(whole).sum() == 1)
+    return bool(abs(round(whole[0, 0] * whole[1, 1] - whole[0, 1] * whole[1, 0])) == 1)
+
+
+def _extent(polygons: Sequence[Floats]) -> tuple[Floats, Floats]:
+    """Lowest and highest x and y."""
+    corners = np.concatenate(polygons)
+    return corners.min(axis=0), corners.max(axis=0)

@@ -128,8 +128,13 @@ def page(report: Mapping[str, Any], folder: Path) -> str:
         wall=f"{report['wall_s'] / 60:.1f} minutes" if report["wall_s"] > 90 else f"{report['wall_s']:.0f} seconds",
         history=_embedded(folder / "history.png"),
         sections="\n".join(_section(design, simulated.get(design["rank"]), folder) for design in designs),
-        settings=_list({str(name): html.escape(str(value)) for name, value in settings.items()}),
+        settings=_list({name: html.escape(stated(value)) for name, value in settings.items() if value is not None}),
     )
+
+
+def stated(value: Any) -> str:
+    """A setting in words: the entries of a list, separated by commas."""
+    return ", ".join(map(str, value)) if isinstance(value, list) else "none" if value is None else str(value)
 
 
 def ranked_by(report: Mapping[str, Any]) -> str:

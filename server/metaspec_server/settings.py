@@ -57,7 +57,7 @@ class Settings(BaseSettings):
         [], description="models to serve, separated by commas; all by default"
     )
     lazy: bool = Field(False, description="load each model on its first request, which waits for it")
-    host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 for all")
+    host: str = Field("127.0.0.1", min_length=1, description="address to listen on; 0.0.0.0 for all")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 picks a free one")
     grpc_port: int | None = Field(
         None,

@@ -16,7 +16,8 @@ from tqdm import tqdm
 
 from metaspec_contract.drawings import ENDINGS
 from metaspec_contract.files import read_array, replacing, write_json
-from metaspec_contract.layouts import Layer, parse_layer
+from metaspec_contract.gdsii import Layer
+from metaspec_contract.layouts import parse_layer
 from metaspec_contract.process import Process
 from metaspec_contract.report_page import PAGE, refresh_page
 from metaspec_contract.run_folder import REPORT, VERIFY
@@ -277,7 +278,10 @@ def verify_designs(
         ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder for the results of files.  [default: FILE-verified, of a single file]")
+        Path | None,
+        typer.Option(
+            help="Folder for the results of files.  [default: FILE-verified, such as a.gds-verified, of a single file]"
+        ),
     ] = None,
     cell: Annotated[str | None, typer.Option(help="Cell of layouts.  [default: the top cell]")] = None,
     layer: Annotated[str, typer.Option(help="Layer and datatype of the solid in layouts.")] = "1/0",
@@ -331,8 +335,8 @@ def _results_of(files: list[Path], out: Path | None) -> Path:
     if out is None:
         if len(files) > 1:
             raise ValueError(f"--out is needed for {len(files)} files")
-        out = files[0].with_name(f"{files[0].stem}-verified")
-    check_folder(out)
+        out = files[0].with_name(f"{files[0].name}-verified")
+    check_folder(out, files)
     return out
 
 

@@ -207,6 +207,23 @@ def test_the_picture_of_a_history(betas: list[float]) -> None:
     assert ax.get_ylabel() == "objective bayer"
 
 
+def test_labels_of_a_history_do_not_overlap_and_penalties_do_not_squeeze_it() -> None:
+    steps = 60
+    betas = np.where(np.arange(steps) < 50, 4.0, 4.0 + np.arange(steps))  # changes in every step
+    value = np.linspace(0.3, 0.5, steps)[:, None] + np.zeros((1, 2))
+    value[20:40] -= 30
+    history = History(betas, value, np.array([0, steps - 1]), np.array([[0.3, 0.2], [0.5, 0.4]]))
+    figure = draw_history(history, objective="bayer")
+    figure.canvas.draw()
+    (ax,) = figure.axes
+    labels = [text.get_window_extent() for text in ax.texts if "β" in text.get_text()]
+    assert len(labels) > 1
+    assert not any(one.overlaps(other) for k, one in enumerate(labels) for other in labels[:k])
+    assert ax.get_ylim()[0] > 0
+    assert any("under the penalties, are not shown" in text.get_text() for text in ax.texts)
+    assert all(tick == round(tick) for tick in ax.get_xticks())
+
+
 @pytest.fixture(scope="module")
 def surrogate(server: RunningServer) -> Iterator[Surrogate]:
     with Surrogate(server.url, progress=False) as surrogate:

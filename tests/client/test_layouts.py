@@ -153,6 +153,28 @@ def test_the_stated_rules_are_those_of_klayout(tmp_path: Path, options: dict[str
     assert klayout_violations(tmp_path / "a.gds", rules.space_nm + 1)[1] > 0
 
 
+def test_rules_on_a_coarse_grid_are_not_rounded_to_it(tmp_path: Path) -> None:
+    """KLayout at 0.1 nm finds nothing below the rules, and something within 1 nm above them."""
+    structure = np.load(DESIGN)
+    rules = largest_rules(structure, unit_nm=5)
+    write_gds(tmp_path / "a.gds", structure, array=(3, 3), unit_nm=5)
+    layout = kdb.Layout()
+    layout.read(str(tmp_path / "a.gds"))
+    layout.top_cell().flatten(True)
+    region = kdb.Region(layout.top_cell().begin_shapes_rec(layout.layer(1, 0))).merged()
+    region.transform(kdb.ICplxTrans(50))  # 0.1 nm
+    middle = kdb.Box(20_000, 20_000, 40_000, 40_000)
+    for check, rule in ((region.width_check, rules.width_nm), (region.space_check, rules.space_nm)):
+        found = [
+            sum(
+                middle.contains(pair.bbox().center())
+                for pair in check(10 * nm, False, kdb.Region.Euclidian, None, None, None).each()
+            )
+            for nm in (rule, rule + 1)
+        ]
+        assert found[0] == 0 < found[1]
+
+
 def test_contours_pass_larger_rules_than_pixels() -> None:
     structure = np.load(DESIGN)
     pixels, contours = (largest_rules(structure, tolerance_nm=one) for one in (None, PIXEL_NM))
@@ -180,6 +202,9 @@ def test_rules_of_simple_shapes() -> None:
         ({"unit_nm": 3.0}, ValueError, "unit_nm: the period of 2 um is not a multiple of 3 nm"),
         ({"unit_nm": 1e-6, "period_um": 4.0}, ValueError, "has more than 2147483647 steps"),
         ({"structure": np.full((128, 128), 0.5)}, InvalidStructure, "must be binary"),
+        ({"layer": (100, 0)}, ValueError, "layer and boundary_layer must differ, both are 100/0"),
+        ({"layer": (1.5, 0)}, ValueError, r"layer and datatype must be two integers, got \(1.5, 0\)"),
+        ({"array": (2.5, 1)}, ValueError, r"array must be two integers, rows and columns, got \(2.5, 1\)"),
     ],
 )
 def test_what_cannot_be_written(tmp_path: Path, options: dict[str, Any], error: type[Exception], message: str) -> None:

@@ -112,7 +112,8 @@ def test_a_run_from_files_is_never_worse_than_they_are(
     assert "is finished, nothing to do" in again[1]
     status, _, errors = metaspec(*run[:-2])
     assert (status, errors.count("\n")) == (2, 1)
-    assert "belongs to an optimisation with other settings: start [" in errors
+    assert "belongs to an optimisation with other settings: start" in errors
+    assert "start a.gds (" in errors
 
 
 def test_small_features_of_a_start_are_repaired(metaspec: Command, server: RunningServer, tmp_path: Path) -> None:
@@ -123,6 +124,26 @@ def test_small_features_of_a_start_are_repaired(metaspec: Command, server: Runni
     assert status == 0
     changed = 100 * (without_small_features(structure, 100.0) != structure).mean()
     assert f"repaired to 100 nm in {changed:.2g} % of the pixels" in printed
+
+
+def test_grey_starts_are_warned_of_and_settings_say_what_ran(
+    metaspec: Command, server: RunningServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The address may come from METASPEC_URL."""
+    monkeypatch.setenv("METASPEC_URL", server.url)
+    np.save(tmp_path / "grey.npy", np.full((128, 128), 0.4))
+    out = tmp_path / "designs"
+    status, printed, errors = metaspec("optimise", "--out", out, "--steps", 1, "--start", tmp_path / "grey.npy")
+    assert (status, errors) == (0, "")
+    assert "0.0 % solid, 100 % of the pixels grey, thresholded at 1/2 (40.0 % solid before)" in printed
+    warning = "thresholding its grey pixels at 1/2 changes the solid from 40.0 % to 0.0 % of the cell."
+    assert f"Warning: {tmp_path / 'grey.npy'}: {warning}" in printed
+    settings = read_report(out).settings
+    assert settings["starts"] == 1
+    assert None not in settings.values()
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert re.search(r"<dt>start</dt><dd>grey\.npy \([0-9a-f]{16}\)</dd>", page)
+    assert "None" not in page
 
 
 @pytest.mark.parametrize(
@@ -140,6 +161,7 @@ def test_small_features_of_a_start_are_repaired(metaspec: Command, server: Runni
         (["--start", "a.npy", "--start", "a.npy", "--starts", "1"], "--starts must be at least the 2 structures"),
         (["--start", "a.npy", "--start-cell", "A"], "a.npy is no layout: it has no cell 'A'"),
         (["--start-cell", "A"], "--start-cell needs --start FILE"),
+        (["--gds-layer", "100/0"], "--gds-layer must not be 100/0, the layer of the unit cell's outline"),
         (
             ["--start", "period.gds", "--start-layer", "7"],
             "--start-layer must be two integers, LAYER/DATATYPE, got '7'",

@@ -1,4 +1,4 @@
-"""Area averages: exact for grids and polygons, whatever overlaps or reaches over the edge of the cell."""
+"""Area averages: exact for grids and polygons, whatever overlaps; what lies outside of the cell does not count."""
 
 from __future__ import annotations
 
@@ -16,20 +16,18 @@ def box(left: float, bottom: float, right: float, top: float) -> Floats:
 
 
 def sampled(polygons: list[Floats], pixels: int, finer: int = 16) -> Floats:
-    """The same by samples: centres of small squares that lie in a polygon or in a copy of it. The cell is 1 x 1."""
+    """The same by samples: centres of small squares that lie in a polygon. The cell is 1 x 1."""
     side = pixels * finer
     y, x = np.divmod(np.arange(side**2), side)
     x, y = (x + 0.5) / side, 1 - (y + 0.5) / side
     inside = np.zeros(side**2, bool)
     for corners in polygons:
-        for shift in np.argwhere(np.ones((5, 5))) - 2:
-            start, end = corners + shift, np.roll(corners, -1, axis=0) + shift
-            crossings = np.zeros(side**2, int)
-            for (x0, y0), (x1, y1) in zip(start, end, strict=True):
-                if y0 != y1:
-                    right = x < x0 + (y - y0) * (x1 - x0) / (y1 - y0)
-                    crossings += ((y0 <= y) != (y1 <= y)) & right
-            inside |= crossings % 2 == 1
+        crossings = np.zeros(side**2, int)
+        for (x0, y0), (x1, y1) in zip(corners, np.roll(corners, -1, axis=0), strict=True):
+            if y0 != y1:
+                right = x < x0 + (y - y0) * (x1 - x0) / (y1 - y0)
+                crossings += ((y0 <= y) != (y1 <= y)) & right
+        inside |= crossings % 2 == 1
     shares: Floats = inside.reshape(pixels, finer, pixels, finer).mean(axis=(1, 3))
     return shares
 
@@ -68,6 +66,7 @@ SHAPES = {
             ]
         )
     ],
+    "without area": [np.array([[0.2, 0.2], [0.8, 0.5], [0.2, 0.2]])],
     "nothing": [],
 }
 

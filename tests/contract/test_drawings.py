@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import base64
 import json
+import math
+import os
 import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import gdstk
+import klayout.db as kdb
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -96,6 +99,21 @@ def test_magnified_references_of_references(tmp_path: Path) -> None:
     np.testing.assert_array_equal(density(path), L_PIXELS)
 
 
+def test_the_pitch_of_arrays_is_magnified_and_large_arrays_are_one_cell(tmp_path: Path) -> None:
+    half = [outline(0.5), rectangle(10, 20, 30, 12, 0.5), rectangle(34, 20, 6, 40, 0.5)]
+    array = ("ARRAY", [("HALF", {"columns": 3000, "rows": 3000, "spacing": (1, 1)})])
+    path = write(tmp_path / "a.gds", ("HALF", half), array, ("TOP", [("ARRAY", {"magnification": 2})]), precision=1e-9)
+    np.testing.assert_allclose(density(path), L_PIXELS, atol=0.15)
+    with pytest.raises(ValueError, match="the pitch of the array is 1 x 1 um, but the period is 2 um"):
+        density(path, cell="ARRAY")
+
+
+def test_a_coarse_unit_is_no_excuse_for_another_period(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.gds", ("A", [gdstk.rectangle((0, 0), (1.9, 1.9), layer=100)]), precision=1e-7)
+    with pytest.raises(ValueError, match=r"the outline is 1\.9 x 1\.9 um, but the period is 2 um"):
+        density(path)
+
+
 def test_an_array_of_holes_inside_the_unit_cell(tmp_path: Path) -> None:
     """Repetitions of what has no outline are all there."""
     post = [rectangle(124, 0, 4, 4)]
@@ -136,6 +154,30 @@ def test_where_the_unit_cell_begins(tmp_path: Path) -> None:
     np.testing.assert_array_equal(shifted, np.roll(box(10, 20, 30, 12), -64, axis=1))
 
 
+BOW_TIE = [(0.2, 0.2), (0.8, 0.8), (0.8, 0.2), (0.2, 0.8)]
+CROSSED = {
+    "bow tie": [BOW_TIE],
+    "spike": [[(1, 1), (1.5, 1.25), (1, 1)], [(0.25, 1), (0.5, 1), (0.5, 1.5), (1.0, 1.5), (0.5, 1.5), (0.25, 1.5)]],
+    "figure of eight over a rectangle": [BOW_TIE, [(0.1, 0.1), (0.9, 0.1), (0.9, 0.6), (0.1, 0.6)]],
+    "rectangle clockwise over one that is not": [
+        [(0.1, 0.1), (0.1, 0.6), (0.9, 0.6), (0.9, 0.1)],
+        [(0.5, 0.3), (1.5, 0.3), (1.5, 1.1), (0.5, 1.1)],
+    ],
+    "wound twice": [[(0.2, 0.2), (1.2, 0.2), (1.2, 1.2), (0.2, 1.2), (0.2, 0.2), (0.8, 0.2), (0.8, 0.8), (0.2, 0.8)]],
+}
+
+
+@pytest.mark.parametrize("name", CROSSED)
+def test_the_union_is_that_of_klayout(tmp_path: Path, name: str) -> None:
+    """Whatever crosses itself, or others in the other direction."""
+    shapes = [gdstk.Polygon(corners, layer=1) for corners in CROSSED[name]]
+    path = write(tmp_path / "a.gds", ("A", [outline(), *shapes]))
+    layout = kdb.Layout()
+    layout.read(str(path))
+    region = kdb.Region(layout.top_cell().begin_shapes_rec(layout.layer(1, 0))).merged()
+    assert density(path).mean() * 4 == pytest.approx(region.area() * layout.dbu**2, abs=1e-6)
+
+
 def test_edges_between_pixels_are_area_averages(tmp_path: Path) -> None:
     third = write(tmp_path / "a.gds", ("A", [gdstk.rectangle((0, 0), (0.5 + PIXEL_UM / 4, 2), layer=1)]))
     wanted = box(0, 0, 128, 32)
@@ -161,6 +203,39 @@ def test_edges_between_pixels_are_area_averages(tmp_path: Path) -> None:
             "cell TOP has 2 outlines of unit cells: name the unit cell",
         ),
         ([("A", [gdstk.rectangle((0, 0), (3, 1), layer=1)])], {}, "which is no period of 2 um from or around"),
+        (
+            [("A", [*L_SHAPE, gdstk.rectangle((2.5, 0.5), (2.75, 1), layer=1)])],
+            {},
+            r"cell A has solid outside of the unit cell, from \(2.5, 0.5\) to \(2.75, 1\) um: it may only reach over the edge",
+        ),
+        (
+            [("A", L_SHAPE[1:]), ("TOP", [outline(), ("A", {"columns": 2, "rows": 1, "spacing": (1.9, 2)})])],
+            {},
+            "cell TOP has solid outside of the unit cell, from ",
+        ),
+        (
+            [("A", [outline(), gdstk.rectangle((-200, -200), (200, 200), layer=1)])],
+            {},
+            "more than a period over the edge of the unit cell, whose lower left corner is at ",
+        ),
+        (
+            [("A", L_SHAPE), ("TOP", [("A", {"columns": 2, "rows": 1, "spacing": (2.01, 2)})])],
+            {},
+            "the pitch of the array is 2.01 x 2.01 um, but the period is 2 um",
+        ),
+        (
+            [
+                (f"A{k}", [(f"A{k - 1}", {}), (f"A{k - 1}", {"origin": (0.1, 0)})] if k else L_SHAPE[1:])
+                for k in range(40)
+            ],
+            {},
+            "has more than 200000 polygons: name the unit cell",
+        ),
+        (
+            [("A", L_SHAPE[1:]), ("TOP", [("A", {"columns": 3000, "rows": 3000, "spacing": (2, 2)})])],
+            {},
+            "cell TOP has more than 200000 polygons: name the unit cell",
+        ),
         ([("A", [])], {}, "cell A has nothing in layer 1/0; layers with polygons: none"),
     ],
 )
@@ -189,6 +264,45 @@ def test_damaged_layouts(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> N
     with pytest.raises(ValueError, match="refers to cell NO, which is not in the file"):
         read_drawing(tmp_path / "c.gds")
     assert capfd.readouterr() == ("", "")
+
+
+def test_any_damaged_byte_is_read_or_refused_in_one_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    array = ("A", {"columns": 2, "rows": 2, "spacing": (2, 2)})
+    wire = gdstk.FlexPath([(0, 0.5), (1.5, 0.5), (1.5, 1)], 0.125, ends="round", layer=1, simple_path=True)
+    path = write(tmp_path / "a.gds", ("A", [*L_SHAPE, wire, gdstk.Label("R", (1, 1))]), ("TOP", [array]))
+    whole = path.read_bytes()
+    rng, refused = np.random.default_rng(5), 0
+    for place in rng.permutation(len(whole))[:250]:
+        damaged = bytearray(whole)
+        damaged[place] = rng.integers(256)
+        path.write_bytes(damaged)
+        message = ""
+        try:
+            density(path)
+        except ValueError as error:
+            message, refused = str(error), refused + 1
+        assert not message or message.startswith(str(path))
+        assert "\n" not in message
+    assert refused > 100
+    assert capfd.readouterr() == ("", "")
+
+
+def test_what_is_not_a_file_is_not_waited_for(tmp_path: Path) -> None:
+    for name in ("a.gds", "a.npy", "a.png", "a.json"):
+        os.mkfifo(tmp_path / name)
+        with pytest.raises(ValueError, match="is not a regular file"):
+            read_drawing(tmp_path / name)
+
+
+@pytest.mark.parametrize("mode", ["LA", "RGBA"])
+def test_an_alpha_channel_that_hides_nothing(tmp_path: Path, mode: str) -> None:
+    picture = Image.fromarray((L_PIXELS * 255).astype(np.uint8)).convert(mode)
+    picture.save(tmp_path / "a.png")
+    np.testing.assert_array_equal(density(tmp_path / "a.png"), L_PIXELS)
+    picture.putalpha(254)
+    picture.save(tmp_path / "b.png")
+    with pytest.raises(ValueError, match="must have no transparent pixels"):
+        read_drawing(tmp_path / "b.png")
 
 
 def test_arrays_of_any_grid(tmp_path: Path) -> None:
@@ -228,6 +342,12 @@ def typed(array: NDArray[Any], **fields: Any) -> list[Any]:
     return [name, {"array": ["\x93TYPES.ARRAY", content], "lower_bound": 0.0, "upper_bound": 1.0, **fields}]
 
 
+def shaped(written: list[Any], shape: list[int]) -> list[Any]:
+    """The same with another shape."""
+    written[1]["array"][1]["shape"] = shape
+    return written
+
+
 def test_designs_of_invrs_gym(tmp_path: Path) -> None:
     """As in the leaderboard, 200 x 200; there, blue is where both coordinates are small, so that ours is turned."""
     theirs = RNG.integers(0, 2, (200, 200)).astype(np.float32)
@@ -250,6 +370,14 @@ def test_designs_of_invrs_gym(tmp_path: Path) -> None:
         (lambda design: [], "is no design of invrs-gym's bayer_sorter"),
         (lambda design: {}, "it has no density_metasurface"),
         (lambda design: design | {"density_metasurface": 3}, "lower_bound must be a number, got None"),
+        (
+            lambda design: design | {"density_metasurface": typed(np.zeros((64, 64)), upper_bound=math.inf)},
+            "lower_bound must be below upper_bound, both finite, got 0 and inf",
+        ),
+        (
+            lambda design: design | {"density_metasurface": shaped(typed(np.zeros((128, 128))), [-1, 128])},
+            r"holds no array of totypes: its shape is \[-1, 128\]",
+        ),
         (
             lambda design: design | {"density_metasurface": typed(np.zeros((9, 8)))},
             r"must be square.*\(1, 9, 8\)|\(9, 8\)",

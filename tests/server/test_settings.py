@@ -82,6 +82,13 @@ def test_unknown_variables_are_refused(
     assert str(in_the_environment.value) == f"{variable.upper()}: no such setting; {advice}"
 
 
+def test_an_empty_host_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would listen on all addresses."""
+    monkeypatch.setenv("METASPEC_HOST", "")
+    with pytest.raises(ValueError, match="host"):
+        settings()
+
+
 def test_the_command_refuses_them_in_one_line(folder: Path) -> None:
     command = [sys.executable, "-m", "metaspec_server"]
     environment = os.environ | {"METASPEC_MAX_BACTH": "8"}

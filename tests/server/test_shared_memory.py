@@ -257,6 +257,15 @@ def test_callers_of_a_server_without_control_register_nothing(small_repository: 
         assert server.get("/v2/logging").json()["log_info"] is False
 
 
+def test_a_name_in_the_body_of_unregister_is_refused(small_repository: Path) -> None:
+    """It would be ignored, and every region forgotten."""
+    with running_server("--repository", str(small_repository)) as server:
+        for path in ("region/q/unregister", "unregister"):
+            answer = server.post(f"/v2/systemsharedmemory/{path}", json={"name": "p"})
+            assert answer.status_code == 400
+            assert "name" in answer.json()["error"]
+
+
 def test_the_number_of_regions_is_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "object").write_bytes(bytes(range(100)))
     monkeypatch.setattr(shared_memory, "MAX_REGIONS", 3)

@@ -85,12 +85,34 @@ def test_the_results_of_one_file_lie_beside_it(process: Path, tmp_path: Path, co
     write_layout(tmp_path / "post.gds")
     result = command("verify", tmp_path / "post.gds", "--cells", CELLS, "--process", process, "--cell", "POST")
     assert result.code == 0, result.err
-    assert sorted(path.name for path in (tmp_path / "post-verified").iterdir()) == [
+    assert sorted(path.name for path in (tmp_path / "post.gds-verified").iterdir()) == [
         "designs.npy",
         "simulated",
         "spectra.npy",
         "verify.json",
     ]
+
+
+def test_results_of_other_files_are_not_replaced(
+    process: Path, tmp_path: Path, command: Command, refusal: Refusal
+) -> None:
+    """Files of one name in two folders are told apart, and a folder belongs to its files."""
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        write_layout(tmp_path / name / "post.gds")
+    files = [tmp_path / name / "post.gds" for name in ("a", "b")]
+    options = ["--out", tmp_path / "out", "--cells", CELLS, "--process", process]
+    result = command("verify", *files, *options)
+    assert result.code == 0, result.err
+    for name in ("a/post.gds", "b/post.gds"):
+        assert any(line.startswith(f"{name} ") for line in result.out.splitlines())
+    before = (tmp_path / "out" / "verify.json").read_bytes()
+    write_layout(tmp_path / "c.gds")
+    assert "holds the results of a/post.gds, b/post.gds: give another one with --out" in refusal(
+        "verify", tmp_path / "c.gds", *options
+    )
+    assert "post.gds is given twice" in refusal("verify", files[0], files[0], *options)
+    assert (tmp_path / "out" / "verify.json").read_bytes() == before
 
 
 @pytest.mark.parametrize(

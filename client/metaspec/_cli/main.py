@@ -41,7 +41,6 @@ from metaspec.optimise.stopping import Patience
 from metaspec.topology import Parameterisation
 from metaspec_contract.detectors import SPREAD
 from metaspec_contract.files import read_array, replacing
-from metaspec_contract.layouts import parse_layer
 from metaspec_contract.model import DEFAULT_MODEL
 from metaspec_contract.source import SourceError, SourceInfo
 from metaspec_contract.spectra import MERGED_GREENS, Spectra
@@ -168,7 +167,9 @@ def design(
     starts: Annotated[
         int,
         typer.Option(
-            help="Starts, in one batch: those of --start, then random ones; or size of the population.", min=1
+            help="Starts, in one batch, or size of the population. With --start, those of the files only, unless this is "
+            "given: then random ones are added to them, up to this number.",
+            min=1,
         ),
     ] = 16,
     start: StartFiles = None,
@@ -221,10 +222,11 @@ def design(
     goal = objectives.by_name(objective)
     Patience(patience or None, min_gain)  # refused before anything is written
     stop_rule: dict[str, Any] = {"patience": patience, "min_gain": min_gain} if patience else {}
-    layer = parse_layer(gds_layer, "--gds-layer")
+    layer = runs.solid_layer(gds_layer)
     drawings = read_starts(start, start_cell, start_layer)
     if not getattr(optimise.find(optimiser, starts), "needs_gradient", True) and drawings:
         raise ValueError(f"--start needs an optimiser with gradients, got --optimiser {optimiser}")
+    starts = _number_of_starts(context, starts, sum(drawing.count for drawing in drawings))
     chosen = choose_source(context, source)
     settings = {
         "objective": objective,
@@ -265,7 +267,7 @@ def design(
         problem = optimise.Problem(origin, goal, parameterisation, robust_delta=robust_delta)
         runs.check_layouts(info.process, gds_unit_nm, contour_tolerance_nm)
         given = starts_on(drawings, info.process, parameterisation) if drawings else None
-        method, structure = _starting(context, optimiser, starts, seed, info, parameterisation, given)
+        method, structure = _starting(optimiser, starts, seed, info, parameterisation, given)
         runs.check_answers(origin, method.needs_gradient)
         begin(out, settings)
         checkpoint = out / runs.CHECKPOINT
@@ -317,8 +319,17 @@ def design(
     runs.end(out, console, result, report, advice)
 
 
+def _number_of_starts(context: typer.Context, starts: int, given: int) -> int:
+    """Number of starts of a run: with given structures, these only, unless --starts asks for more."""
+    asked = context.get_parameter_source("starts")
+    if not given or (asked is not None and asked.name == "COMMANDLINE"):
+        if starts < given:
+            raise ValueError(f"--starts must be at least the {given} structures of --start, got {starts}")
+        return starts
+    return given
+
+
 def _starting(
-    context: typer.Context,
     name: str,
     starts: int,
     seed: int,
@@ -326,19 +337,10 @@ def _starting(
     parameterisation: Parameterisation,
     given: Starts | None,
 ) -> tuple[optimise.Optimiser, NDArray[np.uint8] | None]:
-    """The optimiser, and the binary structures of its starts where some were given: the result is never worse than they.
-
-    Raises:
-        ValueError: fewer starts than given structures, or an optimiser that cannot start from them.
-    """
+    """The optimiser, and the binary structures of its starts where some were given: the result is never worse than they."""
     shape, pixel_nm = info.pixels, info.process.pixel_nm
     if given is None:
         return optimise.by_name(name, starts, seed, shape=shape, pixel_nm=pixel_nm), None
-    asked = context.get_parameter_source("starts")
-    if asked is None or asked.name != "COMMANDLINE":
-        starts = len(given.structure)
-    elif starts < len(given.structure):
-        raise ValueError(f"--starts must be at least the {len(given.structure)} structures of --start, got {starts}")
     method = optimise.by_name(name, starts, seed, shape=shape, pixel_nm=pixel_nm, latents=given.latent)
     structure = parameterisation.binary(method.ask())
     structure[: len(given.structure)] = given.structure

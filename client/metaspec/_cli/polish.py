@@ -24,6 +24,7 @@ from metaspec._cli.runs import (
     is_done,
     parameterisation_for,
     resumable,
+    solid_layer,
 )
 from metaspec._cli.sources import (
     LONGEST_WAIT,
@@ -41,7 +42,6 @@ from metaspec._design.features import import_imageruler
 from metaspec._design.filters import RADIUS_NM
 from metaspec._surrogate.base import DEFAULT_URL
 from metaspec_contract.files import read_array
-from metaspec_contract.layouts import parse_layer
 from metaspec_contract.model import DEFAULT_MODEL
 from metaspec_contract.report_page import refresh_page
 from metaspec_contract.run_folder import DESIGNS, REPORT, RunReport, Unpolished, read_report
@@ -90,7 +90,7 @@ def polish(
     designs = _read_designs(folder, found)[:best]
     name = _SHARPER.get(found.objective, found.objective) if objective is None else objective
     goal = objectives.by_name(name)
-    layer = parse_layer(gds_layer, "--gds-layer")
+    layer = solid_layer(gds_layer)
     width = _width_of(folder, found) if min_feature_nm is None else min_feature_nm
     symmetry = "diagonal" if (designs == designs.transpose(0, 2, 1)).all() else None
     chosen = choose_source(context, source, process=found.process)

@@ -17,6 +17,8 @@ from metaspec._design.features import check_width
 from metaspec.objectives import Objective
 from metaspec.optimise import Result
 from metaspec.topology import Parameterisation
+from metaspec_contract.gdsii import Layer
+from metaspec_contract.layouts import OUTLINE_LAYER, parse_layer
 from metaspec_contract.process import Process
 from metaspec_contract.report_page import narrow
 from metaspec_contract.source import Source, SourceError, SourceInfo
@@ -38,6 +40,18 @@ Tolerance = Annotated[
     float | None,
     typer.Option(help="Largest distance of smooth contours from the pixels' edges in nm.  [default: one pixel]"),
 ]
+
+
+def solid_layer(text: str) -> Layer:
+    """Layer and datatype of `--gds-layer`.
+
+    Raises:
+        ValueError: not two integers that GDSII can hold, or the layer of the unit cell's outline.
+    """
+    layer = parse_layer(text, "--gds-layer")
+    if layer == OUTLINE_LAYER:
+        raise ValueError(f"--gds-layer must not be {text}, the layer of the unit cell's outline")
+    return layer
 
 
 def check_layouts(process: Process, unit_nm: float | None, tolerance_nm: float | None) -> None:

@@ -29,7 +29,7 @@ _FIXED = {
 SourceOption = Annotated[
     str, typer.Option(help="surrogate: a model on a server. solver: simulation on this machine (metaspec-lab).")
 ]
-Url = Annotated[str, typer.Option(help="Address of the server.")]
+Url = Annotated[str, typer.Option(help="Address of the server.", envvar="METASPEC_URL", show_envvar=True)]
 Model = Annotated[str, typer.Option(help="Name of the model.")]
 ApiKey = Annotated[
     str | None, typer.Option(help="API key, if the server requires one.", envvar="METASPEC_API_KEY", show_envvar=True)

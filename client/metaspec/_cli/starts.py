@@ -17,12 +17,13 @@ from metaspec_contract.layouts import parse_layer
 from metaspec_contract.process import Process
 
 _DIFFERING = 0.5  # per cent of the pixels: more that a filter loses is said to be lost
+_CHANGED = 1.0  # per cent of the cell: a larger change of the solid by thresholding is warned of
 
 StartFiles = Annotated[
     list[Path] | None,
     typer.Option(
         "--start",
-        help=f"Start from the structures of this file ({', '.join(ENDINGS)}), before random ones. Repeatable.",
+        help=f"Start from the structures of this file ({', '.join(ENDINGS)}). Repeatable; more --starts add random ones.",
         metavar="FILE",
     ),
 ]
@@ -59,11 +60,13 @@ def read_starts(files: Sequence[Path] | None, cell: str | None, layer: str) -> l
 
 
 def start_settings(drawings: Sequence[Drawing], cell: str | None, layer: str) -> dict[str, Any]:
-    """Settings of a run that depend on the given files: hashes of their contents."""
+    """Settings of a run that depend on the given files: their names, and hashes of their contents."""
     if not drawings:
         return {}
-    hashes = [hashlib.sha256(drawing.path.read_bytes()).hexdigest()[:16] for drawing in drawings]
-    return {"start": hashes, "start_cell": cell, "start_layer": layer}
+    files = [
+        f"{drawing.path.name} ({hashlib.sha256(drawing.path.read_bytes()).hexdigest()[:16]})" for drawing in drawings
+    ]
+    return {"start": files, **({} if cell is None else {"start_cell": cell}), "start_layer": layer}
 
 
 def starts_on(drawings: Sequence[Drawing], process: Process, parameterisation: Parameterisation) -> Starts:
@@ -87,6 +90,9 @@ def starts_on(drawings: Sequence[Drawing], process: Process, parameterisation: P
         latent = parameterisation.latent(kept)
         lost = 100 * (parameterisation.binary(latent) != kept).mean()
         said = [drawing.remark(process), f"{100 * kept.mean():.1f} % solid"]
+        before, after = 100 * densities.mean(), 100 * given.mean()
+        if grey := 100 * ((densities > 0) & (densities < 1)).mean():
+            said.append(f"{grey:.3g} % of the pixels grey, thresholded at 1/2 ({before:.1f} % solid before)")
         if (kept != given).any():
             said.append(f"repaired to {width:g} nm in {100 * (kept != given).mean():.2g} % of the pixels")
         said.append(
@@ -95,6 +101,11 @@ def starts_on(drawings: Sequence[Drawing], process: Process, parameterisation: P
         )
         count = f"{len(given)} structures, " if len(given) > 1 else ""
         remarks.append(f"Start {drawing.path}: {count}{', '.join(part for part in said if part)}.")
+        if abs(after - before) > _CHANGED:
+            remarks.append(
+                f"Warning: {drawing.path}: thresholding its grey pixels at 1/2 changes the solid from {before:.1f} % to "
+                f"{after:.1f} % of the cell."
+            )
         structures.append(kept)
         latents.append(latent)
     return Starts(np.concatenate(structures), np.concatenate(latents), remarks)

@@ -24,8 +24,9 @@ def read_gds(
 ) -> NDArray[np.float32]:
     """Read a unit cell from GDSII: the share of each pixel that is solid, an exact area average.
 
-    References may be rotated, reflected, magnified and repeated; of an array of unit cells, one is taken. Polygons may overlap,
-    and what reaches over the edge of the unit cell continues on its other side. Database units are converted.
+    References may be rotated, reflected, magnified and repeated; of an array of unit cells, one is taken. The union of all
+    polygons counts, however they overlap, cross themselves or are oriented, and what reaches over the edge of the unit cell
+    continues on its other side. Database units are converted.
 
     Args:
         path: path of the file.
@@ -40,8 +41,8 @@ def read_gds(
         float32 (y, x), row 0 at the top. `density > 0.5` is the binary structure.
 
     Raises:
-        ValueError: the file is missing or damaged, has no such cell, nothing in the layer, another period, or
-            several unit cells.
+        ValueError: the file is missing or damaged, has no such cell, nothing in the layer, another period, several unit cells,
+            or solid outside of the unit cell.
     """
     layout = read_layout(Path(path), cell=cell, layer=layer, outline=boundary_layer)
     return layout.density(process, origin_um).astype(np.float32)

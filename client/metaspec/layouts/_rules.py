@@ -63,9 +63,13 @@ def loop_rules(loops: Sequence[Loop], unit_nm: float, period_nm: float) -> Rules
         period_nm: side of the cell in nm.
     """
     kdb = import_klayout()
+    scale = max(
+        1, round(1000 * unit_nm)
+    )  # to 1 pm: on a coarse grid, rules would be rounded to it before they are checked
+    unit_nm /= scale
     period = round(period_nm / unit_nm)
     most = min(_LARGEST_NM, math.floor(period_nm / 2))
-    cell = kdb.Region([kdb.Polygon([kdb.Point(int(x), int(y)) for x, y in loop]) for loop in loops])
+    cell = kdb.Region([kdb.Polygon([kdb.Point(scale * int(x), scale * int(y)) for x, y in loop]) for loop in loops])
     tiled = kdb.Region()
     for x in (-period, 0, period):
         for y in (-period, 0, period):

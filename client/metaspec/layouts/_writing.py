@@ -65,12 +65,18 @@ def write_gds(
     Raises:
         InvalidStructure: the structure is not two-dimensional and square, or not binary.
         ValueError: a pixel is not a multiple of 1e-15 m, the period not one of the database unit, the tolerance too small, or
-            a layer or the array exceeds the integers of GDSII.
+            a layer or the array exceeds the integers of GDSII,
+            or both layers are the same.
     """
-    rows, columns = array
+    if len(array) != 2 or not all(isinstance(count, int | np.integer) for count in array):
+        raise ValueError(f"array must be two integers, rows and columns, got {array!r:.60}")
+    rows, columns = map(int, array)
     if rows < 1 or columns < 1:
         raise ValueError(f"array must be at least 1 x 1 unit cells, got {rows} x {columns}")
+    check_layer(layer)
     check_layer(boundary_layer)
+    if tuple(layer) == tuple(boundary_layer):
+        raise ValueError(f"layer and boundary_layer must differ, both are {layer[0]}/{layer[1]}")
     polygons, unit_um = _polygons(structure, period_um, layer, unit_nm, tolerance_nm)
     if max(rows, columns) * period_um / unit_um > _LARGEST:
         most = int(_LARGEST * unit_um / period_um)

@@ -31,12 +31,12 @@ def service_of(request: Request) -> Service:
     return service
 
 
-async def read_fields(request: Request, fields: Sequence[str]) -> dict[str, Any]:
+async def read_fields(request: Request, fields: Sequence[str] | None) -> dict[str, Any]:
     """The JSON object of a request without tensors; empty if there is no body.
 
     Args:
         request: the request.
-        fields: names that the object may have; any if it is empty.
+        fields: names that the object may have; None for any.
 
     Raises:
         ProtocolError: something else, or an unknown field.
@@ -53,7 +53,7 @@ async def read_fields(request: Request, fields: Sequence[str]) -> dict[str, Any]
             raise ProtocolError(f"the request's JSON cannot be read: {error}") from None
     if not isinstance(data, dict):
         raise ProtocolError(f"the request must be a JSON object, got {type(data).__name__}")
-    if fields:
+    if fields is not None:
         check_fields(data, fields, "the request")
     return data
 

@@ -115,7 +115,7 @@ async def log_settings() -> dict[str, Any]:
 @router.post("/logging", responses=_CHANGES)
 async def change_log_settings(request: Request) -> dict[str, Any]:
     """Change the level of the log until the server ends."""
-    return oip_control.change_log_settings(service_of(request), await read_fields(request, ()))
+    return oip_control.change_log_settings(service_of(request), await read_fields(request, None))
 
 
 @router.get("/trace/setting", responses=oip_errors())
@@ -127,7 +127,7 @@ async def trace_settings() -> dict[str, Any]:
 @router.post("/trace/setting", responses=_CHANGES)
 async def change_trace_settings(request: Request) -> dict[str, Any]:
     """Refused unless the settings are those of the server: they cannot be changed while it runs."""
-    return oip_control.change_trace_settings(await read_fields(request, ()))
+    return oip_control.change_trace_settings(await read_fields(request, None))
 
 
 @router.get("/models/{model}/trace/setting", responses=oip_errors(404))
@@ -141,10 +141,10 @@ async def model_trace_settings(request: Request, model: str) -> dict[str, Any]:
 async def change_model_trace_settings(request: Request, model: str) -> dict[str, Any]:
     """Refused unless the settings are those of the server: they cannot be changed while it runs."""
     service_of(request).registry.find(model)
-    return oip_control.change_trace_settings(await read_fields(request, ()))
+    return oip_control.change_trace_settings(await read_fields(request, None))
 
 
 async def _unregister(request: Request, name: str) -> Response:
-    await read_fields(request, ("name",))
+    await read_fields(request, ())
     oip_control.unregister_region(service_of(request), name)
     return Response()

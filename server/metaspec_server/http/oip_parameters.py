@@ -159,7 +159,7 @@ def check_fields(entry: Mapping[str, Any], known: Sequence[str], owner: str) -> 
         ProtocolError: one is unknown.
     """
     if unknown := sorted(entry.keys() - set(known)):
-        raise ProtocolError(f"{owner}: unknown field {shown(unknown[0])}; known are {', '.join(known)}")
+        raise ProtocolError(f"{owner}: unknown field {shown(unknown[0])}; known are {', '.join(known) or 'none'}")
 
 
 def shown(value: object) -> str:
