@@ -21,7 +21,7 @@ from metaspec_server.core.priority import DEFAULT_PRIORITY
 from metaspec_server.core.registry import Registry
 from metaspec_server.core.served_model import Load, ServedModel
 from metaspec_server.core.shared_memory import SharedMemory
-from metaspec_server.core.tensors import Rows, count, is_packed
+from metaspec_server.core.tensors import Rows, count, is_packed, total_bytes
 from metaspec_server.core.threads import off_loop
 from metaspec_server.repository import NothingToServe, find_models
 from metaspec_server.settings import Settings
@@ -247,7 +247,7 @@ class Service:
 
     async def _look_up(self, cache: ResultCache, model: ServedModel, rows: Rows, timeout: float, priority: int) -> Rows:
         """Outputs from the cache, and the missing ones computed."""
-        size, nbytes = count(rows), sum(array.nbytes for array in rows.values())
+        size, nbytes = count(rows), total_bytes(rows)
         started = time.perf_counter()
         row_keys, found = await off_loop(nbytes, _find, cache, model, rows)
         missing = [n for n, row in enumerate(found) if row is None]
@@ -282,7 +282,7 @@ class Service:
         with tracer.start_as_current_span(f"compute {model.name}") as span:
             span.set_attributes({"metaspec.version": model.version, "metaspec.structures": count(rows)})
             results = await model.queue.submit(rows, timeout, row_keys, priority)
-        await off_loop(sum(array.nbytes for array in results.values()), _check_finite, results, rows)
+        await off_loop(total_bytes(results), _check_finite, results, rows)
         model.statistics.computed(count(rows))
         return results
 

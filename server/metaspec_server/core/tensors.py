@@ -6,7 +6,7 @@ queue holds 32 times as many, and the result cache recognises a structure by its
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -17,7 +17,7 @@ from metaspec_contract.model import GRADIENT, TensorSpec
 from metaspec_contract.structures import as_density, pack_binary, unpack
 from metaspec_server.core.errors import OutOfRange
 
-__all__ = ["Piece", "Rows", "as_dtype", "compact", "count", "gather", "is_packed"]
+__all__ = ["Piece", "Rows", "as_dtype", "compact", "count", "gather", "is_packed", "total_bytes"]
 
 Rows: TypeAlias = dict[str, NDArray[Any]]
 """Named tensors with the same number of rows; a row of each belongs to one structure."""
@@ -54,6 +54,11 @@ def count(rows: Rows) -> int:
     if len(sizes) != 1 or 0 in sizes:
         raise ValueError(f"rows must be arrays of one equal, positive length, got lengths {sorted(sizes)}")
     return sizes.pop()
+
+
+def total_bytes(arrays: Mapping[str, NDArray[Any]]) -> int:
+    """Size of named arrays together, in bytes."""
+    return sum(array.nbytes for array in arrays.values())
 
 
 def compact(structures: NDArray[Any], dtype: DTypeLike) -> NDArray[Any]:

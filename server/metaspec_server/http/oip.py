@@ -9,6 +9,7 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from metaspec_server.core.errors import StillLoading
+from metaspec_server.core.tensors import total_bytes
 from metaspec_server.core.threads import off_loop
 from metaspec_server.http import oip_control_routes, oip_models
 from metaspec_server.http.disconnect import cancel_on_disconnect
@@ -97,10 +98,10 @@ async def infer(request: Request, model: str, version: str | None = None) -> Res
         asked, rows = await read_request(
             body, header_length, served.name, about.inputs, about.outputs, service.limit, shared_memory
         )
-        memory.shrink(sum(array.nbytes for array in rows.values()))
+        memory.shrink(total_bytes(rows))
         await memory.grow(answer_bytes(served, asked), service.settings.request_timeout)
         results = await cancel_on_disconnect(request, service.infer(served, rows, asked.timeout, asked.priority))
-        nbytes = sum(array.nbytes for array in results.values())
+        nbytes = total_bytes(results)
         content, headers = await off_loop(
             nbytes, encode_response, asked, results, shared_memory, served.name, served.version
         )

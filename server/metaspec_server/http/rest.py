@@ -14,7 +14,7 @@ from metaspec_server.core.memory import Lease
 from metaspec_server.core.priority import LOWEST_PRIORITY
 from metaspec_server.core.served_model import ServedModel
 from metaspec_server.core.service import Service
-from metaspec_server.core.tensors import Rows, as_dtype, count
+from metaspec_server.core.tensors import Rows, as_dtype, count, total_bytes
 from metaspec_server.core.threads import off_loop
 from metaspec_server.http import rest_codec
 from metaspec_server.http.disconnect import cancel_on_disconnect
@@ -160,7 +160,7 @@ async def _hold(
     service: Service, memory: Lease, model: ServedModel, rows: Rows, selection: Selection, media_type: str
 ) -> None:
     """Hold memory for the decoded rows, instead of the body, and for the answer."""
-    memory.shrink(sum(array.nbytes for array in rows.values()))
+    memory.shrink(total_bytes(rows))
     computed = sum(spec.size for spec in model.about.outputs)
     answered = computed - math.prod(model.about.metadata.spectra_shape) + math.prod(selection.shape)
     copy = ANSWER_BYTES_PER_NUMBER if media_type == rest_codec.JSON else 4
@@ -171,7 +171,7 @@ async def _hold(
 async def _answer(
     model: ServedModel, selection: Selection, results: dict[str, NDArray[Any]], dtype: str, media_type: str
 ) -> Response:
-    nbytes = sum(array.nbytes for array in results.values())
+    nbytes = total_bytes(results)
     arrays = {name: await off_loop(nbytes, as_dtype, array, dtype, name) for name, array in results.items()}
     first = next(iter(arrays.values()))
     headers = {

@@ -10,6 +10,7 @@ from tritonclient.grpc import service_pb2
 
 from metaspec_server.core.memory import Lease
 from metaspec_server.core.service import Service
+from metaspec_server.core.tensors import total_bytes
 from metaspec_server.core.threads import off_loop
 from metaspec_server.http.oip_answer import answer_bytes
 from metaspec_server.http.oip_body import decode, read_shared
@@ -70,9 +71,9 @@ async def infer(service: Service, message: bytes, memory: Lease, deadline: float
                 blobs.append(next(left))
         rows = await decode(asked, blobs, about.inputs, shared_memory, memory)
         del header, raw, blobs
-        memory.shrink(sum(array.nbytes for array in rows.values()))
+        memory.shrink(total_bytes(rows))
         await memory.grow(answer_bytes(served, asked), timeout)
         timeout = min(asked.timeout or math.inf, max(timeout if deadline is None else deadline, _SOONEST))
         results = await service.infer(served, rows, timeout, asked.priority)
-        nbytes = sum(array.nbytes for array in results.values())
+        nbytes = total_bytes(results)
         return await off_loop(nbytes, encode_answer, asked, results, shared_memory, served.name, served.version)

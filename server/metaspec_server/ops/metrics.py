@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
 from prometheus_client import (
@@ -156,6 +157,7 @@ class _Models(Collector):
         return [depth, engines, busy, abandoned, default, info, cache, unreadable, build]
 
 
+@cache
 def _runtime_version() -> str:
     for package in _RUNTIMES:
         try:
