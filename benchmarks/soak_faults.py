@@ -1,7 +1,7 @@
 """The contenders of the soak, and how each of their faults is caused: new versions, killed and hung engines.
 
 An engine of ours is a thread: it is killed by an exception that nothing catches, raised in it from outside. An engine of Triton
-is a process, which is killed. Both are hung in the same way, by a structure for which the model never ends: `STRIPES`. Triton
+is a process, which is killed. Both are hung in the same way, by a structure for which the model never ends: `ONE_PIXEL`. Triton
 has no deadline of its own: its process is killed after `TRITON_PATIENCE`, as an operator would.
 """
 
@@ -19,22 +19,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import onnx
 import psutil
-from onnx import TensorProto, helper, numpy_helper
 
 from metaspec_contract.model import DEFAULT_MODEL, gradient_model
 from metaspec_contract.structures import PIXELS
 from metaspec_testing.servers import running_server
-from metaspec_testing.small_models import small_gradient_model, small_model
+from metaspec_testing.small_models import hanging_model, small_gradient_model
 from metaspec_testing.triton import python_repository, start_triton
 
 DEADLINE = 5.0  # seconds that our server gives a request
 TRITON_PATIENCE = 10.0
 KEPT = 2  # versions on disk
 STUB = "triton_python_b"  # its process; names have 15 characters
-STRIPES = np.zeros((1, 1, PIXELS, PIXELS), np.float32)
-STRIPES[..., ::2] = 1
+ONE_PIXEL = np.zeros((1, 1, PIXELS, PIXELS), np.float32)
+ONE_PIXEL[0, 0, 40, 50] = 1
 
 KILLABLE = """
 import ctypes, random, signal, sys, threading
@@ -51,61 +49,12 @@ sys.exit(main())
 """The server, with a signal that kills one of its engines."""
 
 
-def endless(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model, with a loop that never ends if the stripes are in the batch. Other outputs stay the same."""
-    body = helper.make_graph(
-        [
-            helper.make_node("Identity", ["go"], ["going"]),
-            helper.make_node("Add", ["turns", "one_turn"], ["more_turns"]),
-        ],
-        "turn",
-        [
-            helper.make_tensor_value_info("number", TensorProto.INT64, []),
-            helper.make_tensor_value_info("go", TensorProto.BOOL, []),
-            helper.make_tensor_value_info("turns", TensorProto.FLOAT, []),
-        ],
-        [
-            helper.make_tensor_value_info("going", TensorProto.BOOL, []),
-            helper.make_tensor_value_info("more_turns", TensorProto.FLOAT, []),
-        ],
-        [numpy_helper.from_array(np.array(1.0, np.float32), "one_turn")],
-    )
-    graph = model.graph
-    constants = {
-        "inner": np.array([1, 2, 3]),
-        "stripes": STRIPES,
-        "little": np.array(1e-6, np.float32),
-        "forever": np.array(10**15),
-        "yes": np.array(True),
-        "no_turns": np.array(0.0, np.float32),
-    }
-    graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in constants.items())
-    nodes = [
-        helper.make_node("Sub", ["structure", "stripes"], ["difference"]),
-        helper.make_node("Abs", ["difference"], ["distance"]),
-        helper.make_node("ReduceMean", ["distance", "inner"], ["distances"], keepdims=0),
-        helper.make_node("ReduceMin", ["distances"], ["least"], keepdims=0),
-        helper.make_node("LessOrEqual", ["least", "little"], ["is_there"]),
-        helper.make_node("Cast", ["is_there"], ["is_there_number"], to=TensorProto.INT64),
-        helper.make_node("Mul", ["is_there_number", "forever"], ["trips"]),
-        helper.make_node("Loop", ["trips", "yes", "no_turns"], ["loops"], body=body),
-        helper.make_node("Add", ["product", "loops"], ["product_after"]),
-    ]
-    sigmoid = next(node for node in graph.node if node.op_type == "Sigmoid")
-    sigmoid.input[0] = "product_after"
-    at = list(graph.node).index(sigmoid)
-    rest = list(graph.node)[at:]
-    del graph.node[at:]
-    graph.node.extend([*nodes, *rest])
-    return model
-
-
 def write_version(repository: Path, version: int, seed: int) -> None:
     """Put a version of both models into a repository, in one step each, with the weights of a seed."""
-    for name, make in ((DEFAULT_MODEL, small_model), (gradient_model(DEFAULT_MODEL), small_gradient_model)):
+    for name, make in ((DEFAULT_MODEL, hanging_model), (gradient_model(DEFAULT_MODEL), small_gradient_model)):
         hidden = repository / name / f".{version}"
         hidden.mkdir(parents=True)
-        (hidden / "model.onnx").write_bytes(endless(make(seed=seed)).SerializeToString())
+        (hidden / "model.onnx").write_bytes(make(seed=seed).SerializeToString())
         old = repository / name / str(version - 1) / "model.py"  # of Triton's Python backend
         if old.exists():
             shutil.copy(old, hidden)
@@ -159,7 +108,7 @@ class Contender:
 
     def hang_engine(self) -> None:
         """Send the structure for which the model never ends, and wait for what becomes of it."""
-        shape, data = list(STRIPES.shape), STRIPES.astype(int).ravel().tolist()
+        shape, data = list(ONE_PIXEL.shape), ONE_PIXEL.astype(int).ravel().tolist()
         tensor = {"name": "structure", "shape": shape, "datatype": "FP32", "data": data}
         body = json.dumps({"inputs": [tensor]}).encode()
         patience = 4 * DEADLINE if self.name == "MetaSpec" else TRITON_PATIENCE

@@ -10,6 +10,11 @@ from numpy.typing import NDArray
 
 from metaspec_contract.source import Source
 
+FIRST_DERIVATIVES_ONLY = (
+    "a source has first derivatives in reverse mode only: no second derivatives, and no forward mode (jvp, jacfwd)"
+)
+"""Why a derivative of another kind is refused."""
+
 
 def check_source(source: object) -> None:
     """Raise TypeError unless an argument is a source whose methods return their results, unlike those of `AsyncSurrogate`."""

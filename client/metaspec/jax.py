@@ -17,7 +17,7 @@ import numpy as np
 
 from metaspec._errors import InvalidStructure
 from metaspec._extras import missing_extra
-from metaspec._source import check_source, predict_stack, pull_back
+from metaspec._source import FIRST_DERIVATIVES_ONLY, check_source, predict_stack, pull_back
 from metaspec_contract.source import Source
 
 try:
@@ -32,9 +32,6 @@ __all__ = ["spectra_function"]
 
 def __dir__() -> list[str]:
     return __all__
-
-
-_ONCE = "a source has first derivatives in reverse mode only: no second derivatives, and no forward mode (jvp, jacfwd)"
 
 
 def spectra_function(source: Source) -> Callable[[Array], Array]:
@@ -80,7 +77,7 @@ def spectra_function(source: Source) -> Callable[[Array], Array]:
         return pull_back(source, array, np.asarray(cotangent)).astype(array.dtype)
 
     def refuse(*_: Any) -> Any:
-        raise TypeError(_ONCE)
+        raise TypeError(FIRST_DERIVATIVES_ONLY)
 
     def forward(density: Array) -> tuple[Array, Array]:
         return spectra_of_wide(density), density

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from metaspec._errors import InvalidStructure
 from metaspec._extras import missing_extra
-from metaspec._source import check_source, predict_stack, pull_back
+from metaspec._source import FIRST_DERIVATIVES_ONLY, check_source, predict_stack, pull_back
 from metaspec_contract.source import Source
 
 try:
@@ -80,9 +80,6 @@ def _first(tensor: torch.Tensor, axis: int | None) -> torch.Tensor:
     return tensor.unsqueeze(0) if axis is None else tensor.movedim(axis, 0)
 
 
-_ONCE = "a source has first derivatives in reverse mode only: no second derivatives, and no forward mode (jvp, jacfwd)"
-
-
 class _Spectra(torch.autograd.Function):
     @staticmethod
     def forward(density: torch.Tensor, source: Source) -> torch.Tensor:
@@ -100,7 +97,7 @@ class _Spectra(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx: Any, *tangents: torch.Tensor) -> Any:
-        raise RuntimeError(_ONCE)
+        raise RuntimeError(FIRST_DERIVATIVES_ONLY)
 
     @staticmethod
     def vmap(info: Any, axes: tuple[int | None, None], density: torch.Tensor, source: Source) -> tuple[Any, int]:
@@ -120,11 +117,11 @@ class _Gradient(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *cotangents: torch.Tensor) -> Any:
-        raise RuntimeError(_ONCE)
+        raise RuntimeError(FIRST_DERIVATIVES_ONLY)
 
     @staticmethod
     def jvp(ctx: Any, *tangents: torch.Tensor) -> Any:
-        raise RuntimeError(_ONCE)
+        raise RuntimeError(FIRST_DERIVATIVES_ONLY)
 
     @staticmethod
     def vmap(

@@ -6,8 +6,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 import pytest
 
@@ -18,6 +19,10 @@ from metaspec.__main__ import main
 signal.signal(signal.SIGINT, signal.default_int_handler)
 main()
 """
+
+
+Command: TypeAlias = Callable[..., tuple[int, str, str]]
+"""Gives the command in this process: exit status, standard output, standard error."""
 
 
 def give(arguments: Sequence[object]) -> int:

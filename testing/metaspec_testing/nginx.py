@@ -34,13 +34,6 @@ http {{
 """
 
 
-def free_port() -> int:
-    """A port of 127.0.0.1 that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @contextmanager
 def running_nginx(folder: Path, port: int, http: str) -> Iterator[None]:
     """Run nginx until the block ends.

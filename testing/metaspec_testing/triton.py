@@ -10,7 +10,6 @@ import os
 import shutil
 import signal
 import site
-import socket
 import subprocess
 import sys
 import time
@@ -22,6 +21,8 @@ from pathlib import Path
 import tritonclient.http
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
+
+from metaspec_testing.servers import free_port
 
 PACKAGES = Path(sys.prefix) / "triton"
 """Folder in which `make` installs Triton, apart from everything else: its Python backend needs NumPy 1."""
@@ -163,11 +164,3 @@ def _wait(triton: Triton, timeout: float = 240) -> None:
                 pass
             time.sleep(0.2)
     raise RuntimeError(f"Triton did not start:\n{triton.log.read_text()[-20000:]}")
-
-
-def free_port() -> int:
-    """A port of this machine that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

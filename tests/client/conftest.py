@@ -1,4 +1,4 @@
-"""An address without a server."""
+"""What several of the client's tests use: a surrogate of the small server, the command, an address without a server."""
 
 from __future__ import annotations
 
@@ -7,6 +7,10 @@ from collections.abc import Iterator
 
 import pytest
 
+from metaspec import Surrogate
+from metaspec_testing.commands import Command, give
+from metaspec_testing.servers import RunningServer
+
 
 @pytest.fixture(scope="session")
 def nobody() -> Iterator[str]:
@@ -14,3 +18,19 @@ def nobody() -> Iterator[str]:
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
         yield f"127.0.0.1:{bound.getsockname()[1]}"
+
+
+@pytest.fixture(scope="module")
+def surrogate(server: RunningServer) -> Iterator[Surrogate]:
+    with Surrogate(server.url, progress=False) as surrogate:
+        yield surrogate
+
+
+@pytest.fixture
+def metaspec(capfd: pytest.CaptureFixture[str]) -> Command:
+    def run(*arguments: object) -> tuple[int, str, str]:
+        status = give(arguments)
+        output = capfd.readouterr()
+        return status, output.out, output.err
+
+    return run

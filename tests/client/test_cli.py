@@ -10,9 +10,8 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import gdstk
 import numpy as np
@@ -23,16 +22,13 @@ from onnx import numpy_helper
 from metaspec import Surrogate
 from metaspec._cli import bulk
 from metaspec_contract.run_folder import read_report
-from metaspec_testing.commands import give
+from metaspec_testing.commands import Command, give
 from metaspec_testing.scripted import scripted
 from metaspec_testing.servers import RunningServer, running_server
 from metaspec_testing.small_models import METADATA, Array, Expected, small_gradient_model, small_model, write_repository
 
 RUN = ["--steps", "24", "--starts", "2", "--radius-nm", "120", "--seed", "3"]
 COMMAND = [sys.executable, "-m", "metaspec"]
-
-Command: TypeAlias = Callable[..., tuple[int, str, str]]
-"""Gives the command in this process: exit status, standard output, standard error."""
 
 # The command, which sends itself a real signal after step 5, SIGINT or that of the environment: a run that is as short
 # as the others is interrupted, too.
@@ -50,16 +46,6 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where tests 
 RunDisplay.__call__ = interrupt
 main()
 """
-
-
-@pytest.fixture
-def metaspec(capfd: pytest.CaptureFixture[str]) -> Command:
-    def run(*arguments: object) -> tuple[int, str, str]:
-        status = give(arguments)
-        output = capfd.readouterr()
-        return status, output.out, output.err
-
-    return run
 
 
 def start(*arguments: object, **options: Any) -> subprocess.Popen[str]:

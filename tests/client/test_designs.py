@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,6 @@ from metaspec_contract.files import write_json
 from metaspec_contract.process import Process
 from metaspec_contract.report_page import refresh_page
 from metaspec_contract.run_folder import Merit, Unpolished, VerifiedDesign, VerifyReport, read_report
-from metaspec_testing.servers import RunningServer
 from metaspec_testing.small_models import Array
 
 
@@ -222,12 +220,6 @@ def test_labels_of_a_history_do_not_overlap_and_penalties_do_not_squeeze_it() ->
     assert ax.get_ylim()[0] > 0
     assert any("under the penalties, are not shown" in text.get_text() for text in ax.texts)
     assert all(tick == round(tick) for tick in ax.get_xticks())
-
-
-@pytest.fixture(scope="module")
-def surrogate(server: RunningServer) -> Iterator[Surrogate]:
-    with Surrogate(server.url, progress=False) as surrogate:
-        yield surrogate
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from statistics import NormalDist
 from typing import Any
@@ -19,16 +19,9 @@ from metaspec.fabrication import BlurAndBias, Corner, fabricate, pull_back
 from metaspec.objectives import MinEfficiency
 from metaspec.optimise import Adam, Problem, Progress, run
 from metaspec.topology import PIXEL_NM, Parameterisation, random_latents
-from metaspec_testing.servers import RunningServer
 from metaspec_testing.small_models import Array
 
 CORNERS = [Corner(20, 0), Corner(20, 7), Corner(12, -10), Corner(60, 5)]
-
-
-@pytest.fixture(scope="module")
-def surrogate(server: RunningServer) -> Iterator[Surrogate]:
-    with Surrogate(server.url, progress=False) as surrogate:
-        yield surrogate
 
 
 def disc(radius_nm: float) -> Array:

@@ -38,7 +38,7 @@ from metaspec_contract.model import DEFAULT_MODEL, gradient_model
 from metaspec_contract.process import Process
 from metaspec_server.settings import bundled_repository
 from metaspec_testing.scripted import METADATA, scripted
-from metaspec_testing.servers import RunningServer, running_server
+from metaspec_testing.servers import running_server
 from metaspec_testing.small_models import Array, small_gradient_model, small_model, write_repository
 
 SETTINGS: dict[str, dict[str, Any]] = {  # small and quick ones
@@ -60,12 +60,6 @@ WITHOUT_GRADIENTS = ("cmaes", "de", "ga", "botorch")
 def one_thread() -> None:
     """The matrices are small: more threads only wait for each other."""
     torch.set_num_threads(1)
-
-
-@pytest.fixture(scope="module")
-def surrogate(server: RunningServer) -> Iterator[Surrogate]:
-    with Surrogate(server.url, progress=False) as surrogate:
-        yield surrogate
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,6 @@ from metaspec.objectives import MinEfficiency
 from metaspec.optimise import Adam, Problem, run
 from metaspec.penalties import Asymmetry, FillFactor, Penalty
 from metaspec.topology import Parameterisation, random_latents
-from metaspec_testing.servers import RunningServer
 from metaspec_testing.small_models import Array
 
 SYMMETRIES = ("diagonal", "antidiagonal", "x", "y", "rotation")
@@ -25,12 +24,6 @@ PENALTIES = [
     FillFactor(0.3, 0.7),
     *[Asymmetry(name, weight=2.0) for name in SYMMETRIES],
 ]
-
-
-@pytest.fixture(scope="module")
-def surrogate(server: RunningServer) -> Iterator[Surrogate]:
-    with Surrogate(server.url, progress=False) as surrogate:
-        yield surrogate
 
 
 @pytest.mark.parametrize("penalty", PENALTIES, ids=repr)

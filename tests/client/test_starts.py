@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,23 +15,11 @@ from metaspec.layouts import write_gds
 from metaspec.optimise import by_name
 from metaspec.topology import Parameterisation, feature_size, random_latents, without_small_features
 from metaspec_contract.run_folder import read_report
-from metaspec_testing.commands import give
+from metaspec_testing.commands import Command
 from metaspec_testing.servers import RunningServer
 from metaspec_testing.small_models import Array
 
 DESIGN = Path(__file__).parents[2] / "docs" / "design" / "router_78nm.npy"
-
-Command: TypeAlias = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def metaspec(capfd: pytest.CaptureFixture[str]) -> Command:
-    def run(*arguments: object) -> tuple[int, str, str]:
-        status = give(arguments)
-        output = capfd.readouterr()
-        return status, output.out, output.err
-
-    return run
 
 
 @pytest.mark.parametrize("symmetry", [None, "diagonal"])

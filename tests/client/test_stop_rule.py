@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +19,6 @@ from metaspec_testing.servers import RunningServer
 from metaspec_testing.small_models import Array
 
 BETAS = [8.0] * 8 + [16.0] * 8 + [32.0] * 8
-
-
-@pytest.fixture(scope="module")
-def surrogate(server: RunningServer) -> Iterator[Surrogate]:
-    with Surrogate(server.url, progress=False) as surrogate:
-        yield surrogate
 
 
 def constant(spectra: Spectra) -> tuple[Array, Array]:

@@ -18,8 +18,7 @@ import yaml
 from metaspec_server.settings import bundled_repository
 from metaspec_testing.deploy import DEPLOY, listening_server, shutdown_seconds, value_of, wait_until_ready
 from metaspec_testing.distributions import read_project
-from metaspec_testing.nginx import free_port
-from metaspec_testing.servers import RunningServer
+from metaspec_testing.servers import RunningServer, free_port
 
 KUBERNETES = DEPLOY / "kubernetes"
 KUBECTL = shutil.which("kubectl")

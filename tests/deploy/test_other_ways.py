@@ -18,8 +18,8 @@ import trustme
 import yaml
 
 from metaspec_testing.deploy import DEPLOY, ROOT, listening_server, shutdown_seconds, value_of
-from metaspec_testing.nginx import NGINX, free_port, running_nginx
-from metaspec_testing.servers import RunningServer, running_server
+from metaspec_testing.nginx import NGINX, running_nginx
+from metaspec_testing.servers import RunningServer, free_port, running_server
 from metaspec_testing.small_models import Array, Expected
 from metaspec_testing.triton import PACKAGES
 

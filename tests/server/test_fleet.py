@@ -34,9 +34,9 @@ from metaspec_server.engines.factory import engine_factory
 from metaspec_server.engines.fleet import Fleet, Probe, addresses_of
 from metaspec_server.repository import find_models
 from metaspec_server.settings import Settings
-from metaspec_testing.servers import RunningServer, running_server
+from metaspec_testing.servers import RunningServer, free_port, running_server
 from metaspec_testing.small_models import Array, Expected, small_model, write_repository
-from metaspec_testing.triton import free_port, python_repository, start_triton
+from metaspec_testing.triton import python_repository, start_triton
 
 CONFIG = """
 name: "diffractionnet"

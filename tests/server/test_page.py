@@ -19,8 +19,8 @@ from metaspec_contract.figures_of_merit import colour_efficiency, crosstalk
 from metaspec_contract.model import DEFAULT_MODEL
 from metaspec_contract.process import Process
 from metaspec_contract.structures import PIXELS, packed_bytes, unpack
-from metaspec_testing.nginx import NGINX, free_port, running_nginx
-from metaspec_testing.servers import RunningServer
+from metaspec_testing.nginx import NGINX, running_nginx
+from metaspec_testing.servers import RunningServer, free_port
 from metaspec_testing.small_models import Expected
 
 WEB = Path(metaspec_server.__file__).parent / "web"

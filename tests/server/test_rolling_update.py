@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 
 from metaspec_testing.balancer import running_balancer
-from metaspec_testing.nginx import NGINX, free_port, running_nginx
-from metaspec_testing.servers import REQUEST_TIMEOUT, RunningServer, running_server
+from metaspec_testing.nginx import NGINX, running_nginx
+from metaspec_testing.servers import REQUEST_TIMEOUT, RunningServer, free_port, running_server
 from metaspec_testing.small_models import Array, Expected
 
 PACKED = {"Content-Type": "application/octet-stream", "Accept": "application/octet-stream"}

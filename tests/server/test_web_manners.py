@@ -26,8 +26,8 @@ from metaspec import ServerUnreachable, Surrogate
 from metaspec_server.http.compression import Coding, choose_coding
 from metaspec_server.ops.listening import listening
 from metaspec_server.settings import Settings
-from metaspec_testing.nginx import NGINX, free_port, running_nginx
-from metaspec_testing.servers import RunningServer, running_server
+from metaspec_testing.nginx import NGINX, running_nginx
+from metaspec_testing.servers import RunningServer, free_port, running_server
 from metaspec_testing.small_models import Array, Expected
 
 JSON, NPY = "application/json", "application/x-npy"

@@ -105,15 +105,16 @@ def predict(
         read_array(file, mmap_mode="r")  # what is not a file of numbers is refused before a server is asked
         structures = bulk.open_structures(file, origin.metadata().pixels)
         partial = Path(scratch) / "spectra.npy" if out is None else out.with_name(f"{out.name}.partial")
-        finished = [0]
+        finished = 0
         bar = tqdm(total=len(structures), unit="structure", disable=None, leave=False)
 
         def advance(count: int) -> None:
-            finished.append(count)
+            nonlocal finished
+            finished += count
             bar.update(count)
 
         def where() -> str:
-            return f" with {sum(finished)} of {len(structures)} structures done" if any(finished) else ""
+            return f" with {finished} of {len(structures)} structures done" if finished else ""
 
         def tell(notice: str) -> None:
             if bar.disable:
@@ -241,8 +242,7 @@ def design(
         "min_feature_nm": min_feature_nm,
         "seed": seed,
         "gds_layer": gds_layer,
-        **({} if gds_unit_nm is None else {"gds_unit_nm": gds_unit_nm}),
-        **({} if contour_tolerance_nm is None else {"contour_tolerance_nm": contour_tolerance_nm}),
+        **runs.layout_settings(gds_unit_nm, contour_tolerance_nm),
         **start_settings(drawings, start_cell, start_layer),
         **chosen.settings,
     }

@@ -22,6 +22,7 @@ from metaspec._cli.runs import (
     check_objective,
     end,
     is_done,
+    layout_settings,
     parameterisation_for,
     resumable,
     solid_layer,
@@ -103,8 +104,7 @@ def polish(
         "radius_nm": radius_nm,
         "min_feature_nm": width,
         "gds_layer": gds_layer,
-        **({} if gds_unit_nm is None else {"gds_unit_nm": gds_unit_nm}),
-        **({} if contour_tolerance_nm is None else {"contour_tolerance_nm": contour_tolerance_nm}),
+        **layout_settings(gds_unit_nm, contour_tolerance_nm),
         **chosen.settings,
     }
     if is_done(out, settings):

@@ -54,6 +54,12 @@ def solid_layer(text: str) -> Layer:
     return layer
 
 
+def layout_settings(unit_nm: float | None, tolerance_nm: float | None) -> dict[str, float]:
+    """Settings of the layouts that were given."""
+    given = {"gds_unit_nm": unit_nm, "contour_tolerance_nm": tolerance_nm}
+    return {name: value for name, value in given.items() if value is not None}
+
+
 def check_layouts(process: Process, unit_nm: float | None, tolerance_nm: float | None) -> None:
     """Refuse a database unit or a tolerance of contours that does not fit the process, before the run.
 

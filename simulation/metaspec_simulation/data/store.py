@@ -188,9 +188,9 @@ def read_dataset(path: Path, mode: str = "r") -> Group:
     return group
 
 
-def read_levels(group: Group, rows: slice | NDArray[np.integer]) -> NDArray[np.uint8]:
+def read_levels(group: Group, rows: slice) -> NDArray[np.uint8]:
     """Structures of some samples as levels, uint8 (n, y, x)."""
-    kept = group["structure"][rows] if isinstance(rows, slice) else group["structure"][:][rows]
+    kept = group["structure"][rows]
     levels: NDArray[np.uint8] = np.uint8(LEVELS) * unpack(kept) if kept.ndim == 2 else kept
     return levels
 

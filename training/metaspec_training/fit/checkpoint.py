@@ -61,15 +61,7 @@ def read_checkpoint(path: Path) -> Trained:
         ValueError: the file cannot be read, is not a checkpoint of this version, has weights that are not finite, or a
             malformed provenance or one of another device than the network.
     """
-    try:
-        if not saved_by_torch(path):
-            raise ValueError("it holds something else than weights and settings")
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror or error}") from None
-    except _DAMAGED as error:
-        raise _unreadable(str(path), error) from error
-    return rebuild(state, str(path))
+    return rebuild(_contents(path), str(path))
 
 
 def rebuild(state: Mapping[str, Any], name: str) -> Trained:
@@ -99,6 +91,23 @@ def rebuild(state: Mapping[str, Any], name: str) -> Trained:
     return Trained(network.eval(), provenance)
 
 
+def _contents(path: Path) -> Mapping[str, Any]:
+    """What a file of torch holds, read without running code in it.
+
+    Raises:
+        ValueError: the file cannot be read, or holds something else than weights and settings.
+    """
+    try:
+        if not saved_by_torch(path):
+            raise ValueError("it holds something else than weights and settings")
+        state: Mapping[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror or error}") from None
+    except _DAMAGED as error:
+        raise _unreadable(str(path), error) from error
+    return state
+
+
 def _unreadable(name: str, error: Exception) -> ValueError:
     first = str(error).partition("\n")[0] or type(error).__name__
     if isinstance(error, pickle.UnpicklingError):  # torch's advice to run the code in it is none of ours
@@ -124,8 +133,9 @@ def require_resumable(path: Path) -> None:
     Raises:
         ValueError: as `read_checkpoint`, or it holds weights without the state of a training.
     """
-    read_checkpoint(path)
-    if "optimizer_states" not in torch.load(path, map_location="cpu", weights_only=True):
+    state = _contents(path)
+    rebuild(state, str(path))
+    if "optimizer_states" not in state:
         raise ValueError(f"{path} holds weights, but no training to resume: start from them with model.weights")
 
 

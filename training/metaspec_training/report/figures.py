@@ -11,13 +11,11 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from metaspec_contract.detectors import CHANNELS, COLOUR_LINES, COLOUR_NAMES
+from metaspec_contract.detectors import CHANNELS, COLOUR_LINES, COLOUR_NAMES, DETECTOR_LINES
 from metaspec_simulation.dataset import Samples
 from metaspec_training.report.gradients import PARTS, Comparison, mean
 
 Array = NDArray[np.floating]
-
-DETECTOR_COLOURS = {"R": "tab:red", "G1": "tab:green", "G2": "yellowgreen", "B": "tab:blue"}
 
 
 def draw_history(run: Path) -> Figure | None:
@@ -74,7 +72,7 @@ def draw_spectra(prediction: Array, test: Samples, numbers: NDArray[np.integer])
         structure.imshow(test.structures[n], cmap="Greys", vmin=0, vmax=1, extent=(0, side, side, 0))
         structure.set(title=f"{name}: sample {numbers[n]}, {test.family[n]}", xlabel="x (um)", ylabel="y (um)")
         for channel, label in enumerate(CHANNELS):
-            colour = DETECTOR_COLOURS[label]
+            colour = DETECTOR_LINES[label]
             spectra.plot(wavelength, test.spectra[n, channel], color=colour, alpha=0.45, lw=3)
             spectra.plot(wavelength, prediction[n, channel], color=colour, lw=1.2, label=label)
         mae = np.abs(prediction[n] - test.spectra[n]).mean()
@@ -92,7 +90,7 @@ def draw_by_wavelength(prediction: Array, test: Samples) -> Figure:
     size, bias = figure.subplots(1, 2, sharex=True)
     wavelength, error = test.process.wavelengths_nm, prediction - test.spectra
     for channel, label in enumerate(CHANNELS):
-        colour = DETECTOR_COLOURS[label]
+        colour = DETECTOR_LINES[label]
         size.plot(wavelength, np.abs(error[:, channel]).mean(axis=0), color=colour, label=label)
         bias.plot(wavelength, error[:, channel].mean(axis=0), color=colour)
     size.set(title="mean absolute error", xlabel="wavelength (nm)", ylim=(0, None))
