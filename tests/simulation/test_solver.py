@@ -13,6 +13,8 @@ from metaspec_contract.structures import InvalidStructure, Structure, symmetries
 from metaspec_simulation import Simulation, Solver
 from metaspec_simulation.data.families import random_structure
 from metaspec_simulation.physics.farfield import shifted_basis
+from metaspec_simulation.physics.grid import make_grid, pulse
+from metaspec_simulation.physics.run import Run
 from metaspec_testing.hard_structures import hard_structures
 
 PROCESS = Process()
@@ -160,6 +162,25 @@ def test_translations_follow_from_the_harmonics(coarse: Solver, structure: Struc
         moved = coarse.simulate(np.roll(structure, (rows, columns), axis=(0, 1)))
         predicted = shifted_basis(np.array([rows]), np.array([columns]))[0] @ solved.harmonics
         np.testing.assert_allclose(predicted, moved.spectra, atol=tolerance)
+
+
+@pytest.mark.parametrize("cells", [27, 32])
+def test_the_grid_is_periodic(cells: int) -> None:
+    """A structure moved by whole cells, across both edges of the unit cell, moves the field and changes nothing else."""
+    grid = make_grid(PROCESS, cells)
+    wave = pulse(grid, PROCESS)
+    fractions = np.random.default_rng(cells).random((3, cells, cells))
+
+    def field(shares: Floats, shift: tuple[int, int]) -> NDArray[np.float32]:
+        run = Run(grid, tuple(np.roll(shares, shift, axis=(1, 2))))
+        for interval in range(60):
+            recorded = run.send(wave, 0, interval, record=True)
+        return recorded[:, -1]
+
+    moved = field(fractions, (5, -9))
+    scale = np.abs(moved).max()
+    assert scale > 1e-3
+    np.testing.assert_allclose(moved, np.roll(field(fractions, (0, 0)), (5, -9), axis=(-2, -1)), atol=2e-5 * scale)
 
 
 @pytest.mark.slow

@@ -46,14 +46,12 @@ class Sheet:
         self._real_part = np.stack([kernel.real, -kernel.imag], axis=2).reshape(grid.cells, -1).T
 
     def amplitudes(self, steps: NDArray[np.integer]) -> NDArray[np.float32]:
-        """What to add to Ex and Ey, float32 (steps, 2, y * x), 0 in the ghost cells, at times counted in steps."""
+        """What to add to Ex and Ey, float32 (steps, 2, y * x), at times counted in steps."""
         grid, (orders, cells) = self._grid, self._kernel.shape
         series = oscillation(steps, grid, self._wavelengths_nm).T @ self._weights
         along_y = (series.reshape(-1, orders) @ self._kernel).reshape(-1, orders, cells)
         pairs = np.ascontiguousarray(along_y.swapaxes(1, 2)).view(np.float32)
-        sheet = np.zeros((len(steps), 2, cells + 2, cells + 2), np.float32)
-        sheet[..., 1:-1, 1:-1] = (pairs.reshape(-1, 2 * orders) @ self._real_part).reshape(len(steps), 2, cells, cells)
-        return sheet.reshape(len(steps), 2, -1)
+        return (pairs.reshape(-1, 2 * orders) @ self._real_part).reshape(len(steps), 2, -1)
 
 
 def run_back(

@@ -5,13 +5,16 @@ equation (Taflove and Hagness, "Computational Electrodynamics", 3rd ed., chapter
 Ey at (k, j + 1/2, i), Ez at (k + 1/2, j, i), and H half a cell from them, (k, j, i) counting cells along z, y and x.
 Units: c = epsilon_0 = mu_0 = 1, lengths in um.
 
-Arrays are float32 (z, y * x): each plane of `row` x `row` cells is stored flat, with one ghost cell on either side of y and x,
-so that a neighbour along x is 1 and a neighbour along y is `row` elements away, and each update is one long loop over slices.
-It writes garbage into the ghost cells at the ends of the rows; those that are read are refilled by `_wrap`.
+Arrays are float32 (z, y * x): each plane is stored flat, with one ghost row on either side of y, so that a neighbour along x is
+1 and a neighbour along y is `row` elements away, and the update of a row is a loop over contiguous elements. At the ends of a
+row, the neighbour along x is thereby taken from the next row instead of the other end of the same one, which `_close_h` and
+`_close_e` make good.
 
 One sweep over z updates H and then E of each plane: the new E of plane k needs the new H of k and k - 1 only, and the new
 H of k needs the old E of k and k + 1. The next step can therefore follow one plane behind, and the one after that behind it:
-every plane passes through the cache once for several steps (wavefront blocking; Wellein et al., COMPSAC 2009).
+every plane passes through the cache once for several steps (wavefront blocking; Wellein et al., COMPSAC 2009). Within a plane,
+E follows H row by row: E of a row needs H of this row and the one before only, and finds both in the innermost cache. The first
+ghost row of H is computed like the others, from the same numbers as the last row, and equals it at all times.
 """
 
 from __future__ import annotations
@@ -24,7 +27,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 Field: TypeAlias = NDArray[np.float32]
-_Pair: TypeAlias = tuple[Field, Field]
 _Triple: TypeAlias = tuple[Field, Field, Field]
 _Quadruple: TypeAlias = tuple[Field, Field, Field, Field]
 
@@ -38,12 +40,17 @@ def jit(function: Any) -> Any:
         return compiled()(function)
 
 
+def _inlined(function: Any) -> Any:
+    """Compile a function as a part of those that call it: its loop is then checked for overlapping arrays once per plane."""
+    return numba.njit(inline="always")(function)
+
+
 class Mesh(NamedTuple):
     """Extent of the grid in space and time.
 
     Attributes:
         stride: steps between two recordings.
-        row: cells along x and along y, ghost cells included.
+        row: cells along x and along y.
         rx: dt / dx.
         rz: dt / dz.
         dt: time step.
@@ -67,11 +74,11 @@ class Mesh(NamedTuple):
 class Medium(NamedTuple):
     """The material at each node of E.
 
-    The patterned layer is described at Ex, Ey and Ez, each (3, y * x): on its first plane, on those between, and on its last.
-    Ez has one plane more than Ex and Ey: from half a cell before the first plane of Ex to half a cell after the last.
+    The patterned layer is described at Ex, Ey and Ez, each (4, y * x): on the plane before the first one of Ex, on that one, on
+    those between, and on the last. Ez lies half a cell further along z, and enters the layer on the plane before.
 
     Attributes:
-        inverse_plane: 1 / permittivity of the uniform z planes, (depth + 1,).
+        inverse_plane: 1 / permittivity of the uniform z planes, (depth + 1,); 0 on the outermost one, where E stays 0.
         inverse: 1 / permittivity in the patterned layer.
         drive: force of E on the pole, dt w0^2 times its strength.
         stiffness: dt w0^2 of the pole.
@@ -103,7 +110,7 @@ class State(NamedTuple):
     Attributes:
         e: Ex, Ey, Ez, each (depth + 1, y * x).
         h: Hx, Hy, Hz, of the same shape.
-        polarisation: polarisation of the pole at Ex, Ey, Ez in the patterned layer.
+        polarisation: polarisation of the pole at Ex, Ey, Ez from the plane before the patterned layer on.
         current: its time derivative.
         memory: memory of the absorbing layers, for Ex, Ey, Hx, Hy.
     """
@@ -115,16 +122,23 @@ class State(NamedTuple):
     memory: _Quadruple
 
 
+def fields(count: int, shape: tuple[int, int]) -> list[Field]:
+    """Arrays of zeros that start at cache lines, 64 bytes, each at another one of the lines of a memory page.
+
+    With 16, 32, 48 ... cells every row starts at a line, too, and no vector of the loops is split between two of them.
+    """
+    size = -(-shape[0] * shape[1] // 16) * 16 + 240
+    memory = np.zeros(count * size + 16, np.float32)
+    start = -memory.ctypes.data // 4 % 16
+    return [memory[n : n + shape[0] * shape[1]].reshape(shape) for n in range(start, start + count * size, size)]
+
+
 def new_state(mesh: Mesh, depth: int) -> State:
     """A grid without any field; `depth` is the z index of its last plane."""
-    cells = mesh.row * mesh.row
-    whole, layer = (depth + 1, cells), (mesh.bottom - mesh.top + 2, cells)
-
-    def triple(shape: tuple[int, int]) -> _Triple:
-        return np.zeros(shape, np.float32), np.zeros(shape, np.float32), np.zeros(shape, np.float32)
-
-    memory = (*triple(whole), np.zeros(whole, np.float32))
-    return State(triple(whole), triple(whole), triple(layer), triple(layer), memory)
+    cells = mesh.row * (mesh.row + 2)
+    ex, ey, ez, hx, hy, hz, *memory = fields(10, (depth + 1, cells))
+    px, py, pz, jx, jy, jz = fields(6, (mesh.bottom - mesh.top + 2, cells))
+    return State((ex, ey, ez), (hx, hy, hz), (px, py, pz), (jx, jy, jz), (memory[0], memory[1], memory[2], memory[3]))
 
 
 _STEPS_AT_ONCE = 4
@@ -152,18 +166,11 @@ def march(
         steps: number of time steps.
         source: z index of the source plane.
         sheet: amplitudes to add to Ex and Ey there in the first of these steps, (at most steps, 2, y * x).
-        recorded: array to fill with [reflected, transmitted] in every `stride`-th step from the first, (2, samples, 2, y * x)
-            with ghost cells, Ex before Ey; it may have no samples.
+        recorded: array to fill with [reflected, transmitted] in every `stride`-th step from the first, (2, samples, 2, y * x),
+            Ex before Ey; it may have no samples.
     """
-    row, rx, rz, dt, top, bottom = mesh.row, mesh.rx, mesh.rz, mesh.dt, mesh.top, mesh.bottom
-    inverse_plane, stiffness = medium.inverse_plane, medium.stiffness
-    (inverse_x, inverse_y, inverse_z), (drive_x, drive_y, drive_z) = medium.inverse, medium.drive
-    decay, gain, shrink = absorber.decay, absorber.gain, absorber.shrink
-    depth = inverse_plane.shape[0] - 1
-    (ex, ey, ez), (hx, hy, hz) = state.e, state.h
-    (px, py, pz), (jx, jy, jz) = state.polarisation, state.current
-    memory_ex, memory_ey, memory_hx, memory_hy = state.memory
-    a, b = row, row * row - row  # all rows but the ghost ones
+    row, depth = mesh.row, medium.inverse_plane.shape[0] - 1
+    ex, ey, ez = state.e
     for first in range(0, steps, _STEPS_AT_ONCE):
         at_once = min(_STEPS_AT_ONCE, steps - first)
         for sweep in range(depth + at_once - 1):
@@ -171,179 +178,170 @@ def march(
                 k, step = sweep - behind, first + behind
                 if not 0 <= k < depth:
                     continue
-                e = (ex[k, a:b], ey[k, a:b], ez[k, a:b])
-                e_next = (ex[k + 1, a:b], ey[k + 1, a:b])
-                e_aside = (ex[k, a + row :], ez[k, a + row :], ey[k, a + 1 : b + 1], ez[k, a + 1 : b + 1])
-                h = (hx[k, a:b], hy[k, a:b], hz[k, a:b])
-                if gain[1, k] != 0:
-                    memory = (memory_hx[k, a:b], memory_hy[k, a:b])
-                    _absorb_h(h, e, e_next, e_aside, rx, rz, memory, decay[1, k], gain[1, k], shrink[1, k])
+                if mesh.top - 1 <= k <= mesh.bottom:
+                    _polarise(mesh, medium, state, k)
+                elif absorber.gain[0, k] != 0 or absorber.gain[1, k] != 0:
+                    _absorb(mesh, medium, absorber, state, k)
                 else:
-                    _advance_h(h, e, e_next, e_aside, rx, rz)
-                for plane in (hx, hy, hz):
-                    _wrap(plane[k], row, 0, row - 2)
-                if k == 0:
-                    continue  # E of the outermost plane stays 0, behind the absorbing layer
-                h_before = (hx[k - 1, a:b], hy[k - 1, a:b])
-                h_aside = (hx[k, : b - row], hz[k, : b - row], hy[k, a - 1 : b - 1], hz[k, a - 1 : b - 1])
-                sx, sz = inverse_plane[k] * rx, inverse_plane[k] * rz
-                if top - 1 <= k <= bottom:
-                    if k >= top:
-                        layer, p = (0 if k == top else (2 if k == bottom else 1)), k - top
-                        pole = (jx[p, a:b], px[p, a:b], drive_x[layer, a:b])
-                        curl = (rx, h[2], h_aside[1], rz, h_before[1], h[1])
-                        _polarise(e[0], inverse_x[layer, a:b], curl, pole, dt, stiffness)
-                        pole = (jy[p, a:b], py[p, a:b], drive_y[layer, a:b])
-                        curl = (rz, h[0], h_before[0], rx, h_aside[3], h[2])
-                        _polarise(e[1], inverse_y[layer, a:b], curl, pole, dt, stiffness)
-                    else:
-                        _advance_transverse(e, h, h_before, h_aside, sx, sz)
-                    layer, p = (0 if k == top - 1 else (2 if k == bottom else 1)), k - top + 1
-                    pole = (jz[p, a:b], pz[p, a:b], drive_z[layer, a:b])
-                    curl = (rx, h[1], h_aside[2], rx, h_aside[0], h[0])
-                    _polarise(e[2], inverse_z[layer, a:b], curl, pole, dt, stiffness)
-                elif gain[0, k] != 0:
-                    memory = (memory_ex[k, a:b], memory_ey[k, a:b])
-                    _absorb_e(e, h, h_before, h_aside, sx, sz, memory, decay[0, k], gain[0, k], shrink[0, k])
-                else:
-                    _advance_e(e, h, h_before, h_aside, sx, sz)
+                    _advance(mesh, medium, state, k)
                 if k == source and step < sheet.shape[0]:
-                    ex[k] += sheet[step, 0]
-                    ey[k] += sheet[step, 1]
-                for plane in (ex, ey, ez):
-                    _wrap(plane[k], row, row - 1, 1)
+                    ex[k, row:-row] += sheet[step, 0]
+                    ey[k, row:-row] += sheet[step, 1]
+                for plane in (ex[k], ey[k], ez[k]):
+                    plane[:row] = plane[-2 * row : -row]
+                    plane[-row:] = plane[row : 2 * row]
                 if step % mesh.stride == 0 and step // mesh.stride < recorded.shape[1]:
                     for index, plane_recorded in enumerate((mesh.reflected, mesh.transmitted)):
                         if k == plane_recorded:
-                            recorded[index, step // mesh.stride, 0] = ex[k]
-                            recorded[index, step // mesh.stride, 1] = ey[k]
+                            recorded[index, step // mesh.stride, 0] = ex[k, row:-row]
+                            recorded[index, step // mesh.stride, 1] = ey[k, row:-row]
+
+
+# Indices within a plane are unsigned: numba then leaves out the test whether they count from the end, which keeps loops from
+# being vectorised. Loops read all they need before they store, as a store to one array might, to the compiler, change another.
+_ONE = np.uintp(1)
 
 
 @jit
-def _advance_h(h: _Triple, e: _Triple, e_next: _Pair, e_aside: _Quadruple, rx: np.float32, rz: np.float32) -> None:
-    """H of one plane: dH/dt = -curl E. `e_aside`: Ex and Ez of the next row, Ey and Ez of the next column."""
-    (hx, hy, hz), (ex, ey, ez), (ex_next, ey_next) = h, e, e_next
-    ex_up, ez_up, ey_right, ez_right = e_aside
-    for i in range(hx.size):
-        hx[i] += rz * (ey_next[i] - ey[i]) - rx * (ez_up[i] - ez[i])
-        hy[i] += rx * (ez_right[i] - ez[i]) - rz * (ex_next[i] - ex[i])
-        hz[i] += rx * ((ex_up[i] - ex[i]) - (ey_right[i] - ey[i]))
+def _advance(mesh: Mesh, medium: Medium, state: State, k: int) -> None:
+    """H and E of one uniform plane: dH/dt = -curl E, dE/dt = curl H / permittivity."""
+    row = np.uintp(mesh.row)
+    sx, sz = medium.inverse_plane[k] * mesh.rx, medium.inverse_plane[k] * mesh.rz
+    (ex, ey, ez), (hx, hy, hz) = state.e, state.h
+    for y in range(row + _ONE):
+        start = y * row
+        _advance_h(mesh, state, k, start, row)
+        if y == 0:
+            continue
+        for x in range(row):
+            i = start + x
+            u, v, w = hx[k, i], hy[k, i], hz[k, i]
+            new_ex = ex[k, i] + (sx * (w - hz[k, i - row]) - sz * (v - hy[k - 1, i]))
+            new_ey = ey[k, i] + (sz * (u - hx[k - 1, i]) - sx * (w - hz[k, i - _ONE]))
+            new_ez = ez[k, i] + sx * ((v - hy[k, i - _ONE]) - (u - hx[k, i - row]))
+            ex[k, i], ey[k, i], ez[k, i] = new_ex, new_ey, new_ez
+        _close_e(state, k, start, row, sx, sx)
 
 
 @jit
-def _absorb_h(
-    h: _Triple,
-    e: _Triple,
-    e_next: _Pair,
-    e_aside: _Quadruple,
-    rx: np.float32,
-    rz: np.float32,
-    memory: _Pair,
-    decay: np.float32,
-    gain: np.float32,
-    shrink: np.float32,
-) -> None:
-    """Update H of one plane in an absorbing layer, with the convolution memory in z."""
-    (hx, hy, hz), (ex, ey, ez), (ex_next, ey_next) = h, e, e_next
-    ex_up, ez_up, ey_right, ez_right = e_aside
-    memory_x, memory_y = memory
-    for i in range(hx.size):
-        dy, dx = ey_next[i] - ey[i], ex_next[i] - ex[i]
-        memory_x[i] = decay * memory_x[i] + gain * dy
-        memory_y[i] = decay * memory_y[i] + gain * dx
-        hx[i] += rz * (shrink * dy + memory_x[i]) - rx * (ez_up[i] - ez[i])
-        hy[i] += rx * (ez_right[i] - ez[i]) - rz * (shrink * dx + memory_y[i])
-        hz[i] += rx * ((ex_up[i] - ex[i]) - (ey_right[i] - ey[i]))
+def _absorb(mesh: Mesh, medium: Medium, absorber: Absorber, state: State, k: int) -> None:
+    """H and E of one plane in an absorbing layer, with the convolution memory in z."""
+    row, rx, rz = np.uintp(mesh.row), mesh.rx, mesh.rz
+    sx, sz = medium.inverse_plane[k] * rx, medium.inverse_plane[k] * rz
+    (ex, ey, ez), (hx, hy, hz) = state.e, state.h
+    memory_ex, memory_ey, memory_hx, memory_hy = state.memory
+    decay_e, gain_e, shrink_e = absorber.decay[0, k], absorber.gain[0, k], absorber.shrink[0, k]
+    decay_h, gain_h, shrink_h = absorber.decay[1, k], absorber.gain[1, k], absorber.shrink[1, k]
+    for y in range(row + _ONE):
+        start = y * row
+        for x in range(row):
+            i = start + x
+            u, v, w = ex[k, i], ey[k, i], ez[k, i]
+            dx, dy = ex[k + 1, i] - u, ey[k + 1, i] - v
+            memory_x = decay_h * memory_hx[k, i] + gain_h * dy
+            memory_y = decay_h * memory_hy[k, i] + gain_h * dx
+            new_hx = hx[k, i] + (rz * (shrink_h * dy + memory_x) - rx * (ez[k, i + row] - w))
+            new_hy = hy[k, i] + (rx * (ez[k, i + _ONE] - w) - rz * (shrink_h * dx + memory_y))
+            new_hz = hz[k, i] + rx * ((ex[k, i + row] - u) - (ey[k, i + _ONE] - v))
+            memory_hx[k, i], memory_hy[k, i] = memory_x, memory_y
+            hx[k, i], hy[k, i], hz[k, i] = new_hx, new_hy, new_hz
+        _close_h(state, k, start, row, rx)
+        if y == 0:
+            continue
+        for x in range(row):
+            i = start + x
+            u, v, w = hx[k, i], hy[k, i], hz[k, i]
+            dx, dy = u - hx[k - 1, i], v - hy[k - 1, i]
+            memory_x = decay_e * memory_ex[k, i] + gain_e * dy
+            memory_y = decay_e * memory_ey[k, i] + gain_e * dx
+            new_ex = ex[k, i] + (sx * (w - hz[k, i - row]) - sz * (shrink_e * dy + memory_x))
+            new_ey = ey[k, i] + (sz * (shrink_e * dx + memory_y) - sx * (w - hz[k, i - _ONE]))
+            new_ez = ez[k, i] + sx * ((v - hy[k, i - _ONE]) - (u - hx[k, i - row]))
+            memory_ex[k, i], memory_ey[k, i] = memory_x, memory_y
+            ex[k, i], ey[k, i], ez[k, i] = new_ex, new_ey, new_ez
+        _close_e(state, k, start, row, sx, sx)
 
 
 @jit
-def _advance_e(e: _Triple, h: _Triple, h_before: _Pair, h_aside: _Quadruple, sx: np.float32, sz: np.float32) -> None:
-    """E of one plane: dE/dt = curl H / permittivity. `h_aside`: Hx and Hz of the row, Hy and Hz of the column before."""
-    (ex, ey, ez), (hx, hy, hz), (hx_before, hy_before) = e, h, h_before
-    hx_down, hz_down, hy_left, hz_left = h_aside
-    for i in range(ex.size):
-        ex[i] += sx * (hz[i] - hz_down[i]) - sz * (hy[i] - hy_before[i])
-        ey[i] += sz * (hx[i] - hx_before[i]) - sx * (hz[i] - hz_left[i])
-        ez[i] += sx * ((hy[i] - hy_left[i]) - (hx[i] - hx_down[i]))
-
-
-@jit
-def _advance_transverse(
-    e: _Triple, h: _Triple, h_before: _Pair, h_aside: _Quadruple, sx: np.float32, sz: np.float32
-) -> None:
-    """Update Ex and Ey of one plane."""
-    (ex, ey, _), (hx, hy, hz), (hx_before, hy_before) = e, h, h_before
-    _, hz_down, _, hz_left = h_aside
-    for i in range(ex.size):
-        ex[i] += sx * (hz[i] - hz_down[i]) - sz * (hy[i] - hy_before[i])
-        ey[i] += sz * (hx[i] - hx_before[i]) - sx * (hz[i] - hz_left[i])
-
-
-@jit
-def _absorb_e(
-    e: _Triple,
-    h: _Triple,
-    h_before: _Pair,
-    h_aside: _Quadruple,
-    sx: np.float32,
-    sz: np.float32,
-    memory: _Pair,
-    decay: np.float32,
-    gain: np.float32,
-    shrink: np.float32,
-) -> None:
-    """E of one plane in an absorbing layer."""
-    (ex, ey, ez), (hx, hy, hz), (hx_before, hy_before) = e, h, h_before
-    hx_down, hz_down, hy_left, hz_left = h_aside
-    memory_x, memory_y = memory
-    for i in range(ex.size):
-        dy, dx = hy[i] - hy_before[i], hx[i] - hx_before[i]
-        memory_x[i] = decay * memory_x[i] + gain * dy
-        memory_y[i] = decay * memory_y[i] + gain * dx
-        ex[i] += sx * (hz[i] - hz_down[i]) - sz * (shrink * dy + memory_x[i])
-        ey[i] += sz * (shrink * dx + memory_y[i]) - sx * (hz[i] - hz_left[i])
-        ez[i] += sx * ((hy[i] - hy_left[i]) - (hx[i] - hx_down[i]))
-
-
-@jit
-def _polarise(
-    e: Field,
-    inverse: Field,
-    curl: tuple[np.float32, Field, Field, np.float32, Field, Field],
-    pole: _Triple,
-    dt: np.float32,
-    stiffness: np.float32,
-) -> None:
-    """One component of E in the patterned layer, += (s (a - b) + t (c - d) - dt J) / permittivity.
+def _polarise(mesh: Mesh, medium: Medium, state: State, k: int) -> None:
+    """H and E of one plane in the patterned layer, dE/dt = (curl H - J) / permittivity.
 
     The pole: dJ/dt = w0^2 (strength E - P), dP/dt = J.
     """
-    s, a, b, t, c, d = curl
-    current, polarisation, drive = pole
-    for i in range(e.size):
-        j = current[i] + drive[i] * e[i] - stiffness * polarisation[i]
-        current[i] = j
-        polarisation[i] += dt * j
-        e[i] += inverse[i] * (s * (a[i] - b[i]) + t * (c[i] - d[i]) - dt * j)
+    row, rx, rz, dt, stiffness = np.uintp(mesh.row), mesh.rx, mesh.rz, mesh.dt, medium.stiffness
+    (ex, ey, ez), (hx, hy, hz) = state.e, state.h
+    (px, py, pz), (jx, jy, jz) = state.polarisation, state.current
+    (inverse_x, inverse_y, inverse_z), (drive_x, drive_y, drive_z) = medium.inverse, medium.drive
+    p = k - mesh.top + 1
+    layer = min(p, 2) if k < mesh.bottom else 3
+    for y in range(row + _ONE):
+        start = y * row
+        _advance_h(mesh, state, k, start, row)
+        if y == 0:
+            continue
+        for x in range(row):
+            i = start + x
+            j = jx[p, i] + drive_x[layer, i] * ex[k, i] - stiffness * px[p, i]
+            curl = rx * (hz[k, i] - hz[k, i - row]) - rz * (hy[k, i] - hy[k - 1, i])
+            new, new_p = ex[k, i] + inverse_x[layer, i] * (curl - dt * j), px[p, i] + dt * j
+            ex[k, i], px[p, i], jx[p, i] = new, new_p, j
+        for x in range(row):
+            i = start + x
+            j = jy[p, i] + drive_y[layer, i] * ey[k, i] - stiffness * py[p, i]
+            curl = rz * (hx[k, i] - hx[k - 1, i]) - rx * (hz[k, i] - hz[k, i - _ONE])
+            new, new_p = ey[k, i] + inverse_y[layer, i] * (curl - dt * j), py[p, i] + dt * j
+            ey[k, i], py[p, i], jy[p, i] = new, new_p, j
+        for x in range(row):
+            i = start + x
+            j = jz[p, i] + drive_z[layer, i] * ez[k, i] - stiffness * pz[p, i]
+            curl = rx * ((hy[k, i] - hy[k, i - _ONE]) - (hx[k, i] - hx[k, i - row]))
+            new, new_p = ez[k, i] + inverse_z[layer, i] * (curl - dt * j), pz[p, i] + dt * j
+            ez[k, i], pz[p, i], jz[p, i] = new, new_p, j
+        _close_e(state, k, start, row, inverse_y[layer, start] * rx, inverse_z[layer, start] * rx)
 
 
-@jit
-def _wrap(plane: Field, row: int, ghost: int, source: int) -> None:
-    """Fill ghost row and column number `ghost` of a plane from row and column number `source`."""
-    for start in range(0, plane.size, row):
-        plane[start + ghost] = plane[start + source]
-    for i in range(row):
-        plane[ghost * row + i] = plane[source * row + i]
+@_inlined
+def _advance_h(mesh: Mesh, state: State, k: int, start: np.uintp, row: np.uintp) -> None:
+    """H of one row outside the absorbing layers."""
+    rx, rz = mesh.rx, mesh.rz
+    (ex, ey, ez), (hx, hy, hz) = state.e, state.h
+    for x in range(row):
+        i = start + x
+        u, v, w = ex[k, i], ey[k, i], ez[k, i]
+        new_hx = hx[k, i] + (rz * (ey[k + 1, i] - v) - rx * (ez[k, i + row] - w))
+        new_hy = hy[k, i] + (rx * (ez[k, i + _ONE] - w) - rz * (ex[k + 1, i] - u))
+        new_hz = hz[k, i] + rx * ((ex[k, i + row] - u) - (ey[k, i + _ONE] - v))
+        hx[k, i], hy[k, i], hz[k, i] = new_hx, new_hy, new_hz
+    _close_h(state, k, start, row, rx)
+
+
+@_inlined
+def _close_h(state: State, k: int, start: np.uintp, row: np.uintp, rx: np.float32) -> None:
+    """Give Hy and Hz at the end of a row the first column of E, where they took that of the next row."""
+    (_, ey, ez), (_, hy, hz) = state.e, state.h
+    hy[k, start + row - _ONE] += rx * (ez[k, start] - ez[k, start + row])
+    hz[k, start + row - _ONE] -= rx * (ey[k, start] - ey[k, start + row])
+
+
+@_inlined
+def _close_e(state: State, k: int, start: np.uintp, row: np.uintp, sy: np.float32, sz: np.float32) -> None:
+    """Give Ey and Ez at the start of a row the last column of H, where they took that of the row before.
+
+    `sy` and `sz`: rx / permittivity at Ey and Ez.
+    """
+    (_, ey, ez), (_, hy, hz) = state.e, state.h
+    ey[k, start] += sy * (hz[k, start + row - _ONE] - hz[k, start - _ONE])
+    ez[k, start] -= sz * (hy[k, start + row - _ONE] - hy[k, start - _ONE])
 
 
 @jit
 def energy(field: Field, row: int) -> float:
-    """Sum of the squares of one component, ghost cells left out: (planes, y * x)."""
+    """Sum of the squares of one component, (planes, y * x), without its ghost rows."""
     total = 0.0
     for plane in field:
-        for start in range(row, row * row - row, row):
+        for start in range(row, row * row + row, row):
             partial = np.float32(0)
-            for value in plane[start + 1 : start + row - 1]:
+            for value in plane[start : start + row]:
                 partial += value * value
             total += float(partial)
     return total

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metaspec_simulation.physics.farfield import Complex
-from metaspec_simulation.physics.fdtd import Absorber, Field, Medium, Mesh, State, energy, march, new_state
+from metaspec_simulation.physics.fdtd import Absorber, Field, Medium, Mesh, State, energy, fields, march, new_state
 from metaspec_simulation.physics.grid import FACE_SHARE, Array, Grid, pml_profile
 from metaspec_simulation.physics.sampling import correlate, keep
 
@@ -32,15 +32,17 @@ class Run:
     def __init__(self, grid: Grid, fractions: Fractions, in_vacuum: bool = False) -> None:
         below = 1.0 if in_vacuum else grid.eps_substrate
         permittivity = np.where(np.arange(grid.depth + 1) <= grid.bottom, 1.0, below)
-        inverse, drive = [], []
-        for fraction, at_face in zip(fractions, _FACES, strict=True):
-            share = np.array([at_face, 1.0, at_face])[:, None]
-            solid = np.pad(fraction, 1, mode="wrap").ravel()
-            outside = (1 - share) * np.array([1.0, 1.0, below])[:, None]
-            inverse.append((1 / (outside + share * (1 + solid * (grid.eps_solid - 1)))).astype(np.float32))
-            drive.append((share * solid * grid.dt * grid.pole_frequency**2 * grid.pole_strength).astype(np.float32))
+        permittivity[0] = np.inf  # a mirror behind the absorbing layer
         self._grid = grid
-        self._row = len(fractions[0]) + 2
+        self._row = len(fractions[0])
+        outside = np.array([1.0, 1.0, 1.0, below])[:, None]
+        layers = (4, self._row * (self._row + 2))
+        inverse, drive = fields(3, layers), fields(3, layers)
+        for n, (fraction, shares) in enumerate(zip(fractions, _SHARES, strict=True)):
+            share = np.array(shares)[:, None]
+            solid = np.pad(fraction, ((1, 1), (0, 0)), mode="wrap").ravel()
+            inverse[n][:] = 1 / ((1 - share) * outside + share * (1 + solid * (grid.eps_solid - 1)))
+            drive[n][:] = share * solid * grid.dt * grid.pole_frequency**2 * grid.pole_strength
         self._mesh = Mesh(
             stride=grid.stride,
             row=self._row,
@@ -75,7 +77,7 @@ class Run:
         samples = self._grid.interval // self._grid.stride if record else 0
         recorded = np.empty((2, samples, 2, self._row * self._row), np.float32)
         march(self._mesh, self._medium, self._absorber, self._state, self._grid.interval, source, sheet, recorded)
-        return recorded.reshape(2, samples, 2, self._row, self._row)[..., 1:-1, 1:-1]
+        return recorded.reshape(2, samples, 2, self._row, self._row)
 
     def send(self, pulse: NDArray[np.float32], polarisation: int, interval: int, record: bool) -> Field:
         """Advance through an interval of the run with the part of a pulse that falls into it; returns as `advance`.
@@ -97,7 +99,9 @@ class Run:
 
     def resume(self, checkpoint: State) -> None:
         """Go on from a checkpoint of a run of the same structure."""
-        self._state = _copied(checkpoint)
+        for ours, kept in zip(self._state, checkpoint, strict=True):
+            for field, values in zip(ours, kept, strict=True):
+                field[:] = values
 
     @property
     def energy(self) -> float:
@@ -106,7 +110,7 @@ class Run:
 
     def sample(self) -> Sample:
         """The field in the patterned layer."""
-        cells = self._row - 2
+        cells = self._row
         kept: Sample = []
         for field in self._inside:
             numbers = np.empty((len(field), cells, cells), np.uint8)
@@ -142,6 +146,9 @@ def _copied(state: State) -> State:
 
 _FACES = (FACE_SHARE, FACE_SHARE, FACE_SHARE - 0.5)
 """Share of the patterned layer in the outermost cells of Ex, Ey and Ez."""
+
+_SHARES = ((0, _FACES[0], 1, _FACES[0]), (0, _FACES[1], 1, _FACES[1]), (_FACES[2], 1, 1, _FACES[2]))
+"""Share of the patterned layer at Ex, Ey and Ez on the planes of `Medium`."""
 
 
 class History:

@@ -17,14 +17,14 @@ def keep(field: Field, kept: NDArray[np.uint8], units: Field) -> None:
     """Store a field in 8 bits.
 
     Args:
-        field: one component in the patterned layer, (planes, y * x), with ghost cells.
-        kept: array to fill, without ghost cells, (planes, cells, cells); 128 stands for 0.
+        field: one component in the patterned layer, (planes, y * x), with ghost rows.
+        kept: array to fill, without ghost rows, (planes, cells, cells); 128 stands for 0.
         units: array to fill with the unit of each row, (planes, cells).
     """
     planes, cells, _ = kept.shape
     for p in range(planes):
         for y in range(cells):
-            start = (y + 1) * (cells + 2) + 1
+            start = (y + 1) * cells
             line = field[p, start : start + cells]
             largest = np.float32(0)
             for value in line:
@@ -40,7 +40,7 @@ def correlate(field: Field, kept: NDArray[np.uint8], units: Field, share: Field,
     """Add the product of a field and a kept one, weighted and summed over z, to `total`.
 
     Args:
-        field: one component in the patterned layer, (planes, y * x), with ghost cells.
+        field: one component in the patterned layer, (planes, y * x), with ghost rows.
         kept: another field there, as `keep` stores it.
         units: units of its rows.
         share: weights of the planes, (planes,).
@@ -49,7 +49,7 @@ def correlate(field: Field, kept: NDArray[np.uint8], units: Field, share: Field,
     planes, cells, _ = kept.shape
     for p in range(planes):
         for y in range(cells):
-            start = (y + 1) * (cells + 2) + 1
+            start = (y + 1) * cells
             weight = units[p, y] * share[p]
             line = field[p, start : start + cells]
             for x in range(cells):
