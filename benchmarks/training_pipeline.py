@@ -162,7 +162,7 @@ def compare_steps(train: Samples, validation: Samples, steps: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=ROOT / "datasets" / "bayer-600nm")
-    parser.add_argument("--batch_size", type=int, default=64)
+    parser.add_argument("--batch_size", type=int, default=128)
     parser.add_argument("--seconds", type=float, default=10, help="time for each measurement")
     parser.add_argument("--steps", type=int, default=0, help="training steps in each precision")
     arguments = parser.parse_args()

@@ -64,8 +64,9 @@ def test_augmented_labels_are_those_of_the_moved_structure(samples: Samples) -> 
         assert not torch.equal(other_epoch.density[item], batch.density[item])
 
 
-def test_structures_of_every_size_and_grey_ones_move_alike() -> None:
-    """64, 128 and 256 pixels, bits in one to four words, as numpy moves and mirrors them."""
+@pytest.mark.parametrize("harmonics", [True, False])
+def test_structures_of_every_size_and_grey_ones_move_alike(harmonics: bool) -> None:
+    """64, 128 and 256 pixels, bits in two to four words, by pixels or by half a period, as numpy moves and mirrors them."""
     rng = np.random.default_rng(0)
     for pixels in (64, 128, 256):
         structures = rng.integers(0, 2, (12, pixels, pixels)).astype(np.uint8)
@@ -77,7 +78,8 @@ def test_structures_of_every_size_and_grey_ones_move_alike() -> None:
             packed=pack(structures),
             densities=densities,
             grey=grey,
-            harmonics=np.ones((12, 225, 4), np.int16),
+            spectra=rng.random((12, 4, 301), np.float32),
+            harmonics=np.ones((12, 225, 4) if harmonics else (12, 0, 0), np.int16),
             harmonic_wavelengths_nm=np.linspace(400, 700, 4),
         )
         shown = structures.astype(np.float32)
@@ -91,6 +93,11 @@ def test_structures_of_every_size_and_grey_ones_move_alike() -> None:
                 moved = symmetry.apply(np.roll(shown[item], shift, axis=(0, 1)))
                 relative = (batch.shift[row, k] * pixels / 128).int().tolist()
                 np.testing.assert_allclose(np.roll(batch.density[row, 0], relative, axis=(0, 1)), moved, atol=1e-6)
+                if not harmonics:
+                    quadrants = samples.spectra[item].reshape(2, 2, -1)
+                    halves = [2 * pixel // pixels for pixel in shift]
+                    labels = symmetry.apply(np.moveaxis(np.roll(quadrants, halves, axis=(0, 1)), -1, 0))
+                    np.testing.assert_array_equal(batch.spectra[row, k], np.moveaxis(labels, 0, -1))
 
 
 def test_what_is_drawn_of_a_sample_does_not_depend_on_the_others() -> None:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy.interpolate import CubicSpline
 from torch import Tensor, nn
 
-from metaspec_contract.structures import PIXELS, Symmetry
+from metaspec_contract.structures import PIXELS
 from metaspec_simulation.data.levels import LEVELS
 from metaspec_simulation.dataset import HARMONIC_STEP
 from metaspec_training.data.packed import Packed
@@ -44,11 +44,10 @@ class Expansion(nn.Module):
     """
 
     channels: Tensor
-    half_periods: Tensor
     interpolation: Tensor
     transposed: Tensor
     flipped: Tensor
-    bytes: Tensor
+    pixels: Tensor
 
     def __init__(
         self,
@@ -61,18 +60,12 @@ class Expansion(nn.Module):
         thinned = harmonic_wavelengths_nm
         spline = CubicSpline(thinned, np.eye(len(thinned)))(wavelengths_nm).T if len(thinned) else np.zeros((0, 0))
         spline[np.abs(spline) < 1e-12] = 0  # far from their node: denormal numbers, which are slow to multiply
-        half_periods = [
-            [Symmetry(shift_rows=row, shift_columns=column).channels for column in (False, True)]
-            for row in (False, True)
-        ]
-        # The 8 pixels of every byte, from left to right, and after these all of them from right to left.
         pixels = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little").astype(np.float32)
         for name, values in (
             ("transposed", [s.transpose for s in D4]),
             ("flipped", [(s.flip_rows, s.flip_columns) for s in D4]),
             ("channels", [s.channels for s in D4]),
-            ("half_periods", half_periods),
-            ("bytes", np.concatenate([pixels, pixels[:, ::-1]])),
+            ("pixels", pixels),
             ("interpolation", (HARMONIC_STEP * spline).astype(np.float32)),
         ):
             self.register_buffer(name, torch.tensor(values), persistent=False)
@@ -87,35 +80,24 @@ class Expansion(nn.Module):
 
     def _labels(self, batch: Packed, pixels: int) -> Tensor:
         """Spectra at the positions of a batch, (B, K, 4, W)."""
+        if not batch.harmonics.shape[1]:
+            return batch.spectra
         channels = self.channels[batch.symmetry][:, None].expand(-1, batch.shift.shape[1], -1)
-        if batch.harmonics.shape[1]:
-            basis = self.translation.basis(batch.shift * (PIXELS / pixels))
-            basis = _take_rows(basis.flatten(0, 1), channels.flatten(0, 1)).reshape(len(basis), -1, basis.shape[-1])
-            spectra = basis @ batch.harmonics.float() @ self.interpolation
-            return spectra.unflatten(1, (-1, 4))
-        rows, columns = (batch.shift // (pixels // 2)).unbind(-1)  # half-period shifts only permute
-        source = self.half_periods[rows, columns].gather(2, channels)
-        return _take_rows(batch.spectra, source.flatten(1)).unflatten(1, source.shape[1:])
+        basis = self.translation.basis(batch.shift * (PIXELS / pixels))
+        basis = _take_rows(basis.flatten(0, 1), channels.flatten(0, 1)).reshape(len(basis), -1, basis.shape[-1])
+        spectra = basis @ batch.harmonics.float() @ self.interpolation
+        return spectra.unflatten(1, (-1, 4))
 
     def _densities(self, batch: Packed) -> Tensor:
-        """Structures at the first position of a batch, then transformed by their symmetries, float32 (B, y, x).
-
-        The bits are moved, not the pixels: rows are taken in another order, columns are rotated within words of 64 pixels.
-        """
+        """Structures as the network sees them, float32 (B, y, x)."""
         pixels = batch.bits.shape[1]
-        shift = torch.where(self.transposed[batch.symmetry, None], batch.shift[:, 0].flip(-1), batch.shift[:, 0])
-        flipped = self.flipped[batch.symmetry]
-        rows = _sources(shift[:, 0], flipped[:, 0], pixels)
-        moved = _rotated(batch.bits.view(torch.int64), rows, shift[:, 1]).view(torch.uint8)
-        mirrored = flipped[:, 1].long()
-        moved = _choose(moved, moved.flip(-1), mirrored).int().add_(256 * mirrored.int()[:, None, None])
-        density = self.bytes.index_select(0, moved.flatten()).view(-1, pixels, pixels)
+        density = self.pixels.index_select(0, batch.bits.int().flatten()).view(-1, pixels, pixels)
         if len(batch.grey):
             density[batch.grey] = self._grey(batch)
         return density
 
     def _grey(self, batch: Packed) -> Tensor:
-        """The same for the structures that are grey, float32 (G, y, x)."""
+        """Those that are grey, at their first position, then transformed by their symmetries, float32 (G, y, x)."""
         symmetry, shift = batch.symmetry[batch.grey], batch.shift[batch.grey, 0]
         pixels = batch.bits.shape[1]
         turned = self.transposed[symmetry]
@@ -134,31 +116,10 @@ class Expansion(nn.Module):
 def _sources(shift: Tensor, flipped: Tensor, pixels: int) -> Tensor:
     """Which pixel along an axis comes where, (B, pixels), after shifts (B,) and then mirroring where `flipped`, (B,)."""
     flip = flipped.long()[:, None]
-    place = (1 - 2 * flip) * torch.arange(pixels, device=shift.device) - flip - shift[:, None]
-    return place & (pixels - 1)  # the remainder, since pixels are a power of two, but faster
+    return ((1 - 2 * flip) * torch.arange(pixels, device=shift.device) - flip - shift[:, None]) % pixels
 
 
 def _take_rows(x: Tensor, rows: Tensor) -> Tensor:
     """Rows (B, M) of (B, N, C), each by its number: (B, M, C)."""
     start = x.shape[1] * torch.arange(len(x), device=x.device)[:, None]
     return x.flatten(0, 1).index_select(0, (rows + start).flatten()).unflatten(0, rows.shape)
-
-
-def _choose(one: Tensor, other: Tensor, which: Tensor) -> Tensor:
-    """For each of a batch, one of two tensors (B, ...): the first for 0, the second for 1, (B,)."""
-    count = len(which)
-    return torch.cat([one, other]).index_select(0, torch.arange(count, device=which.device) + count * which)
-
-
-def _rotated(words: Tensor, rows: Tensor, shift: Tensor) -> Tensor:
-    """Rows (B, y) of words of bits (B, y, words), int64, the first bit the lowest, moved up by shifts (B,), periodically."""
-    size, count = words.shape[1:].numel(), words.shape[-1]
-    first = size * torch.arange(len(words), device=words.device)[:, None, None] + count * rows[:, :, None]
-    place = torch.arange(count, device=words.device) - (shift // 64)[:, None]
-    here, before = (
-        words.flatten().index_select(0, (first + ((place - back) & (count - 1))[:, None]).flatten()).view_as(words)
-        for back in (0, 1)
-    )
-    bits = (shift % 64)[:, None, None]
-    highest = (before >> 1) & torch.iinfo(torch.int64).max  # a shift of a signed word fills up with its sign
-    return (here << bits) | (highest >> (63 - bits))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from typing import NamedTuple, Self
 
@@ -12,21 +13,23 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from metaspec_contract.structures import Symmetry, unpack
+from metaspec_contract.detectors import CHANNELS
+from metaspec_contract.structures import Symmetry
 from metaspec_simulation.dataset import Samples
+from metaspec_training.data.bits import VERSIONS, StructureBits
 from metaspec_training.networks.symmetric import D4
 
 
 class Packed(NamedTuple):
-    """A batch of integers.
+    """A batch before it is expanded: bits and integers, where numbers of the network would be larger.
 
     Attributes:
-        bits: structures, a bit for each pixel, the first of a byte in its lowest bit, uint8 (B, y, x / 8); transposed where
-            the symmetry transposes.
-        densities: densities of those that are grey, in steps of 1/255, uint8 (G, y, x).
+        bits: structures at their first position, transformed by their symmetry, a bit for each pixel, uint8 (B, y, x / 8).
+            The first pixel of a byte is in its lowest bit.
+        densities: densities of those that are grey, as simulated, in steps of 1/255, uint8 (G, y, x).
         grey: their rows in the batch, (G,).
-        spectra: spectra as simulated, float32 (B, 4, W).
-        harmonics: their harmonics, int16 (B, H, V); (B, 0, 0) where these are unknown.
+        spectra: spectra at all K positions, float32 (B, K, 4, W); (B, 0, 4, W) where they follow from the harmonics.
+        harmonics: harmonics of the structures as simulated, int16 (B, H, V); (B, 0, 0) where these are unknown.
         symmetry: index of an element of `D4`, (B,).
         shift: translations along rows and columns in pixels, applied before the symmetry, (B, K, 2). The first of the K
             positions is where the network sees the structure.
@@ -67,26 +70,19 @@ class PackedSpectra(Dataset[Packed]):
     ) -> None:
         self.device, self.positions, self.pixels = torch.device(device), positions, samples.process.pixels
         self._count = len(samples)
-        self._bits = torch.from_numpy(_as_bits(samples.packed, self.pixels, transposed=draw is not None)).to(device)
-        self._densities = torch.from_numpy(samples.densities).to(device)
-        self._grey = torch.from_numpy(samples.grey)
-        self._spectra = torch.from_numpy(samples.spectra).to(device)
         # Without a draw the labels are the spectra as simulated, not as put together from the harmonics.
         harmonics = samples.harmonics if draw is not None else np.zeros((len(samples), 0, 0), np.int16)
+        self._step = 1 if harmonics.size else self.pixels // 2
+        self._bits = StructureBits(samples.packed, self.pixels, self._step, as_simulated=draw is None, device=device)
+        self._densities = torch.from_numpy(samples.densities).to(device)
+        self._grey = samples.grey
+        self._spectra = torch.from_numpy(samples.spectra).flatten(0, 1).to(device)
         self._harmonics = torch.from_numpy(harmonics).to(device)
         none = np.zeros(len(samples), bool)
         self._low_fidelity = torch.from_numpy(none if low_fidelity is None else low_fidelity).to(device)
-        self._step = 1 if samples.harmonics.size else self.pixels // 2
         # With only the mean of G1 and G2 known, symmetries that turn green into red or blue have no labels.
-        merged = bool(samples.attributes.get("merged_greens"))
-        half = (0, self.pixels // 2)
-        self._kept = [
-            (index, row, column)
-            for index, symmetry in enumerate(D4)
-            for row in half
-            for column in half
-            if merged and set(_shifted(symmetry, row, column).channels[1:3]) == {1, 2}
-        ]
+        greens = np.sort(_CHANNELS[..., 1:3]) == (1, 2)
+        self._kept = np.argwhere(greens.all(-1)) if samples.attributes.get("merged_greens") else None
         self._draw(draw)
 
     def drawn(self, seed: int, epoch: int) -> Self:
@@ -95,7 +91,7 @@ class PackedSpectra(Dataset[Packed]):
         Raises:
             ValueError: they are held as simulated.
         """
-        if len(self._bits) == self._count:
+        if self._bits.as_simulated:
             raise ValueError("samples that were packed without a draw cannot be drawn")
         other = copy.copy(self)
         other._draw((seed, epoch))
@@ -103,62 +99,56 @@ class PackedSpectra(Dataset[Packed]):
 
     def _draw(self, draw: tuple[int, int] | None) -> None:
         symmetry, shift = np.zeros(self._count, np.int64), np.zeros((self._count, self.positions, 2), np.int64)
-        if draw is not None and self._kept:
-            chosen = np.array(self._kept)[np.random.default_rng([*draw, 1]).integers(len(self._kept), size=self._count)]
-            symmetry, shift = chosen[:, 0], chosen[:, None, 1:]
+        if draw is not None and self._kept is not None:
+            chosen = self._kept[np.random.default_rng([*draw, 1]).integers(len(self._kept), size=self._count)]
+            symmetry, shift = chosen[:, 0], self.pixels // 2 * chosen[:, None, 1:]
         elif draw is not None:
             symmetry = np.random.default_rng([*draw, 1]).integers(len(D4), size=self._count)
             shift = self._step * np.random.default_rng([*draw, 2]).integers(self.pixels // self._step, size=shift.shape)
-        self._symmetry, self._shift = torch.from_numpy(symmetry), torch.from_numpy(shift)
+        # Rows of the spectra of all samples at shifts by half a period; at others, spectra follow from the harmonics.
+        halves = shift[:, :0] if self._harmonics.shape[1] else shift // (self.pixels // 2)
+        channels = _CHANNELS[symmetry[:, None], halves[..., 0], halves[..., 1]]
+        channels += len(CHANNELS) * np.arange(self._count)[:, None, None]
+        # What a batch needs of every sample, in one array: one look-up, and one transfer to a GPU.
+        parts = symmetry, self._bits.moves(symmetry, shift[:, 0]), shift, channels
+        self._widths = [math.prod(part.shape[1:]) for part in parts]
+        self._drawn = np.concatenate(
+            [part.reshape(self._count, width) for part, width in zip(parts, self._widths, strict=True)], axis=1
+        )
 
     def __len__(self) -> int:
         return self._count
 
     def __getitem__(self, items: Sequence[int]) -> Packed:
         """A batch of samples, by number."""
-        rows = torch.tensor(items)
-        symmetry = self._symmetry[rows]
+        rows = np.asarray(items)
         grey = self._grey[rows]
-        shaded = (grey >= 0).nonzero()[:, 0]  # counted on the CPU: a GPU would have to be waited for
-        here = rows.to(self.device)
-        turned = (rows + self._count * _TRANSPOSES[symmetry]).to(self.device)
+        shaded = np.flatnonzero(grey >= 0)  # counted on the CPU: a GPU would have to be waited for
+        here = self._put(rows)
+        symmetry, moves, shift, channels = self._put(self._drawn[rows]).split(self._widths, dim=1)
+        spectra = self._spectra.index_select(0, channels.flatten())
         return Packed(
-            bits=self._bits.index_select(0, turned),
-            densities=self._densities.index_select(0, grey[shaded].to(self.device)),
-            grey=shaded.to(self.device),
-            spectra=self._spectra.index_select(0, here),
+            bits=self._bits.take(moves),
+            densities=self._densities.index_select(0, self._put(grey[shaded])),
+            grey=self._put(shaded),
+            spectra=spectra.view(len(rows), -1, len(CHANNELS), spectra.shape[-1]),
             harmonics=self._harmonics.index_select(0, here),
-            symmetry=symmetry.to(self.device),
-            shift=self._shift[rows].to(self.device),
+            symmetry=symmetry[:, 0],
+            shift=shift.view(len(rows), -1, 2),
             low_fidelity=self._low_fidelity.index_select(0, here),
         )
 
     __getitems__ = __getitem__  # what a DataLoader asks for a batch
 
+    def _put(self, numbers: NDArray[np.int64]) -> Tensor:
+        return torch.from_numpy(numbers).to(self.device)
+
 
 def packed_size(samples: Samples) -> int:
     """Bytes that `PackedSpectra` puts on a device."""
-    return 2 * samples.packed.nbytes + samples.densities.nbytes + samples.spectra.nbytes + samples.harmonics.nbytes
-
-
-_TRANSPOSES = torch.tensor([int(symmetry.transpose) for symmetry in D4])
-
-_REVERSED = np.packbits(np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1), axis=1, bitorder="little")[:, 0]
-"""Bytes with their bits in the opposite order."""
-
-
-def _as_bits(packed: NDArray[np.uint8], pixels: int, transposed: bool) -> NDArray[np.uint8]:
-    """Bit-packed structures (N, bytes) as `Packed.bits` has them, and if asked for, after them all of them transposed."""
-    shape = (-1, pixels, pixels // 8)
-    bits = np.empty((1 + transposed, len(packed), *shape[1:]), np.uint8)
-    for start in range(0, len(packed), 256):
-        part = packed[start : start + 256]
-        rows = slice(start, start + len(part))
-        bits[0, rows] = _REVERSED[part].reshape(shape)
-        if transposed:
-            turned = unpack(part, (pixels, pixels)).swapaxes(-1, -2)
-            bits[1, rows] = np.packbits(turned, axis=-1, bitorder="little")
-    return bits.reshape(shape)
+    return (
+        VERSIONS * samples.packed.nbytes + samples.densities.nbytes + samples.spectra.nbytes + samples.harmonics.nbytes
+    )
 
 
 def _shifted(symmetry: Symmetry, row: int, column: int) -> Symmetry:
@@ -166,3 +156,7 @@ def _shifted(symmetry: Symmetry, row: int, column: int) -> Symmetry:
     if symmetry.transpose:
         row, column = column, row
     return Symmetry(symmetry.transpose, symmetry.flip_rows, symmetry.flip_columns, row > 0, column > 0)
+
+
+_CHANNELS = np.array([[[_shifted(s, row, column).channels for column in (0, 1)] for row in (0, 1)] for s in D4])
+"""Which channel comes where after shifts by half a period along rows and columns, then a symmetry of `D4`, (8, 2, 2, 4)."""
