@@ -23,12 +23,13 @@ from numpy.typing import NDArray
 from metaspec._design.filters import conic_filter
 from metaspec._surrogate.client import Surrogate
 from metaspec.figures import draw_history, draw_spectra, draw_structure
-from metaspec.layouts import largest_rules, write_gds
-from metaspec.layouts._rules import import_klayout
+from metaspec.layouts._rules import import_klayout, outline_rules
+from metaspec.layouts._writing import Outlines, solid_outlines, write_outlines
 from metaspec.optimise import History, Problem, Result
 from metaspec.topology import feature_size, robust_etas, without_small_features
 from metaspec_contract.detectors import SPREAD
 from metaspec_contract.files import replacing, write_array, write_json, write_text
+from metaspec_contract.layouts import check_layer
 from metaspec_contract.process import Process
 from metaspec_contract.report_page import PAGE, in_words, page, stated
 from metaspec_contract.run_folder import (
@@ -100,14 +101,17 @@ def write_designs(
 
     Raises:
         OSError: the folder cannot be written.
-        ValueError: the database unit or the tolerance does not fit the process.
+        ValueError: the layer is none of GDSII, or the database unit or the tolerance does not fit the process; raised before
+            anything is written.
     """
     folder = Path(folder)
     info = source.metadata()
     process = info.process
     tolerance = process.pixel_nm if contour_tolerance_nm is None else contour_tolerance_nm
+    check_layer(gds_layer)
     layouts = [
-        {"period_um": process.period_um, "unit_nm": gds_unit_nm, "tolerance_nm": one} for one in (None, tolerance)
+        [solid_outlines(structure, process.period_um, gds_unit_nm, one) for one in (None, tolerance)]
+        for structure in result.structure
     ]
     folder.mkdir(parents=True, exist_ok=True)
     designs = []
@@ -123,7 +127,7 @@ def write_designs(
             **(shifted[rank] if shifted else {}),
             solid_nm=solid_nm,
             void_nm=void_nm,
-            klayout=_rules(structure, layouts),
+            klayout=_rules(*layouts[rank]),
             files=DesignFiles(
                 structure=f"design_{rank:03d}.npy",
                 layout=f"design_{rank:03d}.gds",
@@ -133,7 +137,7 @@ def write_designs(
             ),
             unpolished=unpolished[int(result.row[rank])] if unpolished else None,
         )
-        _write_design(folder, design, structure, spectra, process, gds_layer, layouts)
+        _write_design(folder, design, structure, spectra, process, gds_layer, layouts[rank])
         designs.append(design)
         advance()
     write_array(folder / DESIGNS, result.structure)
@@ -217,14 +221,14 @@ def _mean_shift_nm(before: NDArray[np.uint8], after: NDArray[np.uint8], pixel_nm
     return pixel_nm * gained / length if length else 0.0
 
 
-def _rules(structure: NDArray[np.uint8], layouts: Sequence[Mapping[str, Any]]) -> LayoutRules | None:
+def _rules(pixels: Outlines, contours: Outlines) -> LayoutRules | None:
     """What both layouts of a structure pass in KLayout; None where it is not installed."""
     try:
         import_klayout()
     except ImportError:
         return None
-    pixels, contours = (DesignRules(**largest_rules(structure, **one)._asdict()) for one in layouts)
-    return LayoutRules(pixels=pixels, contours=contours)
+    passed = [DesignRules(**outline_rules(one)._asdict()) for one in (pixels, contours)]
+    return LayoutRules(pixels=passed[0], contours=passed[1])
 
 
 def mended(result: Result, problem: Problem, width_nm: float) -> Result:
@@ -299,14 +303,14 @@ def _write_design(
     spectra: Spectra,
     process: Process,
     gds_layer: tuple[int, int],
-    layouts: Sequence[Mapping[str, Any]],
+    layouts: Sequence[Outlines],
 ) -> None:
     files, name = design.files, f"design {design.rank:03d}"
     write_array(folder / files.structure, structure)
     for file, layout in zip((files.layout, files.contours), layouts, strict=True):
         assert file is not None
         with replacing(folder / file) as path:
-            write_gds(path, structure, layer=gds_layer, **layout)
+            write_outlines(path, layout, layer=gds_layer)
     widths = f"narrowest solid {design.solid_nm:.0f} nm, void {design.void_nm:.0f} nm"
     verb = "simulated" if spectra.simulated else "predicted"
     merit = in_words(design.predicted) or f"objective {design.objective:.3f}"

@@ -55,13 +55,15 @@ section { border-top: 1px solid var(--line); margin-top: 2em }
 .pictures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 420px), 1fr)); gap: 1em; margin: 1em 0 }
 dl { display: grid; grid-template-columns: max-content minmax(0, 1fr); gap: .15em 1em }
 dt { color: var(--soft) } dd { margin: 0 } dd a { margin-right: .8em }
-@media (max-width: 700px) {
+@media (max-width: 900px) {
   table, tbody, tr, td { display: block; width: 100% } thead { display: none }
   tr { background: var(--card); border-radius: 8px; padding: .5em .8em; margin: .8em 0 }
   td, td:first-child { display: flex; justify-content: space-between; gap: 1em; padding: .15em 0; border: 0; text-align: right }
   td::before { content: attr(data-label); color: var(--soft); text-align: left; white-space: normal }
   td:first-child { font-size: 1.1em; font-weight: 600 }
-  dl { grid-template-columns: 1fr; gap: 0 } dd { margin-bottom: .5em }
+  dl { grid-template-columns: minmax(0, 1fr); gap: 0 } dd { margin-bottom: .5em }
+}
+@media (max-width: 700px) {
   .figure img { width: 560px; max-width: none } .wide img { width: 900px }
 }
 """
@@ -275,7 +277,7 @@ def _simulated(grids: Mapping[str, Any] | None) -> str:
 def _table(headings: list[str], rows: list[list[str]]) -> str:
     head = "".join(f"<th>{heading}</th>" for heading in headings)
     body = "\n".join("<tr>" + "".join(map(_cell, headings, row)) + "</tr>" for row in rows)
-    return f"<table><thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table>"
+    return f'<div class="figure"><table><thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table></div>'
 
 
 def _cell(heading: str, content: str) -> str:
@@ -292,7 +294,10 @@ def _section(design: Mapping[str, Any], simulated: Mapping[str, Any] | None, fol
         f'<div class="figure"><img src="{_embedded(folder / files[kind])}" alt="{kind} of design {design["rank"]:03d}"></div>'
         for kind in ("picture", "spectra")
     )
-    entries = {"crosstalk": _colours(merit["crosstalk"]), "found": f"start {design['start']}, step {design['step']}"}
+    found = (
+        f"start {design['start']}, step {design['step'] + 1}"  # steps counted from 1, as in the figure of the history
+    )
+    entries = {"crosstalk": _colours(merit["crosstalk"]), "found": found}
     for name, shifted in shifts(design).items():
         where = f"{name} ({shifted['shift_nm']:+.1f} nm)"
         entries[where] = _colours(shifted["predicted"]["colour_efficiency"])
@@ -301,7 +306,7 @@ def _section(design: Mapping[str, Any], simulated: Mapping[str, Any] | None, fol
     for kind, rules in (design.get("klayout") or {}).items():
         entries[f"KLayout, {kind}"] = f"width {rules['width_nm']} nm, space {rules['space_nm']} nm"
     names = [files[kind] for kind in ("structure", "layout", "contours") if files.get(kind)]
-    entries["files"] = "".join(f'<a href="{html.escape(name)}">{html.escape(name)}</a>' for name in names)
+    entries["files"] = " ".join(f'<a href="{html.escape(name)}">{html.escape(name)}</a>' for name in names)
     head = f'<section id="design-{design["rank"]}"><h2>Design {design["rank"]:03d}</h2>'
     return f'{head}<div class="pictures">{pictures}</div><dl>{_list(entries)}</dl></section>'
 

@@ -172,7 +172,7 @@ class Design(BaseModel):
     Attributes:
         rank: row in `designs.npy`, 0 for the best.
         start: number of the start that led to it.
-        step: step at which it was found.
+        step: step at which it was found, counted from 0.
         objective: value of the objective, by which designs are ranked.
         predicted: figures of merit of the spectra that the optimiser saw, predicted or simulated.
         eroded: the design with solid eroded, where the run optimised it, too.

@@ -245,8 +245,10 @@ def check_cotangent(cotangent: ArrayLike, count: int, spectra_shape: tuple[int, 
         spectra_shape: numbers of channels and wavelengths.
 
     Raises:
-        InvalidCotangent: another shape, or values that are not finite numbers as float32.
+        InvalidCotangent: another shape, masked values, or values that are not finite numbers as float32.
     """
+    if np.ma.is_masked(cotangent):
+        raise InvalidCotangent("cotangent must be given everywhere, got a masked array: use its method filled")
     try:
         array = np.asarray(cotangent)
     except ValueError as error:

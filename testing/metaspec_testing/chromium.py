@@ -48,6 +48,11 @@ class Page:
         self._call("Page.navigate", url=url)
         self.wait("document.readyState === 'complete'")
 
+    def resize(self, width: int, height: int = 800) -> None:
+        """Give the page a size in CSS pixels, such as that of a phone."""
+        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+        self._call("Emulation.setDeviceMetricsOverride", **size)
+
     def evaluate(self, expression: str) -> Any:
         """Value of a JavaScript expression, as JSON; promises are awaited."""
         answer = self._call("Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True)

@@ -27,6 +27,7 @@ from metaspec_contract.files import write_json
 from metaspec_contract.process import Process
 from metaspec_contract.report_page import refresh_page
 from metaspec_contract.run_folder import Merit, Unpolished, VerifiedDesign, VerifyReport, read_report
+from metaspec_testing import chromium
 from metaspec_testing.small_models import Array
 
 
@@ -297,6 +298,22 @@ def test_the_rules_of_the_layouts(folder: Path, result: Result) -> None:
             assert (rules.width_nm, rules.space_nm) == largest_rules(structure, tolerance_nm=tolerance)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"gds_layer": (70000, 0)}, "layer"),
+        ({"gds_unit_nm": 0.3}, "unit_nm"),
+        ({"contour_tolerance_nm": 1.0}, "tolerance_nm"),
+    ],
+)
+def test_layouts_that_cannot_be_written_leave_no_folder(
+    result: Result, surrogate: Surrogate, tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        write_designs(tmp_path / "designs", result, surrogate, objective="bayer", **options)
+    assert not (tmp_path / "designs").exists()
+
+
 def test_the_history_as_a_table(folder: Path, result: Result) -> None:
     with (folder / "history.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -350,6 +367,22 @@ def test_the_page_shows_what_is_added_to_the_folder(folder: Path, tmp_path: Path
     (run / "history.png").unlink()
     assert not refresh_page(run)
     assert (run / "report.html").read_text(encoding="utf-8") == page
+
+
+@pytest.mark.skipif(chromium.PROGRAM is None, reason="Chromium is not installed")
+def test_the_page_fits_a_phone(folder: Path, tmp_path: Path) -> None:
+    """That of a robust run, whose table is wide: nothing but figures scrolls sideways."""
+    run = Path(shutil.copytree(folder, tmp_path / "run"))
+    report = json.loads((run / "report.json").read_text(encoding="utf-8"))
+    for design in report["designs"]:
+        design |= {name: {"shift_nm": -12.3, "predicted": design["predicted"]} for name in ("eroded", "dilated")}
+    write_json(run / "report.json", report)
+    refresh_page(run)
+    with chromium.chromium() as page:
+        page.open((run / "report.html").as_uri())
+        for width in (320, 390, 768, 1100):
+            page.resize(width)
+            assert page.evaluate("document.documentElement.scrollWidth") == width
 
 
 def test_no_temporary_files_are_left(folder: Path) -> None:

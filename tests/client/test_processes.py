@@ -106,6 +106,7 @@ def test_copies_have_the_settings_and_connections_of_their_own(kind: type) -> No
         "wait": 7.0,
         "batch_size": 8,
         "concurrency": 2,
+        "priority": 1,
         "progress": False,
     }
     original = kind("http://127.0.0.1:8123/", **settings)

@@ -82,6 +82,7 @@ def test_a_solver_says_so() -> None:
         (np.full((4, 4), 1e39), "cotangent must be finite, got inf"),
         (np.full((4, 4), "one"), "cotangent must be numbers, got <U3"),
         ([[1, 2], [3]], "cotangent must be an array"),
+        (np.ma.masked_less(np.zeros((4, 4)), 1), "must be given everywhere, got a masked array: use its method filled"),
     ],
 )
 def test_cotangents_that_are_none(cotangent: ArrayLike, message: str) -> None:

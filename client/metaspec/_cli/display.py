@@ -64,7 +64,7 @@ def designs(report: Mapping[str, Any]) -> Table:
     headings += ["end" if polished else "min"]
     if robust:
         headings += ["eroded", "dilated"]
-        captions.append(f"eroded, dilated: min efficiency with edges moved by {_mean_shifts(found)} nm")
+        captions.append(f"eroded, dilated: min efficiency with edges moved by {_shifts_of_all(found)} nm")
     headings += ["solid", "void"]
     captions.append("solid, void: narrowest features in whole pixels (imageruler)")
     if checked:
@@ -87,10 +87,15 @@ def designs(report: Mapping[str, Any]) -> Table:
     return table
 
 
-def _mean_shifts(designs: list[Mapping[str, Any]]) -> str:
-    """Mean shift of the edges of the eroded and the dilated forms of designs in nm."""
+def _shifts_of_all(designs: list[Mapping[str, Any]]) -> str:
+    """Shifts of the edges of the eroded and the dilated forms in nm, from the smallest to the largest of the designs."""
     forms = [shifts(design) for design in designs]
-    return ", ".join(f"{np.mean([form[name]['shift_nm'] for form in forms]):+.1f}" for name in forms[0])
+    ranges = []
+    for name in forms[0]:
+        moved = sorted((form[name]["shift_nm"] for form in forms), key=abs)
+        ends = (f"{moved[0]:+.0f}", f"{moved[-1]:+.0f}")
+        ranges.append(" to ".join(dict.fromkeys(ends)))
+    return ", ".join(ranges)
 
 
 def _table(title: str, headings: list[str], caption: str | None) -> Table:

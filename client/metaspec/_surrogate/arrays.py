@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from metaspec._errors import InvalidCotangent
@@ -18,8 +17,6 @@ def check_cotangent(cotangent: ArrayLike, count: int, spectra_shape: tuple[int, 
     Raises:
         InvalidCotangent: see `metaspec_contract.source.check_cotangent`.
     """
-    if np.ma.is_masked(cotangent):
-        raise InvalidCotangent("cotangent must be given everywhere, got a masked array: use its method filled")
     try:
         return source.check_cotangent(cotangent, count, spectra_shape)
     except source.InvalidCotangent as error:

@@ -56,11 +56,13 @@ class SurrogateBase:
         wait: float = 0.0,
         batch_size: int = 256,
         concurrency: int = 4,
+        priority: int = 0,
         progress: bool = True,
     ) -> None:
         _check_whole("retries", retries, 0)
         _check_whole("batch_size", batch_size, 1)
         _check_whole("concurrency", concurrency, 1)
+        _check_whole("priority", priority, 0)
         if not _is_number(timeout) or not 0 < timeout < math.inf:
             raise ValueError(f"timeout must be above 0 seconds and finite, got {timeout!r}")
         if not _is_number(wait) or not 0 <= wait < math.inf:
@@ -76,6 +78,7 @@ class SurrogateBase:
         self._api_key = api_key
         self._timeout, self._retries, self._wait = timeout, int(retries), wait
         self._batch_size, self._concurrency, self._progress = int(batch_size), int(concurrency), progress
+        self._priority = int(priority)
         self._info: ModelInfo | None = None
         self._gradient_info: tuple[ModelInfo, ModelInfo] | None = None  # with the forward model it was checked against
         self._sent, self._counting = Sent(0, 0), threading.Lock()
@@ -107,6 +110,7 @@ class SurrogateBase:
             "wait": self._wait,
             "batch_size": self._batch_size,
             "concurrency": self._concurrency,
+            "priority": self._priority,
             "progress": self._progress,
         }
         return partial(type(self), **settings), ()
@@ -156,6 +160,7 @@ class SurrogateBase:
             model=self.model,
             version=self.version or "",
             batch_size=self._batch_size,
+            priority=self._priority,
         )
 
     def _bar(self, call: Call) -> Any:

@@ -25,6 +25,7 @@ class Call:
         model: name of the model.
         version: version of the model; "" for the server's choice.
         batch_size: rows per request.
+        priority: priority of the requests; 0 for the server's default.
 
     Raises:
         InvalidStructure: see `check_structures`.
@@ -40,9 +41,10 @@ class Call:
         model: str,
         version: str,
         batch_size: int,
+        priority: int,
     ) -> None:
         self._structures = check_structures(structures, info.pixels)
-        self._model, self._version, self._batch_size = model, version, batch_size
+        self._model, self._version, self._batch_size, self._priority = model, version, batch_size, priority
         self._takes_bits = info.takes_bits
         self._cotangent = None
         self._lead: tuple[int, ...] = (len(self._structures),)
@@ -80,7 +82,7 @@ class Call:
             at = np.unravel_index(range(start, stop), self._lead)  # index of the structure, and of its cotangent
             cotangent = np.ascontiguousarray(self._cotangent[at], np.float32)
             model, inputs = gradient_model(self._model), {STRUCTURE: self._sent(at[0]), COTANGENT: cotangent}
-        return Request("infer", model, version or self._version, inputs, (self.output,))
+        return Request("infer", model, version or self._version, inputs, (self.output,), self._priority)
 
     def write(self, n: int, reply: Reply) -> int:
         """Write the answer to the n-th request into `values`, and return its number of rows.

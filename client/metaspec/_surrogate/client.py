@@ -51,6 +51,8 @@ class Surrogate(SurrogateBase, Source):
         wait: seconds for which a server that has answered before is asked again after that, such as during its restart.
         batch_size: structures per request.
         concurrency: largest number of requests in flight.
+        priority: priority of the requests in the server's queue, as numbered by Triton: 1 for interactive ones, which go ahead
+            of others; 0 for the server's default.
         progress: whether long calls show a progress bar in a terminal.
 
     Attributes:

@@ -55,10 +55,12 @@ _ERRORS: dict[str, type[MetaSpecError]] = {
 _CAUSES: dict[str, type[MetaSpecError]] = {
     "Exceeds maximum queue size": ServerBusy,  # its status is that of a lost connection, UNAVAILABLE
     "batch-size must be <=": RequestTooLarge,
-    "message larger than max": RequestTooLarge,  # from a proxy
+    "structures in one request": RequestTooLarge,
+    "the request and its answer need": RequestTooLarge,  # more memory than all requests may have
+    "message larger than max": RequestTooLarge,
     "RST_STREAM": ServerUnreachable,
 }
-"""Parts of messages of Triton and gRPC that tell errors apart where the status does not."""
+"""Parts of messages of Triton, our server and gRPC that tell errors apart where the status does not."""
 
 
 class GrpcTransport:
@@ -154,7 +156,7 @@ def _options(api_key: str | None, timeout: float) -> dict[str, Any]:
 
 
 def _tensors(request: Request) -> dict[str, Any]:
-    """Inputs, outputs and identifier of an inference request for tritonclient; empty for other operations."""
+    """Inputs, outputs, identifier and priority of an inference request for tritonclient; empty for other operations."""
     if request.operation != "infer":
         return {}
     inputs = []
@@ -163,7 +165,7 @@ def _tensors(request: Request) -> dict[str, Any]:
         tensor.set_data_from_numpy(array)
         inputs.append(tensor)
     outputs = [tritonclient.grpc.InferRequestedOutput(name) for name in request.outputs]
-    return {"inputs": inputs, "outputs": outputs, "request_id": request.id}
+    return {"inputs": inputs, "outputs": outputs, "request_id": request.id, "priority": request.priority}
 
 
 def _call(client: Any, request: Request, **arguments: Any) -> Any:

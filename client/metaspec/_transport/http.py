@@ -210,7 +210,10 @@ def encode(request: Request) -> dict[str, Any]:
         for name, array in request.inputs.items()
     ]
     wanted = [{"name": name, "parameters": {"binary_data": True}} for name in request.outputs]
-    header = json.dumps({"id": request.id, "inputs": inputs, "outputs": wanted}).encode()
+    document: dict[str, Any] = {"id": request.id, "inputs": inputs, "outputs": wanted}
+    if request.priority:
+        document["parameters"] = {"priority": request.priority}
+    header = json.dumps(document).encode()
     parts: list[bytes | memoryview] = [header, *(array.data.cast("B") for array in request.inputs.values())]
     headers = {
         "Content-Type": "application/octet-stream",

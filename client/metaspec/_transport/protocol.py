@@ -45,6 +45,7 @@ class Request:
         version: version of the model; "" for the server's choice.
         inputs: contiguous input tensors by name.
         outputs: names of the wanted output tensors.
+        priority: priority in the server's queue, 1 for the highest; 0 for the server's default.
         id: identifier, which the server repeats in its answer.
     """
 
@@ -53,6 +54,7 @@ class Request:
     version: str = ""
     inputs: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     outputs: tuple[str, ...] = ()
+    priority: int = 0
     id: str = field(default_factory=lambda: uuid.uuid4().hex)  # random bytes of the system: two forks differ
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cache, partial
 from typing import Any, NamedTuple
 
@@ -11,8 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from metaspec._extras import missing_extra
-from metaspec.layouts._loops import Loop
-from metaspec.layouts._writing import solid_loops
+from metaspec.layouts._writing import Outlines, solid_outlines
 from metaspec_contract.process import Process
 
 _PERIOD_UM = Process().period_um
@@ -50,22 +49,15 @@ def largest_rules(
     Returns:
         At most 512 nm and half of the period each.
     """
-    loops, unit_um = solid_loops(structure, period_um, unit_nm, tolerance_nm)
-    return loop_rules(loops, 1000 * unit_um, 1000 * period_um)
+    return outline_rules(solid_outlines(structure, period_um, unit_nm, tolerance_nm))
 
 
-def loop_rules(loops: Sequence[Loop], unit_nm: float, period_nm: float) -> Rules:
-    """The largest rules that polygons of a periodic cell pass.
-
-    Args:
-        loops: polygons in database units.
-        unit_nm: database unit in nm.
-        period_nm: side of the cell in nm.
-    """
+def outline_rules(outlines: Outlines) -> Rules:
+    """The largest rules that the outlines of a structure pass; see `largest_rules`."""
     kdb = import_klayout()
-    scale = max(
-        1, round(1000 * unit_nm)
-    )  # to 1 pm: on a coarse grid, rules would be rounded to it before they are checked
+    loops, unit_nm, period_nm = outlines.loops, 1000 * outlines.unit_um, 1000 * outlines.period_um
+    # To 1 pm: on a coarse grid, rules would be rounded to it before they are checked.
+    scale = max(1, round(1000 * unit_nm))
     unit_nm /= scale
     period = round(period_nm / unit_nm)
     most = min(_LARGEST_NM, math.floor(period_nm / 2))

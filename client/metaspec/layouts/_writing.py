@@ -6,7 +6,7 @@ import math
 from datetime import datetime
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -30,6 +30,25 @@ _PERIOD_UM = Process().period_um
 _LARGEST = 2**31 - 1  # GDSII coordinates are 32-bit integers, in units of the precision
 _MOST_CORNERS = 8190  # of a polygon in GDSII
 _CONTOUR_UNIT_NM = 1.0
+
+
+class Outlines(NamedTuple):
+    """The solid of a unit cell as polygons.
+
+    Attributes:
+        loops: polygons that do not overlap, in database units, whole numbers; holes are linked to their outline by a cut.
+        unit_um: database unit in um.
+        period_um: side of the unit cell in um.
+    """
+
+    loops: list[Loop]
+    unit_um: float
+    period_um: float
+
+    def polygons(self, layer: tuple[int, int]) -> list[gdstk.Polygon]:
+        """The polygons in um."""
+        scaled: list[Any] = [loop * self.unit_um for loop in self.loops]
+        return [gdstk.Polygon(corners, layer=layer[0], datatype=layer[1]) for corners in scaled]
 
 
 def write_gds(
@@ -68,6 +87,21 @@ def write_gds(
             a layer or the array exceeds the integers of GDSII,
             or both layers are the same.
     """
+    outlines = solid_outlines(structure, period_um, unit_nm, tolerance_nm)
+    write_outlines(path, outlines, layer=layer, boundary_layer=boundary_layer, cell=cell, array=array)
+
+
+def write_outlines(
+    path: str | Path,
+    outlines: Outlines,
+    *,
+    layer: tuple[int, int] = SOLID_LAYER,
+    boundary_layer: tuple[int, int] = OUTLINE_LAYER,
+    cell: str = "ROUTER",
+    array: tuple[int, int] = (1, 1),
+) -> None:
+    """Write the outlines of a structure as GDSII; arguments and errors are those of `write_gds`."""
+    _, unit_um, period_um = outlines
     if len(array) != 2 or not all(isinstance(count, int | np.integer) for count in array):
         raise ValueError(f"array must be two integers, rows and columns, got {array!r:.60}")
     rows, columns = map(int, array)
@@ -77,7 +111,6 @@ def write_gds(
     check_layer(boundary_layer)
     if tuple(layer) == tuple(boundary_layer):
         raise ValueError(f"layer and boundary_layer must differ, both are {layer[0]}/{layer[1]}")
-    polygons, unit_um = _polygons(structure, period_um, layer, unit_nm, tolerance_nm)
     if max(rows, columns) * period_um / unit_um > _LARGEST:
         most = int(_LARGEST * unit_um / period_um)
         raise ValueError(
@@ -87,7 +120,7 @@ def write_gds(
     library = gdstk.Library(unit=1e-6, precision=1e-6 * unit_um)
     unit_cell = library.new_cell(cell)
     outline = gdstk.rectangle((0, 0), (period_um, period_um), layer=boundary_layer[0], datatype=boundary_layer[1])
-    unit_cell.add(*polygons, outline)
+    unit_cell.add(*outlines.polygons(layer), outline)
     for name, (row, column) in QUADRANTS.items():
         centre = ((0.25 + 0.5 * column) * period_um, (0.75 - 0.5 * row) * period_um)
         unit_cell.add(gdstk.Label(name, centre, layer=boundary_layer[0], texttype=boundary_layer[1]))
@@ -109,37 +142,25 @@ def solid_polygons(
 
     Args and errors are those of `write_gds`.
     """
-    return _polygons(structure, period_um, layer, unit_nm, tolerance_nm)[0]
-
-
-def _polygons(
-    structure: ArrayLike,
-    period_um: float,
-    layer: tuple[int, int],
-    unit_nm: float | None,
-    tolerance_nm: float | None,
-) -> tuple[list[gdstk.Polygon], float]:
-    """Polygons and the database unit in um."""
     check_layer(layer)
-    loops, unit_um = solid_loops(structure, period_um, unit_nm, tolerance_nm)
-    scaled: list[Any] = [loop * unit_um for loop in loops]
-    return [gdstk.Polygon(corners, layer=layer[0], datatype=layer[1]) for corners in scaled], unit_um
+    return solid_outlines(structure, period_um, unit_nm, tolerance_nm).polygons(layer)
 
 
-def solid_loops(
+def solid_outlines(
     structure: ArrayLike, period_um: float, unit_nm: float | None, tolerance_nm: float | None
-) -> tuple[list[Loop], float]:
-    """The polygons of `solid_polygons` in database units, whole numbers, and the database unit in um."""
+) -> Outlines:
+    """The outlines of the solid; arguments and errors are those of `write_gds`."""
     solid = _square(structure)
     pixel_nm = 1000 * period_um / len(solid)
     exact_um = _precision_um(period_um, len(solid))
     if tolerance_nm is None:
         unit_um = exact_um if unit_nm is None else _unit_um(unit_nm, period_um)
         step = period_um / len(solid) / unit_um
-        return [np.rint(loop * step) for loop in _pixel_loops(solid, 0)], unit_um
+        return Outlines([np.rint(loop * step) for loop in _pixel_loops(solid, 0)], unit_um, period_um)
     unit_um = _unit_um(_CONTOUR_UNIT_NM if unit_nm is None else unit_nm, period_um)
     check_tolerance(tolerance_nm, pixel_nm)
-    return contours(solid, tolerance_nm / pixel_nm, 1000 * unit_um / pixel_nm, _MOST_CORNERS), unit_um
+    loops = contours(solid, tolerance_nm / pixel_nm, 1000 * unit_um / pixel_nm, _MOST_CORNERS)
+    return Outlines(loops, unit_um, period_um)
 
 
 def _pixel_loops(solid: Structure, below: int) -> list[Loop]:

@@ -71,7 +71,7 @@ class Result:
         spectra: spectra of `structure`.
         latent: latents that `structure` was thresholded from, before repair and refinement if any, float32 (M, y, x).
         row: row of the batch that each comes from, which is the number of the start, (M,).
-        found: step in which each was found, (M,).
+        found: step in which each was found, counted from 0, (M,).
         history: history of the run.
         trajectory: thresholded structures of all checks, in order, uint8 (checks * M, y, x).
         structures_evaluated: number of structures whose spectra were computed.
@@ -105,7 +105,7 @@ class Result:
                 f"{self.value[n]:.4f}",
                 *(f"{value:.3f}" for value in each),
                 str(self.row[n]),
-                str(self.found[n]),
+                str(self.found[n] + 1),  # as in figures and progress, counted from 1
             ]
             for n, each in enumerate(efficiencies)
         ]
