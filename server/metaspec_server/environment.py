@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from dotenv import dotenv_values
+from dotenv.parser import parse_stream
 from pydantic_settings import SettingsError
 
 __all__ = ["PREFIX", "own_variables", "read_dotenv"]
@@ -26,6 +27,9 @@ _SERVICE_ADDRESS = re.compile(r"(tcp|udp|sctp)://")  # the value of a service's 
 
 _BYTE_ORDER_MARKS = {codecs.BOM_UTF8: "utf-8", codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be"}
 _UNDECODED = re.compile(r"[\ud800-\udfff]")  # bytes that are not UTF-8, as surrogateescape leaves them
+_NAME = re.compile(r"[\w.-]+")
+_VARIABLE = re.compile(rf"^[^#\n]*?\b({PREFIX}\w*)", re.MULTILINE | re.IGNORECASE)  # not in a comment
+_LATER_LINE = re.compile(rf"\n[^\S\n]*(?:export\s+)?({PREFIX}\w*)\s*=", re.IGNORECASE)  # of a value of several lines
 
 
 def own_variables(
@@ -61,7 +65,7 @@ def read_dotenv(path: Path) -> dict[str, str | None]:
     It is read as UTF-8, or as UTF-16 where a byte order mark says so. What other programs keep in it may be in any encoding.
 
     Raises:
-        SettingsError: a variable of the server, or the whole file, is in another encoding.
+        SettingsError: a line with a variable of the server is not understood, or is in another encoding, or the whole file is.
         OSError: the file cannot be read.
     """
     if not (path.is_file() or path.is_fifo()):
@@ -74,11 +78,26 @@ def read_dotenv(path: Path) -> dict[str, str | None]:
         raise SettingsError(f"{path}: begins as {encoding.upper()}, but is not: {error.reason}") from None
     if "\0" in text:
         raise SettingsError(f"{path}: expected text in UTF-8, got null characters (UTF-16 without a byte order mark?)")
+    _check_lines(path, text)
     variables = dotenv_values(stream=io.StringIO(text))
     for name, value in variables.items():
         if name.upper().startswith(PREFIX) and _UNDECODED.search(f"{name}{value}"):
             raise SettingsError(f"{path}: {ascii(name)[1:-1]} is not in UTF-8; save the file in that encoding")
     return variables
+
+
+def _check_lines(path: Path, text: str) -> None:
+    """Check that each variable of the server is set by a line of its own; comments do not count.
+
+    Raises:
+        SettingsError: one is not, as after a quote that is not closed. Its line is named.
+    """
+    for binding in parse_stream(io.StringIO(text)):
+        statement = binding.original.string
+        is_clear = not binding.error and binding.value is not None and _NAME.fullmatch(binding.key or "")
+        if (found := (_LATER_LINE if is_clear else _VARIABLE).search(statement)) is not None:
+            number = binding.original.line + statement.count("\n", 0, found.start(1))
+            raise SettingsError(f"{path}: line {number} is not understood, expected {found[1]}=VALUE, or a # before it")
 
 
 def _is_foreign(variable: str, value: str) -> bool:

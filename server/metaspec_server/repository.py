@@ -15,10 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from metaspec_contract.files import stamp
+from metaspec_server.blocking import PATIENCE, read_file, require_regular, within
 
-__all__ = ["Contents", "ModelFile", "NothingToServe", "RepositoryError", "find_models", "read_repository"]
+__all__ = ["Contents", "ModelFile", "NothingToServe", "RepositoryError", "Unreadable", "find_models", "read_repository"]
 
 _OF_FILE_SYSTEMS = ("lost+found",)  # folders in the root of a volume
+_LARGEST = 2**31 - 1  # bytes of a model: the limit of ONNX, as of every protocol buffer
 
 
 class RepositoryError(Exception):
@@ -31,6 +33,10 @@ class RepositoryError(Exception):
 
     def __init__(self, path: Path, reason: str) -> None:
         super().__init__(f"{path}: {reason}")
+
+
+class Unreadable(RepositoryError):
+    """A file cannot be read. That is no property of the model, and may pass: it is tried again."""
 
 
 class NothingToServe(Exception):
@@ -55,6 +61,17 @@ class ModelFile:
     stamp: tuple[int, ...] | None
     problem: str | None = None
 
+    def read(self) -> bytes:
+        """Content of the file.
+
+        Raises:
+            Unreadable: it cannot be read (now).
+        """
+        try:
+            return read_file(self.path, _LARGEST)
+        except OSError as error:
+            raise Unreadable(self.path, _unreadable(error)) from None
+
 
 @dataclass(frozen=True)
 class Contents:
@@ -72,11 +89,13 @@ class Contents:
 def read_repository(repository: Path) -> Contents:
     """What a repository holds now. Hidden folders, and those that a file system has for itself, are no models.
 
+    A folder that does not answer, as of a mount that is gone, is waited for once, and is unreadable from then on until it does.
+
     Raises:
         RepositoryError: there is no such folder, or it cannot be read.
     """
     try:
-        names = sorted(os.listdir(repository))
+        names = sorted(within(PATIENCE, os.listdir, repository))
     except (FileNotFoundError, NotADirectoryError):
         raise RepositoryError(
             repository, "no such folder; --repository expects <model>/<version>/model.onnx in it"
@@ -88,7 +107,7 @@ def read_repository(repository: Path) -> Contents:
         if name.startswith(".") or name in _OF_FILE_SYSTEMS:
             continue
         try:
-            contents.models[name] = _versions(repository / name)
+            contents.models[name] = within(PATIENCE, _versions, repository / name)
         except (FileNotFoundError, NotADirectoryError):  # removed meanwhile, or a file
             continue
         except OSError as error:
@@ -117,18 +136,18 @@ def _model_file(folder: Path, version: int) -> ModelFile | None:
     path = folder / str(version) / "model.onnx"
     found = problem = None
     try:
+        require_regular(path.stat())
         found = stamp(path)
+        if not os.access(path, os.R_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except NotADirectoryError:
         return None
     except FileNotFoundError:
         if not path.parent.is_dir():
             return None
-        problem = "missing"
+        found, problem = None, "missing"
     except OSError as error:
-        problem = _unreadable(error)
-    else:
-        if not os.access(path, os.R_OK):
-            found, problem = None, _unreadable(PermissionError(errno.EACCES, os.strerror(errno.EACCES)))
+        found, problem = None, _unreadable(error)
     return ModelFile(folder.name, version, path, found, problem)
 
 

@@ -26,7 +26,8 @@ __all__ = ["Settings", "bundled_repository"]
 
 _DOTENV = Path(".env")
 _ON, _OFF = ("on", "true", "yes", "1", "t", "y"), ("off", "false", "no", "0", "f", "n")  # as for other truth values
-_ROOT_PATH = re.compile(r"(/[\w.~-]+)+", re.ASCII)
+_YEAR = 31_536_000  # seconds: the longest time that can be set, within what every timer takes
+_ROOT_PATH = re.compile(r"(/(?!\.{1,2}(/|$))[\w.~-]+)+", re.ASCII)  # no /. or /.. in it, which callers would resolve
 _ADDRESS = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^\s:/\[\]]+):\d{1,5}")  # an IPv6 address stands in brackets
 _ORIGIN = re.compile(r"https?://([a-z0-9.-]+|\[[0-9a-f:.]+\])(:\d{1,5})?")  # as browsers write it: in lower case
 
@@ -43,6 +44,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(
         env_prefix=PREFIX,
         extra="ignore",
+        allow_inf_nan=False,
         cli_kebab_case=True,
         cli_implicit_flags=True,
         cli_hide_none_type=True,  # so that a truth value that may be left open has flags, too
@@ -116,32 +118,42 @@ class Settings(BaseSettings):
         ge=1,
         description="memory for the bodies and answers of all requests in flight in MiB; beyond that requests wait, then 503",
     )
-    request_timeout: float = Field(60.0, gt=0, description="seconds after which a request gets 504")
+    request_timeout: float = Field(60.0, gt=0, le=_YEAR, description="seconds after which a request gets 504")
     engine_timeout: float | None = Field(
         None,
         gt=0,
+        le=_YEAR,
         description="seconds after which an engine that computes one micro-batch, or a Triton that computes one request, is "
         "ended or given up and replaced; those of --request-timeout by default",
+    )
+    load_timeout: float | None = Field(
+        None,
+        gt=0,
+        le=_YEAR,
+        description="seconds to load and try a version of a model, beyond which it is not served; 120 by default, and 1200 "
+        "with TensorRT and Triton, which may compile it first",
     )
     body_timeout: float = Field(
         30.0,
         gt=0,
+        le=_YEAR,
         description="seconds for the head of a request, and for its body plus one second per 10 kB; beyond that 408",
     )
     shutdown_delay: float = Field(
         0.0,
         ge=0,
+        le=_YEAR,
         description="seconds after SIGTERM for which the server is not ready but still takes requests, until balancers have "
         "noticed",
     )
     shutdown_timeout: int = Field(
-        30, ge=0, description="seconds to finish accepted requests at shutdown, after --shutdown-delay"
+        30, ge=0, le=_YEAR, description="seconds to finish accepted requests at shutdown, after --shutdown-delay"
     )
     cache_mb: int = Field(256, ge=0, description="size of the result cache in MiB; 0 for no cache")
 
     keep_versions: int = Field(2, ge=1, description="number of versions of each model to serve, newest first")
     poll_interval: float = Field(
-        2.0, ge=0, description="seconds between checks of the repository for new versions; 0 for none"
+        2.0, ge=0, le=_YEAR, description="seconds between checks of the repository for new versions; 0 for none"
     )
     model_control: bool | None = Field(
         None,
@@ -188,7 +200,10 @@ class Settings(BaseSettings):
     def _is_a_path(cls, value: str) -> str:
         path = value.removesuffix("/")
         if path and not _ROOT_PATH.fullmatch(path):
-            raise ValueError("expected a path such as /metaspec, of letters, digits and -._~ between the slashes")
+            raise ValueError(
+                "expected a path such as /metaspec or /lab/metaspec: letters, digits and -._~ between single slashes, and no "
+                f". or .. alone; got {value!r}"
+            )
         return path
 
     @field_validator("cors_origins")
@@ -219,6 +234,12 @@ class Settings(BaseSettings):
     def engine_deadline(self) -> float:
         """Seconds after which an engine that computes one micro-batch is overdue."""
         return self.engine_timeout or self.request_timeout
+
+    @property
+    def load_deadline(self) -> float:
+        """Seconds to load and try a version of a model."""
+        compiles = self.provider == "tensorrt" or self.engine == "triton"
+        return self.load_timeout or (1200.0 if compiles else 120.0)
 
     @property
     def allows_control(self) -> bool:

@@ -227,6 +227,21 @@ def test_the_health_check_of_the_image(small_repository: Path, tmp_path: Path) -
         assert dead.stdout.startswith("no answer: ")
 
 
+def test_the_health_check_reads_what_the_server_reads(
+    small_repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its file .env, but not what Kubernetes says of a service that is called metaspec."""
+    (tmp_path / ".env").write_text(f"METASPEC_HOST=127.0.0.2\nMETASPEC_PORT={free_port()}\nOTHER=\xe9\n", "latin-1")
+    monkeypatch.chdir(tmp_path)
+    program = ("bash", "-c", 'exec "$0" -m metaspec_server "${@:3}"', sys.executable)  # without --port 0
+    with running_server("--repository", str(small_repository), program=program) as server:
+        assert server.url.startswith("http://127.0.0.2:")
+        command = [sys.executable, "-m", "metaspec_server.ops.health", str(server.process.pid)]
+        link = {"METASPEC_PORT": "tcp://10.0.0.1:8000", "METASPEC_SERVICE_HOST": "10.0.0.1"}
+        result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=link, cwd="/")
+        assert (result.returncode, result.stdout) == (0, "status 200\n"), result.stderr
+
+
 def test_the_image() -> None:
     assert re.search(r'^ENTRYPOINT \["metaspec-serve"\]$', DOCKERFILE, re.MULTILINE)
     final = DOCKERFILE.split("FROM base AS cpu")[1]

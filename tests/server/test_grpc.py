@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import queue
 import re
 import socket
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -38,6 +40,7 @@ from metaspec_testing.small_models import Array, Expected, ExpectedGradient, han
 
 NAME = "diffractionnet"
 TIMEOUT = 60.0
+MINE = {"x-api-key": "infer-key-0123456789"}
 DTYPES: dict[str, Any] = {"FP32": np.float32, "FP16": np.float16, "FP64": np.float64, "UINT8": np.uint8, "BOOL": bool}
 
 
@@ -251,6 +254,11 @@ def tensor(**changes: Any) -> dict[str, Any]:
         ([tensor(name="x")], [bytes(65536)], "no input 'x'"),
         ([tensor(), tensor()], [bytes(65536)] * 2, "'structure' is given twice"),
         ([tensor(parameters={"binary_data": {}})], [bytes(65536)], "unknown parameter 'binary_data'"),
+        (
+            [tensor(parameters={"binary_data_size": {"int64_param": 1}})],
+            [bytes(65536)],
+            "structure: its entry of raw_input_contents has 65536 bytes, but binary_data_size is 1",
+        ),
     ],
 )
 def test_malformed_requests(address: str, inputs: list[dict[str, Any]], raw: list[bytes], message: str) -> None:
@@ -283,13 +291,156 @@ def test_a_small_message_that_would_need_much_memory(running: RunningServer, add
         for method, message, text in (
             ("ModelInfer", request + b"\x2a\x00" * 2**21, "more than 1000 fields"),
             ("ModelInfer", request + b"\x2a\x80\x80\x80\x05" + bytes(10 * 2**20), "bytes beside raw_input_contents"),
-            ("ModelReady", b"\x0a\x80\x80\x40" + bytes(2**20), "expected at most 65536"),
         ):
             with pytest.raises(grpc.RpcError) as caught:
                 channel.unary_unary(f"/{SERVICE}/{method}")(message, timeout=TIMEOUT)
             assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
             assert text in caught.value.details()
     assert running.peak_bytes - before < 100 * 2**20
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("keys") / "keys"
+    path.write_text(f"all-roles-0123456789\noptimiser: {MINE['x-api-key']} infer\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def guarded(small_repository: Path, keys: Path) -> Iterator[RunningServer]:
+    """A server that requires keys, and waits for an hour for messages."""
+    flags = ["--repository", str(small_repository), "--grpc-port", "0", "--api-keys", str(keys)]
+    with running_server(*flags, "--body-timeout", "3600", "--max-body-bytes", "1000000") as server:
+        yield server
+
+
+def test_messages_take_no_more_memory_than_their_methods_need(guarded: RunningServer) -> None:
+    """40 MB of zeros, compressed to less than 40 kB and as they are."""
+    zeros, before = bytes(40 * 10**6), guarded.peak_bytes
+    gzipped, deflated = grpc.Compression.Gzip, grpc.Compression.Deflate
+    with grpc.insecure_channel(guarded.grpc_address) as channel:
+
+        def ask(path: str, compression: grpc.Compression | None, **headers: str) -> bytes:
+            method = channel.unary_unary(path)
+            answer: bytes = method(zeros, timeout=TIMEOUT, compression=compression, metadata=list(headers.items()))
+            return answer
+
+        assert ask(f"/{SERVICE}/ServerLive", gzipped) == b"\x08\x01", "true, and its message is not received"
+        assert ask(f"/{SERVICE}/ServerReady", None) == b"\x08\x01"
+        for path, compression, limit in (
+            ("/grpc.health.v1.Health/Check", gzipped, 65536),
+            (f"/{SERVICE}/SystemSharedMemoryRegister", deflated, 65536),
+            (f"/{SERVICE}/ModelInfer", gzipped, 1_000_000),
+        ):
+            with pytest.raises(grpc.RpcError, match=f"larger than the limit of {limit} bytes") as caught:
+                ask(path, compression, authorization="Bearer all-roles-0123456789")
+            assert caught.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert guarded.peak_bytes - before < 20 * 2**20
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda data: data[:-5], "cannot be decompressed: it is incomplete"),
+        (lambda data: data + b"x", "cannot be decompressed: bytes are left over after the compressed data"),
+        (lambda data: data[:20] + b"\xff" * 20 + data[40:], "cannot be decompressed: Error"),
+    ],
+)
+def test_damaged_compressed_messages(address: str, damage: Callable[[bytes], bytes], message: str) -> None:
+    """Sent as they are: the server sees no difference."""
+    request = messages.ModelInferRequest(model_name=NAME, raw_input_contents=[np.random.default_rng(0).bytes(200_000)])
+    data = damage(gzip.compress(request.SerializeToString()))
+    with grpc.insecure_channel(address) as channel, pytest.raises(grpc.RpcError, match=message) as caught:
+        channel.unary_unary(f"/{SERVICE}/ModelInfer")(data, timeout=TIMEOUT)
+    assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+
+
+def test_no_request_begins_as_compressed_data_does() -> None:
+    """Deflated data begins with 0x78, which is the tag of a number in field 15. The tag 0x1f of gzip is none at all."""
+    kinds = [messages.ModelInferRequest, *(method.request for method in METHODS.values() if method.request)]
+    assert not any(15 in kind.DESCRIPTOR.fields_by_number for kind in kinds)
+
+
+def test_callers_who_send_nothing_keep_nobody_waiting(
+    guarded: RunningServer, structures: Array, expected: Expected
+) -> None:
+    """More of them than messages are received at a time. Those without a key can only call what needs none."""
+    over = threading.Event()
+
+    def nothing() -> Iterator[bytes]:
+        over.wait()
+        yield from ()
+
+    with grpc.insecure_channel(guarded.grpc_address) as channel:
+        key = list(MINE.items())
+        calls = [
+            channel.stream_unary(path).future(nothing(), metadata=metadata)
+            for path, metadata in [("/grpc.health.v1.Health/Check", [])] * 12 + [(f"/{SERVICE}/ModelInfer", key)] * 9
+        ]
+        try:
+            for silent in ("ServerLive", "ServerReady"):  # answered without a message
+                assert channel.stream_unary(f"/{SERVICE}/{silent}")(nothing(), timeout=TIMEOUT) == b"\x08\x01"
+            assert channel.unary_unary("/grpc.health.v1.Health/Check")(b"", timeout=TIMEOUT) == b"\x08\x01"
+            with triton.InferenceServerClient(guarded.grpc_address) as client:
+                assert client.is_server_live(client_timeout=TIMEOUT)
+                assert client.is_model_ready(NAME, headers=MINE, client_timeout=TIMEOUT)
+                result = client.infer(NAME, [infer_input(structures)], headers=MINE, client_timeout=TIMEOUT)
+                np.testing.assert_allclose(result.as_numpy("spectra"), expected(structures), atol=1e-6)
+            assert not any(call.done() for call in calls[12:]), "they were still waiting"
+        finally:
+            for call in calls:
+                call.cancel()
+            over.set()
+
+
+def test_a_key_that_is_revoked_ends_open_streams(guarded: RunningServer, keys: Path, structures: Array) -> None:
+    before = keys.read_text()
+    answers: queue.Queue[tuple[Any, Any]] = queue.Queue()
+    with triton.InferenceServerClient(guarded.grpc_address) as client:
+        client.start_stream(lambda result, error: answers.put((result, error)), headers=MINE)
+        client.async_stream_infer(NAME, [infer_input(structures)])
+        assert answers.get(timeout=TIMEOUT)[1] is None
+        keys.write_text("all-roles-0123456789\n")
+        try:
+            deadline = time.monotonic() + TIMEOUT
+            while guarded.get("/v2", headers=MINE).status_code != 401:
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+            client.async_stream_infer(NAME, [infer_input(structures)])
+            result, error = answers.get(timeout=TIMEOUT)
+            assert result is None
+            assert error.status() == "StatusCode.UNAUTHENTICATED"
+        finally:
+            client.stop_stream()
+            keys.write_text(before)
+
+
+def test_what_would_be_ignored_is_refused(client: triton.InferenceServerClient, address: str) -> None:
+    name = b"\x0a\x0e" + NAME.encode()
+    infer, ready = f"/{SERVICE}/ModelInfer", f"/{SERVICE}/ModelReady"
+    with grpc.insecure_channel(address) as channel:
+        for path, sent, message in (
+            (ready, [name + b"\x1a\x01x"], "unknown field number 3 in ModelReadyRequest"),
+            (infer, [name + b"\x2a\x03\x98\x06\x01"], "unknown field number 99 in InferInputTensor"),
+            (ready, [name, name], "the call has more than one message"),
+            (infer, [name, name], "the call has more than one message"),
+            (ready, [], "the call has no message"),
+            (infer, [], "the call has no message"),
+        ):
+            with pytest.raises(grpc.RpcError, match=message) as caught:
+                channel.stream_unary(path)(iter(sent), timeout=TIMEOUT)
+            assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+    with pytest.raises(InferenceServerException, match="version needs the name of a model, got '1' without one"):
+        client.get_inference_statistics("", "1")
+    assert len(client.get_inference_statistics("").model_stats) == 2, "of all models"
+
+
+async def test_methods_are_counted_from_zero(small_repository: Path) -> None:
+    async with in_this_process(small_repository) as (_, server, _):
+        text = server._metrics.text().decode()
+    for path in (*METHODS, f"/{SERVICE}/ModelInfer", f"/{SERVICE}/ModelStreamInfer"):
+        for status in (200, 500, 503, 504):
+            assert f'metaspec_requests_total{{route="{path}",status="{status}"}} 0.0' in text
 
 
 def test_the_health_service(address: str) -> None:
@@ -372,7 +523,7 @@ def test_tls_keys_roles_and_the_largest_message(
             refused("UNAUTHENTICATED", infer, NAME, good)
             refused("UNAUTHENTICATED", client.get_model_metadata, NAME)
             refused("UNAUTHENTICATED", infer, NAME, good, headers={"authorization": "Bearer all-roles-0123456780"})
-            mine = {"x-api-key": "infer-key-0123456789"}
+            mine = MINE
             for headers in ({"authorization": "Bearer all-roles-0123456789"}, mine):
                 spectra = infer(NAME, good, headers=headers).as_numpy("spectra")
                 np.testing.assert_allclose(spectra, expected(structures), atol=1e-6)
@@ -400,6 +551,12 @@ async def in_this_process(root: Path, **settings: Any) -> AsyncIterator[tuple[Se
         await service.close(0.0)
 
 
+def counted(server: grpc_server.GrpcServer, status: int) -> float:
+    """Number of inference calls that were answered with a status."""
+    labels = {"route": f"/{SERVICE}/ModelInfer", "status": str(status)}
+    return server._metrics.registry.get_sample_value("metaspec_requests_total", labels) or 0.0
+
+
 async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(TIMEOUT):
         while not condition():
@@ -407,11 +564,11 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 async def test_a_caller_who_gives_up_is_dropped_from_the_queue(tmp_path: Path) -> None:
-    """One request hangs in the engine; those behind it leave the queue with their callers."""
+    """One request hangs in the engine; those behind it leave the queue with their callers, and count as what they are."""
     root = write_repository(tmp_path, hanging_model())
     hanging = np.zeros((1, 128, 128), np.uint8)
     hanging[0, 40, 50] = 1
-    async with in_this_process(root, engine_timeout=3600) as (service, _, address):
+    async with in_this_process(root, engine_timeout=3600) as (service, server, address):
         queue_of = service.registry.find(NAME).queue
         async with triton_aio.InferenceServerClient(address) as client:
             stuck = asyncio.ensure_future(client.infer(NAME, [infer_input(hanging)]))
@@ -424,6 +581,7 @@ async def test_a_caller_who_gives_up_is_dropped_from_the_queue(tmp_path: Path) -
                 await client.infer(NAME, [infer_input(random_structures(2, 2))], client_timeout=0.2)
             assert caught.value.status() == "StatusCode.DEADLINE_EXCEEDED"
             await until(lambda: queue_of.waiting == 0)
+            await until(lambda: counted(server, 499) == counted(server, 504) == 1)
             stuck.cancel()
         await until(lambda: service.registry.find(NAME).users == 0)
 

@@ -19,7 +19,6 @@ from metaspec_server.core.errors import Closed, DeadlineExceeded
 from metaspec_server.core.keys import ApiKeys
 from metaspec_server.core.service import Service
 from metaspec_server.core.tensors import Piece, Rows
-from metaspec_server.engines import onnx as onnx_engine
 from metaspec_server.engines.factory import engine_factory
 from metaspec_server.engines.onnx import OnnxEngine
 from metaspec_server.http.app import create_app
@@ -251,14 +250,13 @@ async def test_a_hung_model_and_everything_around_it(tmp_path: Path, structures:
         np.testing.assert_allclose(await spectra(client, NAME), expected(structures).ravel(), atol=1e-6)
 
 
-def test_a_model_that_hangs_in_its_trial_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(onnx_engine, "_TRIAL_TIMEOUT", 0.2)
+def test_a_model_that_hangs_in_its_trial_is_refused(tmp_path: Path) -> None:
     root = write_repository(tmp_path, hanging_model(solid_pixels=128 * 128))
     (file,) = find_models(root)[NAME]
     with pytest.raises(
         RepositoryError, match=r"model\.onnx: ONNX Runtime fails to run it: it has not finished within 0\.2 s"
     ):
-        OnnxEngine(file)
+        OnnxEngine(file, load_timeout=0.2)
 
 
 def test_the_hanging_model_is_otherwise_the_small_one(structures: Array, expected: Expected, tmp_path: Path) -> None:

@@ -14,7 +14,14 @@ from metaspec_server.core.errors import ServiceError
 from metaspec_server.http.problems import problem_of
 
 ROOT = Path(metaspec_server.__file__).parent
-FLOOR = {"metaspec_contract", "metaspec_server", "metaspec_server.repository", "metaspec_server.settings"}
+FLOOR = {
+    "metaspec_contract",
+    "metaspec_server",
+    "metaspec_server.blocking",
+    "metaspec_server.environment",
+    "metaspec_server.repository",
+    "metaspec_server.settings",
+}
 """What every room may import of ours: below all of them."""
 
 MAY_IMPORT = {

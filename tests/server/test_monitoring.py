@@ -78,6 +78,79 @@ def test_requests_are_counted_from_zero(samples: list[Sample]) -> None:
     assert values(samples, "metaspec_requests_total", route="/metrics", status="200") == [1]
 
 
+UNDOCUMENTED = {"/", "/docs", "/openapi.json", "/static/{path:path}"}
+"""Routes that the OpenAPI document does not have."""
+
+
+def test_every_route_is_counted_from_zero(samples: list[Sample], untouched: RunningServer) -> None:
+    documented = untouched.get("/openapi.json").json()["paths"]
+    assert {
+        "/v2/logging",
+        "/v2/models/{model}/trace/setting",
+        "/v2/repository/models/{model}/load",
+    } <= documented.keys()
+    for route in UNDOCUMENTED | documented.keys():
+        assert values(samples, "metaspec_requests_total", route=route, status="200") == [route == "/metrics"], route
+        assert values(samples, "metaspec_requests_total", route=route, status="500") == [0], route
+        for operation in documented.get(route, {}).values():
+            for status in operation["responses"]:
+                assert status < "500" or values(samples, "metaspec_requests_total", route=route, status=status) == [0]
+    counted = {sample.labels["route"] for sample in samples if sample.name == "metaspec_requests_total"}
+    assert {route for route in counted if not route.startswith("/inference.") and not route.startswith("/grpc.")} == {
+        *UNDOCUMENTED,
+        *documented,
+        "unknown",
+    }
+
+
+def test_each_request_is_counted_under_the_template_of_its_path(
+    samples: list[Sample], untouched: RunningServer
+) -> None:
+    """The fixture with what was counted before anything was asked comes first."""
+    asked = [
+        ("GET", "/", "/", 200),
+        ("GET", "/docs", "/docs", 200),
+        ("GET", "/openapi.json", "/openapi.json", 200),
+        ("GET", "/static/page.js", "/static/{path:path}", 200),
+        ("GET", "/static/no/such.js", "/static/{path:path}", 404),
+        ("PUT", "/static/page.js", "/static/{path:path}", 405),
+        ("HEAD", "/contract", "/contract", 200),
+        ("GET", "/v2/logging/", "/v2/logging", 200),
+        ("POST", "/v2/logging", "/v2/logging", 200),
+        ("DELETE", "/v2/logging", "/v2/logging", 405),
+        ("GET", "/v2/trace/setting", "/v2/trace/setting", 200),
+        ("GET", "/v2/models/diffractionnet/trace/setting", "/v2/models/{model}/trace/setting", 200),
+        ("GET", "/v2/models/stats", "/v2/models/stats", 200),
+        ("GET", "/v2/models/diffractionnet/stats", "/v2/models/{model}/stats", 200),
+        ("GET", "/v2/models/none", "/v2/models/{model}", 404),
+        ("POST", "/v2/models/none/infer", "/v2/models/{model}/infer", 404),
+        ("POST", "/v2/models/m/versions/9/infer", "/v2/models/{model}/versions/{version}/infer", 404),
+        ("POST", "/v2/repository/index", "/v2/repository/index", 200),
+        ("POST", "/v2/repository/models/none/load", "/v2/repository/models/{model}/load", 404),
+        ("GET", "/v2/systemsharedmemory/region/r/status", "/v2/systemsharedmemory/region/{name}/status", 404),
+        ("POST", "/v2/cudasharedmemory/unregister", "/v2/cudasharedmemory/unregister", 200),
+        ("POST", "/predict", "/predict", 415),
+        ("GET", "/no/such/path", "unknown", 404),
+    ]
+
+    def counts() -> Counter[tuple[str, str]]:
+        text = untouched.get("/metrics").text
+        return Counter(
+            {
+                (sample.labels["route"], sample.labels["status"]): int(sample.value)
+                for family in text_string_to_metric_families(text)
+                for sample in family.samples
+                if sample.name == "metaspec_requests_total" and sample.labels["route"] != "/metrics"
+            }
+        )
+
+    before = counts()
+    with untouched.client() as client:
+        for method, path, _, status in asked:
+            assert client.request(method, path).status_code == status, path
+    assert counts() - before == Counter((route, str(status)) for _, _, route, status in asked)
+
+
 def test_the_process_and_its_build(samples: list[Sample], untouched: RunningServer) -> None:
     (memory,) = values(samples, "process_resident_memory_bytes")
     assert memory == pytest.approx(untouched.resident_bytes, rel=0.2)

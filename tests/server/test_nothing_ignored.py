@@ -60,16 +60,34 @@ def test_names_that_are_given_twice(server: RunningServer) -> None:
     assert answer.json()["detail"] == "model: given twice in the query, expected once"
 
 
-@pytest.mark.parametrize("wrong", ["3", "-1", "high"])
+ODD = ["3", "-1", "high", "", "1.0", "+1", " 1", "1 ", "01", "-0", "0_1", "1e0", "true", "\uff11", "9" * 5000]
+"""No priorities, though Python or pydantic takes some of them for a whole number."""
+
+
+@pytest.mark.parametrize("wrong", ODD)
 def test_priorities_of_our_own_routes(server: RunningServer, structures: Array, expected: Expected, wrong: str) -> None:
     body = np.packbits(structures).tobytes()
     raw = {"Content-Type": "application/octet-stream", "Accept": "application/octet-stream"}
     for known in ("0", "1", "2"):
         answer = server.post(f"/predict?priority={known}", content=body, headers=raw).raise_for_status()
         np.testing.assert_allclose(np.frombuffer(answer.content, "<f4"), expected(structures).ravel(), atol=1e-6)
-    answer = server.post(f"/predict?priority={wrong}", content=body, headers=raw)
+    answer = server.post("/predict", params={"priority": wrong}, content=body, headers=raw)
     assert answer.status_code == 422
     assert answer.json()["field"] == "priority"
+    assert answer.json()["detail"] == f"priority: expected a whole number from 0 to 2, got {wrong[:60]!r}"
+
+
+@pytest.mark.parametrize(
+    "wrong", ["", " 450", "+450", "4_50", "450.", ".5", "inf", "nan", "0x1c2", "\uff14\uff15\uff10"]
+)
+def test_numbers_in_the_query_are_spelled_as_in_json(server: RunningServer, wrong: str) -> None:
+    answer = server.post("/predict", params={"wavelengths_nm": wrong}, json={"structures": np.eye(128).tolist()})
+    assert answer.status_code == 422
+    assert answer.json()["detail"] == f"wavelengths_nm.0: expected a number, got {wrong!r}"
+    answer = server.post(
+        "/predict?wavelengths_nm=4.5e2&wavelengths_nm=450.5", json={"structures": np.eye(128).tolist()}
+    )
+    assert answer.raise_for_status().json()["wavelengths_nm"] == [450, 450.5]
 
 
 def infer(server: RunningServer, structures: Array, **changes: Any) -> httpx.Response:

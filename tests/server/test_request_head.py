@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import json
 import socket
 import tomllib
 from collections.abc import Iterable
@@ -121,6 +122,12 @@ def test_heads_that_are_too_large_are_answered_and_the_connection_closed(
     assert answer.startswith(b"HTTP/1.1 %d " % status)
     assert b"\r\nConnection: close\r\n" in answer
     assert answer.count(b"HTTP/1.1") == 1
+    head, _, body = answer.partition(b"\r\n\r\n")
+    if b"application/problem+json" in head:
+        assert json.loads(body)["status"] == status
+    else:
+        assert request_bytes.startswith(START), "below /v2"
+        assert json.loads(body).keys() == {"error"}
 
 
 def test_heads_within_the_limits_are_served(server: RunningServer) -> None:

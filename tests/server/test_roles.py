@@ -25,6 +25,7 @@ ALL, INFER, METRICS, CONTROL = (
     f"{name}-key-0123456789".replace("all-key", "all-roles") for name in ("all", "infer", "scrape", "control")
 )
 LOAD = "/v2/repository/models/diffractionnet/load"
+SEPARATOR = "has a colon, a comma or the like in its key"
 
 
 def roles(text: str, path: Path) -> dict[str, tuple[str | None, set[str]]]:
@@ -42,14 +43,10 @@ def test_lines_of_the_file(tmp_path: Path) -> None:
         METRICS: ("prometheus", {"metrics"}),
         CONTROL: ("deployment", {"control", "metrics"}),
     }
-    colons = "\ufeff  user:password-0123456 \n\nends-with-a-colon-01:\nname: third-key-0123456789\n"
-    (tmp_path / "keys").write_text(colons)
+    odd = "\ufeff  base64+/0123456789== \n\n#\nname: third-key-0123456789\n"
+    (tmp_path / "keys").write_text(odd)
     keys = ApiKeys(tmp_path / "keys")
-    for key, name in (
-        ("user:password-0123456", None),
-        ("ends-with-a-colon-01:", None),
-        ("third-key-0123456789", "name"),
-    ):
+    for key, name in (("base64+/0123456789==", None), ("third-key-0123456789", "name")):
         caller = keys.find(key.encode())
         assert caller is not None
         assert (caller.name, caller.roles) == (name, frozenset(Role))
@@ -62,9 +59,31 @@ def test_lines_of_the_file(tmp_path: Path) -> None:
     [
         (
             "secret-key-0123456789 admin",
-            "line 2 of .* has an unknown role; expected KEY, or NAME: KEY ROLE,ROLE of the roles",
+            "line 2 of .* has an unknown role; expected KEY, or NAME: KEY ROLE,ROLE with these spaces, of the roles infer",
         ),
-        ("name secret-key-0123456789", "line 2 of .* has an unknown role"),
+        ("name secret-key-0123456789", "line 2 of .* has a key shorter than 16 characters; expected KEY, or NAME: KEY"),
+        ("name-of-the-caller secret-key-0123456789", "line 2 of .* has an unknown role"),
+        ("name : secret-key-0123456789 infer", "line 2 of .* has a key shorter than 16"),
+        (": secret-key-0123456789 infer", "line 2 of .* has an empty name"),
+        (
+            "name:secret-key-0123456789",
+            f"line 2 of .* {SEPARATOR}; expected KEY, or NAME: KEY ROLE,ROLE with these spaces",
+        ),
+        ("name:secret-key-0123456789 infer", SEPARATOR),
+        ("secret-key-0123456789:infer", SEPARATOR),
+        ("secret-key-0123456789: infer", "has a key shorter than 16"),
+        ("secret-key-0123456789: infer,control,metrics", SEPARATOR),
+        ("secret-key-0123456789,infer", SEPARATOR),
+        ("secret-key-0123456789;infer", SEPARATOR),
+        ("secret-key-0123456789|metrics", SEPARATOR),
+        ("secret-key-0123456789=infer", SEPARATOR),
+        ("secret-key-0123456789\0", SEPARATOR),
+        ("secret-key-0123456789 ,", "line 2 of .* has an empty role; expected KEY, or NAME: KEY ROLE,ROLE"),
+        ("secret-key-0123456789 infer,", "has an empty role"),
+        ("secret-key-0123456789 ,infer", "has an empty role"),
+        ("secret-key-0123456789 infer,,metrics", "has an empty role"),
+        ("secret-key-0123456789 INFER", "has an unknown role"),
+        ("secret-key-0123456789 infer # all others refused", "has an unknown role"),
         ("all-roles-0123456789 infer", "line 2 of .* has the key of a line before it"),
     ],
 )
@@ -100,25 +119,33 @@ def ask(server: RunningServer, method: str, path: str, key: str | None) -> httpx
         return client.request(method, path, headers={"X-API-Key": key} if key else {})
 
 
+SETTINGS = ("/v2/logging", "/v2/trace/setting", "/v2/models/diffractionnet/trace/setting")
 ROUTES = [
-    ("GET", "/v2/models/diffractionnet", Role.INFER),
-    ("POST", "/v2/repository/index", Role.INFER),
-    ("POST", "/predict", Role.INFER),
-    ("GET", "/metrics", Role.METRICS),
-    ("POST", LOAD, Role.CONTROL),
+    ("GET", "/v2/models/diffractionnet", (Role.INFER,)),
+    ("POST", "/v2/repository/index", (Role.INFER,)),
+    ("POST", "/predict", (Role.INFER,)),
+    ("GET", "/metrics", (Role.METRICS,)),
+    ("POST", LOAD, (Role.CONTROL,)),
+    ("GET", "/v2/systemsharedmemory/status", (Role.CONTROL,)),
+    *(("GET", path, (Role.INFER, Role.CONTROL)) for path in SETTINGS),
+    *(("POST", path, (Role.CONTROL,)) for path in SETTINGS),
+    ("HEAD", "/v2/logging", (Role.INFER, Role.CONTROL)),
+    ("POST", "/v2/models/diffractionnet/trace/setting/", (Role.CONTROL,)),
+    ("DELETE", "/v2/trace/setting", (Role.CONTROL,)),
 ]
 
 
-@pytest.mark.parametrize(("method", "path", "role"), ROUTES)
-def test_each_role_may_do_its_own(guarded: RunningServer, method: str, path: str, role: Role) -> None:
+@pytest.mark.parametrize(("method", "path", "sufficient"), ROUTES)
+def test_each_role_may_do_its_own(guarded: RunningServer, method: str, path: str, sufficient: tuple[Role, ...]) -> None:
     holders = {ALL: set(Role), INFER: {Role.INFER}, METRICS: {Role.METRICS}, CONTROL: {Role.CONTROL, Role.METRICS}}
     for key, has in holders.items():
         answer = ask(guarded, method, path, key)
-        if role in has:
+        if has & set(sufficient):
             assert answer.status_code not in (401, 403), answer.text
         else:
             assert answer.status_code == 403
-            assert f"this API key has no role {role}, only {', '.join(sorted(has))}" in answer.text
+            refusal = f"this API key has no role {' or '.join(sufficient)}, only {', '.join(sorted(has))}"
+            assert refusal in answer.text or method == "HEAD"
     assert ask(guarded, method, path, None).status_code == 401
     assert ask(guarded, method, path, INFER.upper()).status_code == 401
 
@@ -144,6 +171,9 @@ def test_the_document_names_roles_and_headers(guarded: RunningServer) -> None:
         assert {"401", "403"} <= operation["responses"].keys()
         assert {"bearer": []} in operation["security"]
     assert "`control`" in document["paths"]["/v2/repository/models/{model}/load"]["post"]["description"]
+    settings = document["paths"]["/v2/models/{model}/trace/setting"]
+    assert "`infer` or `control`" in settings["get"]["description"]
+    assert "`control`" in settings["post"]["description"]
     assert "security" not in document["paths"]["/v2/health/live"]["get"]
 
 
@@ -175,7 +205,7 @@ def test_keys_change_while_the_server_runs(guarded: RunningServer, keys: Path) -
     assert status(INFER) == 401, "revoked at the same moment"
     replace(keys, "short\n")
     until(
-        lambda: status(new) == 200 and logged("shorter than 16 characters; the keys that it had before stay valid") == 1
+        lambda: status(new) == 200 and logged("these spaces, of the roles infer, control, metrics; the keys that") == 1
     )
     keys.unlink()
     until(lambda: status(new) == 200 and logged("cannot be read: No such file or directory; the keys") == 1)
@@ -187,6 +217,53 @@ def test_keys_change_while_the_server_runs(guarded: RunningServer, keys: Path) -
     requests = [line for line in map(json.loads, list(guarded.log)) if line["event"] == "request"]
     assert "optimiser" in {line.get("caller") for line in requests if line["status"] == 200}
     assert not any("0123456789" in line for line in guarded.log)
+
+
+@pytest.mark.slow
+def test_a_file_that_is_just_being_written_gives_and_takes_nothing(guarded: RunningServer, keys: Path) -> None:
+    """An editor, or the shell, empties a file and then writes it, in pieces."""
+    new = "cut-key-0123456789012"
+
+    def status(key: str, path: str = "/v2") -> int:
+        return ask(guarded, "GET", path, key).status_code
+
+    def logged(text: str) -> int:
+        return sum(text in line for line in list(guarded.log))
+
+    until(lambda: status(ALL) == 200)
+    with keys.open("w") as file:
+        file.write(f"deployment: {new}")
+        file.flush()
+        until(lambda: logged("has no end, as if it were being written; the keys that it had before stay valid") == 1)
+        assert (status(new), status(ALL)) == (401, 200)
+        file.write(" infer\n")
+    until(lambda: status(new) == 200)
+    assert (status(new, "/metrics"), status(ALL)) == (403, 401)
+    keys.write_text("")
+    until(lambda: logged("has no keys in it, expected one per line; the keys") == 1)
+    assert status(new) == 200
+    keys.unlink()
+    os.mkfifo(keys)
+    until(lambda: logged("cannot be read: it is a named pipe, expected a regular file; the keys") == 1)
+    assert status(new) == 200
+    replace(keys, KEYS)
+    until(lambda: status(ALL) == 200)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder", "device"])
+def test_a_file_that_is_none(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "keys"
+    match kind:
+        case "pipe":
+            os.mkfifo(path)
+        case "folder":
+            path.mkdir()
+        case "device":
+            path.symlink_to("/dev/zero")
+    with pytest.raises(
+        ApiKeyError, match=rf"--api-keys: .*keys cannot be read: it is a .*{kind}, expected a regular file"
+    ):
+        ApiKeys(path)
 
 
 def test_without_keys_strangers_control_nothing(small_repository: Path) -> None:
@@ -205,5 +282,8 @@ def test_pages_of_other_sites_control_nothing(server: RunningServer) -> None:
     answer = server.post(LOAD, headers={"Origin": "https://elsewhere.example"})
     assert answer.status_code == 403
     assert "pages in a browser" in answer.json()["error"]
+    for path in SETTINGS:
+        assert server.post(path, headers={"Origin": "https://elsewhere.example"}).status_code == 403
+        assert server.post(path).status_code == 200
     assert server.post("/v2/repository/index", headers={"Origin": "https://elsewhere.example"}).status_code == 200
     assert server.post(LOAD).status_code == 200

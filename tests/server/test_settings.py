@@ -91,10 +91,74 @@ def test_an_empty_host_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch)
 
 def test_the_command_refuses_them_in_one_line(folder: Path) -> None:
     command = [sys.executable, "-m", "metaspec_server"]
-    environment = os.environ | {"METASPEC_MAX_BACTH": "8"}
-    result = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False, env=environment)
-    assert result.returncode == 2
-    assert result.stderr == "metaspec-serve: METASPEC_MAX_BACTH: no such setting; did you mean METASPEC_MAX_BATCH?\n"
+
+    def refused(*flags: str, **variables: str) -> str:
+        environment = os.environ | variables
+        result = subprocess.run(
+            [*command, *flags], capture_output=True, text=True, timeout=240, check=False, env=environment
+        )
+        assert result.returncode == 2
+        return result.stderr
+
+    unknown = "metaspec-serve: METASPEC_MAX_BACTH: no such setting; did you mean METASPEC_MAX_BATCH?\n"
+    assert refused(METASPEC_MAX_BACTH="8") == unknown
+    assert refused("--request-timeout", "inf").startswith("metaspec-serve: --request-timeout: ")
+    (folder / ".env").write_text("A=1\nMETASPEC_PORT 9000\n")
+    line = "metaspec-serve: .env: line 2 is not understood, expected METASPEC_PORT=VALUE, or a # before it\n"
+    assert refused() == line
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("METASPEC_PORT 9000\n", 1),
+        ("A=1\n\nMETASPEC_PORT: 9000\n", 3),
+        ("METASPEC_PORT\n", 1),
+        ("export METASPEC_PORT\n", 1),
+        ("set METASPEC_PORT=9000\n", 1),
+        ("$env:METASPEC_PORT=9000\n", 1),
+        ('A=1\nMETASPEC_PORT="9000\nB=2\n', 2),
+        ('METASPEC_PORT="9000" or so\n', 1),
+        ("# METASPEC_HOST\n\nA='it\nMETASPEC_PORT=9000\nB=b'\n", 4),
+        ("A='it\nMETASPEC_PORT=9000\nB='b'\n", 2),
+    ],
+)
+def test_lines_of_the_file_that_would_be_ignored_are_refused(folder: Path, text: str, line: int) -> None:
+    (folder / ".env").write_text(text)
+    with pytest.raises(SettingsError, match=rf"^\.env: line {line} is not understood, expected METASPEC_PORT=VALUE"):
+        settings()
+
+
+def test_lines_of_others_and_comments_may_be_anything(folder: Path) -> None:
+    (folder / ".env").write_text(
+        "some text\nA\n # METASPEC_PORT 1\nB=2 # METASPEC_HOST\n export METASPEC_PORT = '9000' # x\n"
+    )
+    assert settings().port == 9000
+
+
+TIMES = [
+    "request_timeout",
+    "engine_timeout",
+    "load_timeout",
+    "body_timeout",
+    "shutdown_delay",
+    "shutdown_timeout",
+    "poll_interval",
+]
+
+
+@pytest.mark.parametrize("name", TIMES)
+@pytest.mark.parametrize("value", ["inf", "-inf", "nan", "1e300", "31536001"])
+def test_times_are_finite(name: str, value: str) -> None:
+    with pytest.raises(ValidationError, match=rf"{name}\n"):
+        settings(**{name: value})
+    assert getattr(settings(**{name: 31_536_000}), name) == 31_536_000
+
+
+def test_the_time_to_load_is_longer_where_models_are_compiled() -> None:
+    assert settings().load_deadline == 120
+    assert settings(provider="tensorrt").load_deadline == settings(engine="triton").load_deadline == 1200
+    assert settings(provider="tensorrt", load_timeout=7).load_deadline == 7
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-be-with-mark"])

@@ -161,6 +161,47 @@ def test_concurrent_callers_with_places_of_their_own(
         del written
 
 
+def test_outputs_that_would_overwrite_others_are_refused(
+    client: Any, protocol: ModuleType, structures: Array, expected: Expected
+) -> None:
+    one = structures[:1]
+    size, cotangent = SPECTRA * 4, protocol.InferInput("cotangent", [1, 4, 301], "FP32")
+    cotangent.set_data_from_numpy(np.ones((1, 4, 301), np.float32))
+    spectra, gradient = protocol.InferRequestedOutput("spectra"), protocol.InferRequestedOutput("gradient")
+    with region("r", one.nbytes + size + 4 * PIXELS) as (handle, key):
+        whole = one.nbytes + size + 4 * PIXELS
+        shm.set_shared_memory_region(handle, [one])
+        client.register_system_shared_memory("r", key, whole)
+        client.register_system_shared_memory("tail", key.strip("/"), whole - 1000, offset=1000)  # of the same object
+
+        def refused(model: str, message: str, inputs: list[Any], outputs: list[Any]) -> None:
+            with pytest.raises(InferenceServerException, match=message):
+                client.infer(model, inputs, outputs=outputs)
+            content = shm.get_contents_as_numpy(handle, np.uint8, [whole])
+            assert (content[: one.nbytes] == one.ravel()).all(), "nothing is written"
+            assert not content[one.nbytes :].any()
+            del content
+
+        spectra.set_shared_memory("r", size, one.nbytes)
+        gradient.set_shared_memory("r", 4 * PIXELS, one.nbytes + size - 1)
+        both = "gradient: its place in shared memory, bytes 21199 to 86734 of 'r', overlaps that of spectra, bytes 16384 to"
+        refused(f"{NAME}_vjp", both, [plain_input(protocol, one), cotangent], [spectra, gradient])
+        gradient.set_shared_memory("tail", 4 * PIXELS, one.nbytes)
+        refused(f"{NAME}_vjp", "of 'tail', overlaps", [plain_input(protocol, one), cotangent], [spectra, gradient])
+        spectra.set_shared_memory("r", size, one.nbytes - 1)
+        given = shared_input(protocol, one, "r", 0, "UINT8")
+        refused(
+            NAME, "bytes 16383 to 21198 of 'r', overlaps that of structure, bytes 0 to 16383 of 'r'", [given], [spectra]
+        )
+
+        spectra.set_shared_memory("r", size, one.nbytes)  # side by side
+        gradient.set_shared_memory("r", 4 * PIXELS, one.nbytes + size)
+        client.infer(f"{NAME}_vjp", [given, cotangent], outputs=[spectra, gradient])
+        written = shm.get_contents_as_numpy(handle, np.float32, [1, 4, 301], one.nbytes)
+        np.testing.assert_allclose(written, expected(one), atol=1e-6)
+        del written
+
+
 def test_an_object_that_changes_is_an_error_of_the_request(
     client: Any, protocol: ModuleType, structures: Array, expected: Expected
 ) -> None:
@@ -244,6 +285,8 @@ def test_cuda_shared_memory_is_refused(client: Any) -> None:
     answer = client.get_cuda_shared_memory_status()
     assert not (answer if isinstance(answer, list) else answer.regions)
     client.unregister_cuda_shared_memory()  # as perf_analyzer does, to begin with nothing
+    with pytest.raises(InferenceServerException, match="CUDA shared memory is not supported here"):
+        client.unregister_cuda_shared_memory("r")
 
 
 def test_callers_of_a_server_without_control_register_nothing(small_repository: Path) -> None:
@@ -260,8 +303,8 @@ def test_callers_of_a_server_without_control_register_nothing(small_repository: 
 def test_a_name_in_the_body_of_unregister_is_refused(small_repository: Path) -> None:
     """It would be ignored, and every region forgotten."""
     with running_server("--repository", str(small_repository)) as server:
-        for path in ("region/q/unregister", "unregister"):
-            answer = server.post(f"/v2/systemsharedmemory/{path}", json={"name": "p"})
+        for path in ("system{}/region/q/unregister", "system{}/unregister", "cuda{}/unregister"):
+            answer = server.post(f"/v2/{path.format('sharedmemory')}", json={"name": "p"})
             assert answer.status_code == 400
             assert "name" in answer.json()["error"]
 

@@ -15,7 +15,8 @@ import tritonclient.http
 from google.protobuf.json_format import MessageToDict
 from tritonclient.utils import InferenceServerException
 
-from metaspec_server.core.batching import MicroBatch
+from metaspec_server.core.batching import MicroBatch, MicroBatcher
+from metaspec_server.core.cache import computing_repeats_once
 from metaspec_server.core.service import Service
 from metaspec_server.core.statistics import BatchTimes, Duration, Statistics
 from metaspec_server.engines.factory import engine_factory
@@ -68,12 +69,12 @@ def growth(before: dict[str, Any], after: dict[str, Any]) -> dict[str, tuple[int
 def test_what_a_batch_adds_for_each_of_its_requests() -> None:
     counted, seen = Statistics(), list[MicroBatch]()
     observe = counted.beside(seen.append)
-    batch = MicroBatch(5, [0.5, 0.25], 1.0, False, requests=3, input_seconds=0.125, output_seconds=0.25)
+    batch = MicroBatch(7, [0.5, 0.25], 1.0, False, requests=3, input_seconds=0.125, output_seconds=0.25, repeats=2)
     for one in (batch, MicroBatch(5, [], 9.0, True)):
         observe(one)
     assert len(seen) == 2
     counts = counted.counts()
-    assert counts.executions == 1, "one has failed"
+    assert (counts.executions, counts.inferences) == (1, 5), "one has failed; two structures were equal to others"
     assert counts.requests.queue == Duration(2, 750_000_000)
     assert counts.requests.compute_input == Duration(2, 375_000_000), (
         "three requests were in it, two for the first time"
@@ -121,8 +122,10 @@ def test_requests_structures_batches_and_the_cache(running: RunningServer, expec
 
     ask(structures[:3])  # all of them in the cache
     hit = statistics(running, 0)
-    assert {name for name, (count, _) in growth(after, hit).items() if count} == {"success", "cache_hit"}
-    assert hit["inference_count"] == after["inference_count"], "nothing was computed"
+    grown = growth(after, hit)
+    assert {name for name, (count, _) in grown.items() if count} == {"success", "queue", "cache_hit"}
+    assert grown["queue"] == (1, 0), "counted as Triton does, without a wait"
+    assert (hit["inference_count"], hit["execution_count"]) == (after["inference_count"], after["execution_count"])
 
     answer = running.post(
         f"/v2/models/{NAME}/infer",
@@ -134,6 +137,88 @@ def test_requests_structures_batches_and_the_cache(running: RunningServer, expec
     assert answer.status_code == 504
     failed = growth(hit, statistics(running, 0))
     assert (failed["success"][0], failed["fail"][0]) == (0, 1)
+
+
+ALL_COUNTS = ("success", "fail", "queue", "compute_input", "compute_infer", "compute_output", "cache_hit", "cache_miss")
+
+
+@pytest.mark.parametrize(
+    ("asked", "batches", "from_cache"),
+    [
+        ([0] * 10, {1: 1}, False),
+        ([0, 1, 0, 2, 2, 1, 0], {2: 1}, False),  # 0 is in the cache by now
+        ([2, 0, 1, 0], {}, True),
+        ([3, 4, 5, 6, 7, 3, 4, 5, 6, 7], {4: 1, 1: 1}, False),
+    ],
+)
+def test_equal_structures_count_once(
+    running: RunningServer, expected: Expected, asked: list[int], batches: dict[int, int], from_cache: bool
+) -> None:
+    """`inference_count` has what the model computed, and is the sum over the micro-batches."""
+    chosen = np.random.default_rng(21).integers(0, 2, (8, 128, 128), np.uint8)[asked]
+    before, (hits, misses) = statistics(running, 0), looked_up(running)
+    answer = running.post("/predict", content=np.packbits(chosen, axis=None).tobytes(), headers=PACKED)
+    spectra = np.frombuffer(answer.raise_for_status().content, np.float32)
+    np.testing.assert_allclose(spectra, expected(chosen).ravel(), atol=1e-6)
+    executions, computed = sum(batches.values()), sum(size * count for size, count in batches.items())
+    after = statistics(running, before["execution_count"] + executions)
+    assert after["execution_count"] - before["execution_count"] == executions
+    assert after["inference_count"] - before["inference_count"] == computed
+    grown = {name: count for name, (count, _) in growth(before, after).items()}
+    unchanged = (
+        ("fail", "cache_miss", "compute_input", "compute_infer", "compute_output")
+        if from_cache
+        else ("fail", "cache_hit")
+    )
+    assert grown == {name: int(name not in unchanged) for name in ALL_COUNTS}
+    sizes = [
+        {one["batch_size"]: one["compute_infer"]["count"] for one in some["batch_stats"]} for some in (before, after)
+    ]
+    assert {size: count - sizes[0].get(size, 0) for size, count in sizes[1].items()} == dict.fromkeys(
+        sizes[1], 0
+    ) | batches
+    assert after["inference_count"] == sum(size * count for size, count in sizes[1].items())
+    assert looked_up(running) == (hits + len(asked) - computed, misses + computed)
+
+
+def looked_up(running: RunningServer) -> tuple[float, float]:
+    """Structures that were answered from the cache, and those that were not in it, by the metrics."""
+    text = running.get("/metrics").text
+    hits, misses = (
+        float(line.rsplit(" ", 1)[1])
+        for name in ("hits", "misses")
+        for line in text.splitlines()
+        if line.startswith(f'metaspec_cache_{name}_total{{model="{NAME}"}}')
+    )
+    return hits, misses
+
+
+def test_densities_are_not_looked_up_and_count_each(running: RunningServer, expected: Expected) -> None:
+    densities = np.repeat(np.random.default_rng(22).random((1, 128, 128), np.float32), 3, axis=0)
+    before, cache = statistics(running, 0), looked_up(running)
+    answer = running.post("/predict", json={"structures": densities.tolist()}).raise_for_status()
+    np.testing.assert_allclose(answer.json()["spectra"], expected(densities), atol=1e-5)
+    after = statistics(running, before["execution_count"] + 1)
+    assert after["inference_count"] - before["inference_count"] == 3
+    assert looked_up(running) == cache
+
+
+async def test_equal_structures_of_two_requests_in_a_micro_batch_count_once() -> None:
+    counted, batches = Statistics(), list[MicroBatch]()
+    batcher = MicroBatcher(max_batch=8, max_queue=100, observe=counted.beside(batches.append))
+    asked = ([1, 2], [2, 3, 1])
+    tasks = [
+        asyncio.create_task(batcher.submit({"x": np.array(some)[:, None]}, keys=[b"%d" % value for value in some]))
+        for some in asked
+    ]
+    await asyncio.sleep(0)
+    batcher.start(computing_repeats_once(lambda pieces: {"y": np.concatenate([piece["x"] for piece in pieces])}))
+    results = await asyncio.gather(*tasks)
+    await batcher.close(60)  # then the last micro-batch has been counted
+    assert [result["y"][:, 0].tolist() for result in results] == list(asked)
+    assert [(batch.rows, batch.computed, batch.requests) for batch in batches] == [(5, 3, 2)]
+    counts = counted.counts()
+    assert (counts.inferences, counts.executions, list(counts.batches)) == (3, 1, [3])
 
 
 async def test_a_model_that_is_loaded_on_its_first_request_counts_from_it_on(

@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import socket
+import ssl
 import stat
 import subprocess
 import sys
@@ -20,6 +21,8 @@ import httpx
 import numpy as np
 import pytest
 import trustme
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
 from pydantic import ValidationError
 
 from metaspec import ServerUnreachable, Surrogate
@@ -118,6 +121,58 @@ def test_what_is_not_compressed(server: RunningServer) -> None:
     refused = server.get("/contract", headers={"Accept-Encoding": "br, identity;q=0"})
     assert refused.status_code == 406
     assert "gzip, deflate, identity" in refused.json()["detail"]
+
+
+@pytest.mark.parametrize("path", ["/", "/docs", "/static/page.js"])
+def test_errors_of_files_are_problem_documents(server: RunningServer, path: str) -> None:
+    size = len(server.get(path).content)
+    asked = {
+        f"bytes={size}-": (416, f"Range: expected a range within its {size} bytes, got 'bytes={size}-'"),
+        "bytes=a-b": (400, "Range: expected bytes=FIRST-LAST, got 'bytes=a-b'"),
+    }
+    for value, (status, detail) in asked.items():
+        for accept in ("identity", "gzip", "gzip, identity;q=0"):
+            answer = server.get(path, headers={"Range": value, "Accept-Encoding": accept})
+            assert answer.status_code == answer.json()["status"] == status
+            assert answer.headers["Content-Type"] == "application/problem+json"
+            assert answer.json()["detail"] == detail
+            assert answer.headers.get("Content-Range") == (f"bytes */{size}" if status == 416 else None)
+        with server.client() as client:
+            head = client.head(path, headers={"Range": value})
+        assert (head.status_code, head.content) == (status, b"")
+    part = server.get(path, headers={"Range": "bytes=2-9", "Accept-Encoding": "identity"})
+    assert (part.status_code, part.content) == (206, server.get(path).content[2:10])
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "allow", "detail"),
+    [
+        ("GET", "/nothing", 404, None, "there is nothing at '/nothing'; /docs lists the routes"),
+        ("GET", "/static/nothing.js", 404, None, "there is nothing at '/static/nothing.js'; /docs lists the routes"),
+        ("GET", "/static", 404, None, "there is nothing at '/static'; /docs lists the routes"),
+        ("GET", "/static//etc/passwd", 404, None, "there is nothing at '/static//etc/passwd'; /docs lists the routes"),
+        ("GET", "/v2/nothing", 404, None, "there is nothing at '/v2/nothing'; /docs lists the routes"),
+        ("PUT", "/", 405, "GET, HEAD", "the method must be GET or HEAD"),
+        ("POST", "/static/page.js", 405, "GET, HEAD", "the method must be GET or HEAD"),
+        ("DELETE", "/openapi.json", 405, "GET, HEAD", "the method must be GET or HEAD"),
+        ("GET", "/predict", 405, "POST", "the method must be POST"),
+        ("OPTIONS", "/predict", 405, "POST", "the method must be POST"),
+        ("PATCH", "/v2/logging", 405, "GET, HEAD, POST", "the method must be GET or HEAD or POST"),
+        ("GET", "/v2/models/m/infer", 405, "POST", "the method must be POST"),
+    ],
+)
+def test_what_does_not_exist_is_a_problem_document(
+    server: RunningServer, method: str, path: str, status: int, allow: str | None, detail: str
+) -> None:
+    with server.client() as client:
+        answer = client.request(method, path)
+    assert (answer.status_code, answer.headers.get("Allow")) == (status, allow)
+    if path.startswith("/v2"):
+        assert answer.json() == {"error": detail}
+    else:
+        assert answer.headers["Content-Type"] == "application/problem+json"
+        assert answer.json()["detail"] == detail
+        assert answer.json()["status"] == status
 
 
 def test_a_cached_file_stays_valid(server: RunningServer) -> None:
@@ -229,7 +284,9 @@ def test_cross_origin(prefixed: RunningServer, server: RunningServer) -> None:
         allowed = client.options("/predict", headers=asks | {"Origin": "https://lab.example"})
         assert allowed.status_code == 200
         assert allowed.headers["Access-Control-Allow-Origin"] == "https://lab.example"
-        assert client.options("/predict", headers=asks | {"Origin": "https://evil.example"}).status_code == 400
+        refused = client.options("/predict", headers=asks | {"Origin": "https://evil.example"})
+        assert (refused.status_code, refused.json()["detail"]) == (400, "Disallowed CORS origin")
+        assert "Access-Control-Allow-Origin" not in refused.headers
         answer = client.get("/contract", headers={"Origin": "https://lab.example"})
         assert answer.headers["Access-Control-Allow-Origin"] == "https://lab.example"
         assert "MetaSpec-Version" in answer.headers["Access-Control-Expose-Headers"]
@@ -249,6 +306,12 @@ def test_cross_origin(prefixed: RunningServer, server: RunningServer) -> None:
         ({"cors_origins": "a.example"}, "expected origins such as"),
         ({"root_path": "metaspec"}, "expected a path such as /metaspec"),
         ({"root_path": "/a//b"}, "expected a path such as /metaspec"),
+        ({"root_path": "//a"}, "expected a path such as /metaspec"),
+        ({"root_path": "/../a"}, "no \\. or \\.\\. alone; got '/\\.\\./a'"),
+        ({"root_path": "/a/./b"}, "no \\. or \\.\\. alone"),
+        ({"root_path": "/a/.."}, "no \\. or \\.\\. alone"),
+        ({"root_path": "/a?b=1"}, "got '/a\\?b=1'"),
+        ({"root_path": "/a b"}, "got '/a b'"),
         ({"tls_key": "key.pem"}, "expected --tls-cert, too"),
     ],
 )
@@ -296,15 +359,53 @@ def test_tls(
     [
         ("absent", "key", r"--tls-cert: .*absent.* cannot be read: No such file or directory"),
         ("certificate", "absent", r"--tls-key: .*absent.* cannot be read"),
-        ("certificate", "other", r"--tls-cert, --tls-key: expected a certificate and its private key.* mismatch"),
-        ("certificate", None, r"--tls-cert: expected a certificate and its private key"),
-        ("key", "key", r"--tls-cert"),
+        ("folder", "key", r"--tls-cert: .*folder.* cannot be read: it is a folder, expected a regular file"),
+        ("pipe", "key", r"--tls-cert: .*pipe.* cannot be read: it is a named pipe"),
+        ("certificate", "pipe", r"--tls-key: .*pipe.* cannot be read: it is a named pipe"),
+        (
+            "certificate",
+            "other",
+            r"--tls-key: .*other\.pem does not have the private key of the certificate in .*certif",
+        ),
+        (
+            "certificate",
+            "rsa",
+            r"--tls-key: .*rsa\.pem does not have the private key of the certificate in .*certificate",
+        ),
+        ("certificate", "encrypted", r"--tls-key: .*encrypted\.pem has an encrypted private key, expected one without"),
+        ("certificate", "old encrypted", r"--tls-key: .*old encrypted\.pem has an encrypted private key"),
+        ("certificate", "damaged", r"--tls-key: .*damaged\.pem has a private key that cannot be used"),
+        ("certificate", "certificate", r"--tls-key: .*certificate\.pem has no private key in PEM format"),
+        ("certificate", None, r"--tls-cert: .*certificate\.pem has no private key .*; --tls-key names the file"),
+        ("key", "key", r"--tls-cert: .*key\.pem has no certificate in PEM format"),
+        ("binary", "key", r"--tls-cert: .*binary\.pem has no certificate in PEM format"),
+        ("damaged", "key", r"--tls-cert: .*damaged\.pem has a damaged certificate"),
     ],
 )
 def test_certificates_that_are_refused(
     certificate: dict[str, Path], cert: str, key: str | None, message: str, tmp_path: Path
 ) -> None:
-    files = certificate | {"absent": tmp_path / "absent.pem"}
+    key_of = serialization.load_pem_private_key(certificate["key"].read_bytes(), None)
+    rsa_key = rsa.generate_private_key(65537, 1024)
+    passphrase = serialization.BestAvailableEncryption(b"passphrase")
+
+    def pem(key: Any, style: serialization.PrivateFormat, encryption: Any) -> bytes:
+        return bytes(key.private_bytes(serialization.Encoding.PEM, style, encryption))
+
+    contents = {
+        "encrypted": pem(key_of, serialization.PrivateFormat.PKCS8, passphrase),
+        "old encrypted": pem(rsa_key, serialization.PrivateFormat.TraditionalOpenSSL, passphrase),
+        "rsa": pem(rsa_key, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()),
+        "binary": ssl.PEM_cert_to_DER_cert(certificate["certificate"].read_text()),
+        "damaged": b"".join(
+            b"-----BEGIN %b-----\nAAAA\n-----END %b-----\n" % (k, k) for k in (b"CERTIFICATE", b"PRIVATE KEY")
+        ),
+    }
+    files = certificate | {name: tmp_path / f"{name}.pem" for name in ("absent", "folder", "pipe", *contents)}
+    for name, content in contents.items():
+        files[name].write_bytes(content)
+    files["folder"].mkdir()
+    os.mkfifo(files["pipe"])
     settings = settings_of(tls_cert=files[cert], tls_key=files[key] if key else None, port=0)
     with pytest.raises(OSError, match=message) as refused, listening(settings):
         pass

@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 import logging
+import re
 import time
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from metaspec_contract.files import stamp
+from metaspec_server.blocking import in_thread, read_file
 
 __all__ = ["ApiKeyError", "ApiKeys", "Caller", "Role"]
 
 log = logging.getLogger(__name__)
 
 _SHORTEST = 16  # characters of a key
+_LARGEST = 2**20  # bytes of the file
 _INTERVAL = 1.0  # seconds between checks of the file
+_QUIET, _QUIET_IF_CUT = (
+    2.0,
+    10.0,
+)  # seconds for which a new content must stay the same, the second if its last line has no end
+
+_LINE = re.compile(r"(?:(\S*):\s+)?(\S+)(?:\s+(.+))?")  # name, key, roles
 
 
 class Role(StrEnum):
@@ -29,6 +38,10 @@ class Role(StrEnum):
     """Load and unload models."""
     METRICS = "metrics"
     """Read the metrics."""
+
+
+_SEPARATOR = re.compile(rf"[:,;|]|=({'|'.join(Role)})$")  # in a key: it would be one of more than was meant
+_EXPECTED = f"expected KEY, or NAME: KEY ROLE,ROLE with these spaces, of the roles {', '.join(Role)}"
 
 
 @dataclass(frozen=True)
@@ -51,8 +64,6 @@ class ApiKeyError(ValueError):
 class ApiKeys:
     """The valid keys. They are kept as SHA-256 only.
 
-    The file is read again within a second of a change. One that cannot be used, or is gone, leaves the keys as they were.
-
     Args:
         path: file of the keys, see `docs/server.md`; None if callers need no key.
 
@@ -62,9 +73,12 @@ class ApiKeys:
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
-        self._stamp = None if path is None else _stamp(path)
-        self._callers = {} if path is None else _read(path)
-        self._checked = time.monotonic()
+        content = b"" if path is None else _content(path)
+        self._callers = {} if path is None else _callers(content, path)
+        self._in_use = self._seen = _digest(
+            content
+        )  # of the content that the keys are from, and of the last that was seen
+        self._since = 0.0  # time at which that was first seen
         self._problem: str | None = None
 
     @property
@@ -74,54 +88,76 @@ class ApiKeys:
 
     def find(self, key: bytes) -> Caller | None:
         """The holder of a key; None if it is not valid."""
-        self._refresh()
         digest = _digest(key)
         # All keys are compared, each in constant time: the duration reveals nothing about a guess.
         found = [caller for known, caller in self._callers.items() if hmac.compare_digest(digest, known)]
         return found[0] if found else None
 
-    def _refresh(self) -> None:
-        """Read the file again, if it has changed since it was read."""
-        now = time.monotonic()
-        if self._path is None or now - self._checked < _INTERVAL:
+    async def watch(self) -> None:
+        """Use what the file holds once it has changed, until cancelled.
+
+        A new content counts when it has stayed the same for two seconds, or for ten if its last line has no end: a file that is
+        just being written gives nobody the rights that a line without its end has. A file that cannot be used, or is gone,
+        leaves the keys as they were. Both are said once.
+        """
+        while self._path is not None:
+            await asyncio.sleep(_INTERVAL)
+            try:
+                self._look(await asyncio.wrap_future(in_thread(_content, self._path)), self._path)
+            except ApiKeyError as error:
+                if str(error) != self._problem:
+                    log.error("%s; the keys that it had before stay valid", error)
+                self._problem = str(error)
+
+    def _look(self, content: bytes, path: Path) -> None:
+        """Take over the content of the file, if it is new and has not changed for long enough."""
+        digest, now = _digest(content), time.monotonic()
+        if digest != self._seen:
+            self._seen, self._since = digest, now
+        if digest != self._in_use:
+            is_cut = content != b"" and not content.endswith((b"\n", b"\r"))
+            if now - self._since < (_QUIET_IF_CUT if is_cut else _QUIET):
+                if is_cut:
+                    raise ApiKeyError(f"--api-keys: the last line of {path} has no end, as if it were being written")
+                return
+            self._callers = _callers(content, path)
+            self._in_use = digest
+        elif self._problem is None:
             return
-        self._checked = now
-        changed = _stamp(self._path)
-        if changed == self._stamp:
-            return
-        self._stamp = changed  # before it is read: a change meanwhile is noticed next time
-        try:
-            self._callers = _read(self._path)
-        except ApiKeyError as error:
-            if str(error) != self._problem:
-                log.error("%s; the keys that it had before stay valid", error)
-            self._problem = str(error)
-            return
-        log.log(logging.WARNING if self._problem else logging.INFO, "%s: API keys read again", self._path)
+        level = logging.INFO if self._problem is None else logging.WARNING
+        unlimited = sum(caller.roles == set(Role) for caller in self._callers.values())
+        log.log(level, "%s: API keys read again: %d, %d of them with all roles", path, len(self._callers), unlimited)
         self._problem = None
 
 
-def _stamp(path: Path) -> tuple[int, ...] | None:
-    try:
-        return stamp(path)
-    except OSError:
-        return None
-
-
-def _digest(key: bytes) -> bytes:
-    return hashlib.sha256(key).digest()
-
-
-def _read(path: Path) -> dict[bytes, Caller]:
-    """Holders by the SHA-256 of their keys.
+def _content(path: Path) -> bytes:
+    """Content of a file of keys.
 
     Raises:
-        ApiKeyError: the file cannot be read, or a line is not understood.
+        ApiKeyError: it cannot be read.
     """
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        return read_file(path, _LARGEST)
     except OSError as error:
         raise ApiKeyError(f"--api-keys: {path} cannot be read: {error.strerror}") from None
+
+
+def _digest(text: bytes) -> bytes:
+    return hashlib.sha256(text).digest()
+
+
+def _callers(content: bytes, path: Path) -> dict[bytes, Caller]:
+    """Holders by the SHA-256 of their keys.
+
+    Args:
+        content: content of the file of keys.
+        path: its path, for messages.
+
+    Raises:
+        ApiKeyError: a line is not understood.
+    """
+    try:
+        lines = content.decode("utf-8-sig").splitlines()
     except UnicodeDecodeError:
         raise ApiKeyError(f"--api-keys: {path} cannot be read: it is not in UTF-8") from None
     callers: dict[bytes, Caller] = {}
@@ -146,11 +182,17 @@ def _parse(line: str) -> tuple[bytes, Caller]:
     Raises:
         ValueError: it is something else; the message follows "line 3".
     """
-    words = line.split()
-    name = words.pop(0)[:-1] if len(words) > 1 and words[0].endswith(":") else None
-    key, roles = words[0], " ".join(words[1:]).replace(",", " ").split()
-    if not set(roles) <= set(Role):
-        raise ValueError(f"has an unknown role; expected KEY, or NAME: KEY ROLE,ROLE of the roles {', '.join(Role)}")
+    match = _LINE.fullmatch(line.strip())
+    name, key, roles = match.groups() if match else ("", "", None)
+    if name == "":
+        raise ValueError(f"has an empty name; {_EXPECTED}")
+    if _SEPARATOR.search(key) or not key.isprintable():
+        raise ValueError(f"has a colon, a comma or the like in its key; {_EXPECTED}")
     if len(key) < _SHORTEST:
-        raise ValueError(f"has a key shorter than {_SHORTEST} characters")
-    return key.encode(), Caller(name, frozenset(map(Role, roles or Role)))
+        raise ValueError(f"has a key shorter than {_SHORTEST} characters; {_EXPECTED}")
+    if roles is None:
+        return key.encode(), Caller(name, frozenset(Role))
+    named = re.split(r"\s*,\s*|\s+", roles)
+    if not set(named) <= set(Role):
+        raise ValueError(f"has {'an unknown role' if all(named) else 'an empty role'}; {_EXPECTED}")
+    return key.encode(), Caller(name, frozenset(map(Role, named)))

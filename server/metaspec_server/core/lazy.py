@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 
+from metaspec_server.blocking import in_thread
 from metaspec_server.core.errors import Closed, DeadlineExceeded, EngineFailure, QueueFull
 from metaspec_server.core.priority import DEFAULT_PRIORITY
 from metaspec_server.core.served_model import Queue
@@ -106,7 +107,7 @@ class LazyQueue:
     async def _loaded(self) -> None:
         """Wait for the model; all that wait share one attempt to load it."""
         if self._loading is None or (self._loading.done() and self._queue is None):
-            self._loading = asyncio.ensure_future(asyncio.to_thread(self._make))
+            self._loading = asyncio.wrap_future(in_thread(self._make))
         try:
             await asyncio.shield(self._loading)  # the others still wait for it when one caller leaves
         except Exception as error:

@@ -16,15 +16,17 @@ from pathlib import Path
 from typing import TypeAlias
 
 from metaspec_contract.model import DEFAULT_MODEL, forward_model, gradient_model, is_gradient_model
+from metaspec_server.blocking import in_thread
 from metaspec_server.core.errors import StillLoading, UnknownModel
 from metaspec_server.core.served_model import Load, NotYet, ServedModel
-from metaspec_server.repository import ModelFile, RepositoryError, read_repository
+from metaspec_server.repository import ModelFile, RepositoryError, Unreadable, read_repository
 
 __all__ = ["Registry"]
 
 log = logging.getLogger(__name__)
 
 _NEVER = (-1,)  # the stamp of no file
+_GRACE = 5.0  # seconds for a trial that was told to end
 
 _Found: TypeAlias = dict[str, list[ModelFile]]  # versions on disk, newest first, by model
 
@@ -45,7 +47,8 @@ class Registry:
     that is loaded at start-up.
 
     What cannot be read does not count as removed: a model or version stays as it was loaded until it can be read again, and
-    so do all when the repository is gone or empty, as an unmounted volume is.
+    so do all when the repository is gone or empty, as an unmounted volume is. What does not answer cannot be read, either:
+    it is waited for once, and then the other models are looked at again.
 
     Args:
         repository: folder of the models.
@@ -54,6 +57,7 @@ class Registry:
         drain_timeout: seconds for the accepted requests of a version that is unloaded.
         failed: function called with name, version (0 for the model as a whole) and reason when a version cannot be loaded.
         names: names of the models to serve; all if it is empty. `load` adds one.
+        load_timeout: seconds to load a version; beyond that it is not served.
     """
 
     def __init__(
@@ -64,11 +68,13 @@ class Registry:
         drain_timeout: float = 30.0,
         failed: Callable[[str, int, str], None] = lambda name, version, reason: None,
         names: Sequence[str] = (),
+        load_timeout: float = 120.0,
     ) -> None:
-        self._repository, self._keep, self._load = repository, keep, load
+        self._repository, self._keep, self._load, self._load_timeout = repository, keep, load, load_timeout
         self._drain_timeout, self._failed = drain_timeout, failed
         self._models: dict[str, dict[int, ServedModel]] = {}  # newest version first
         self._failures: dict[tuple[str, int], _Failure] = {}
+        self._news: list[tuple[str, int, str]] = []  # failures that are to be reported
         self._unreadable: dict[str, str] = {}  # reasons, by model
         self._problem: str | None = None  # reason why the whole repository cannot be read
         self._unloaded: set[str] = set()
@@ -157,6 +163,7 @@ class Registry:
                     self._expected = [other for other in self._expected if other != name]
                     updated(name)
             self._expected.clear()  # nor those whose folder is gone
+            self._failures = {key: failure for key, failure in self._failures.items() if key[0] in found}
 
     async def load(self, name: str) -> None:
         """Load a model, also after `unload`, and retry versions that have failed.
@@ -227,7 +234,7 @@ class Registry:
 
     async def _revive(self, model: ServedModel, revived: Callable[[str, int], None]) -> None:
         try:
-            count = await asyncio.to_thread(model.revive)
+            count = await asyncio.wrap_future(in_thread(model.revive))
         except Exception as error:  # tried again after the interval
             if str(error) != model.trouble:
                 log.error("the engines of %s version %d cannot be replaced: %s", model.name, model.version, error)
@@ -250,16 +257,18 @@ class Registry:
         Raises:
             RepositoryError: the repository is gone, unreadable, or empty although models are served.
         """
-        contents = await asyncio.to_thread(read_repository, self._repository)
+        contents = await asyncio.wrap_future(in_thread(read_repository, self._repository))
         unreadable = {name: reason for name, reason in contents.unreadable.items() if self._is_wanted(name)}
         if self._models and not unreadable and not any(contents.models.values()):
             raise RepositoryError(self._repository, "is empty")
         for name in self._unreadable.keys() - unreadable.keys():
             self._failures.pop((name, 0), None)
-            log.warning("%s can be read again", self._repository / name)
+            if name in contents.models:
+                log.warning("%s can be read again", self._repository / name)
         self._unreadable = unreadable
         for name, reason in unreadable.items():
             self._note(name, 0, None, reason)
+        self._report()
         return contents.models | {
             name: [model.file for model in self._models.get(name, {}).values()] for name in unreadable
         }
@@ -279,7 +288,7 @@ class Registry:
         old = self._models.get(name, {})
         if files and name not in self._unreadable:
             self._failures.pop((name, 0), None)
-        elif (name, 0) not in self._failures:
+        elif name in found and (name, 0) not in self._failures:
             self._note(name, 0, None, f"{self._repository / name}: has no version; expected a folder 1, 2, ... in it")
         numbers = {file.version for file in files}
         self._failures = {
@@ -296,7 +305,10 @@ class Registry:
             if model is not None:
                 kept = {number: newer for number, newer in kept.items() if not self._contradicts(newer, model)}
                 kept[file.version] = model
+        if name not in found:
+            log.warning("%s is gone from the repository, and is unloaded", name)
         self._install(name, kept)
+        self._report()
 
     async def _try(self, file: ModelFile, found: _Found) -> ServedModel | None:
         """Load a version, unless the same file has failed before and the reason persists."""
@@ -308,7 +320,10 @@ class Registry:
         try:
             if file.problem is not None:
                 raise RepositoryError(file.path, file.problem)
-            model = await asyncio.to_thread(self._load, file)
+            model = await self._load_in_time(file)
+        except Unreadable as error:
+            self._note(file.name, file.version, None, str(error))
+            return None
         except NotYet as error:
             self._note(file.name, file.version, _NEVER, str(error))
             return None
@@ -317,9 +332,33 @@ class Registry:
             return None
         if any(self._contradicts(model, other) for other in self._peers(file, found)):
             return None
-        self._failures.pop(key, None)
-        log.info("%s version %d is loaded", file.name, file.version)
+        failure = self._failures.pop(key, None)
+        again = failure is not None and failure.stamp is None
+        log.log(logging.WARNING if again else logging.INFO, "%s version %d is loaded", file.name, file.version)
         return model
+
+    async def _load_in_time(self, file: ModelFile) -> ServedModel:
+        """Load a version. One that takes too long goes on in its thread, and what becomes of it is dropped.
+
+        Raises:
+            RepositoryError: it cannot be loaded, or not in time.
+        """
+        loading = asyncio.wrap_future(in_thread(self._load, file))
+        try:
+            async with asyncio.timeout(self._load_timeout + _GRACE):
+                return await asyncio.shield(loading)
+        except TimeoutError:
+            if loading.done():  # it is an error of its own
+                raise
+            raise RepositoryError(file.path, f"it has not been loaded within {self._load_timeout:g} s") from None
+        finally:
+            if not loading.done():
+                loading.add_done_callback(self._drop)
+
+    def _drop(self, loading: asyncio.Future[ServedModel]) -> None:
+        """Unload what was loaded too late."""
+        if not loading.cancelled() and loading.exception() is None:
+            self._release(loading.result())
 
     def _current(self, name: str, found: _Found) -> list[ServedModel]:
         """Served versions of a model that are on disk, newest first, without those whose file has a successor to be loaded."""
@@ -357,7 +396,13 @@ class Registry:
         known = self._failures.get((name, version))
         self._failures[name, version] = _Failure(stamp, reason, against)
         if known is None or known.reason != reason:
-            self._failed(name, version, reason)
+            self._news.append((name, version, reason))
+
+    def _report(self) -> None:
+        """Report the failures since the last report. What is served by then is what stays."""
+        news, self._news = self._news, []
+        for failure in news:
+            self._failed(*failure)
 
     def _install(self, name: str, versions: dict[int, ServedModel]) -> None:
         """Serve these versions from now on; the others finish their requests and are unloaded."""

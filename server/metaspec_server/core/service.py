@@ -105,6 +105,7 @@ class Service:
             settings.shutdown_timeout,
             self._load_failed,
             settings.models,
+            settings.load_deadline,
         )
         self.memory = MemoryBudget(settings.memory_mb * 2**20)
         self.shared_memory = SharedMemory()
@@ -246,21 +247,26 @@ class Service:
         await self.registry.close(self.settings.shutdown_timeout if timeout is None else timeout)
 
     async def _look_up(self, cache: ResultCache, model: ServedModel, rows: Rows, timeout: float, priority: int) -> Rows:
-        """Outputs from the cache, and the missing ones computed."""
+        """Outputs from the cache, and the missing ones computed, each of equal ones once."""
         size, nbytes = count(rows), total_bytes(rows)
         started = time.perf_counter()
         row_keys, found = await off_loop(nbytes, _find, cache, model, rows)
         missing = [n for n, row in enumerate(found) if row is None]
-        model.statistics.looked_up(len(missing), time.perf_counter() - started)
-        self._monitor.looked_up(model.name, size - len(missing), len(missing))
+        first: dict[bytes, int] = {}  # of equal rows, the one that is computed
+        for n in missing:
+            first.setdefault(row_keys[n], n)
+        model.statistics.looked_up(len(first), time.perf_counter() - started)
+        self._monitor.looked_up(model.name, size - len(first), len(first))
         computed: Rows = {}
-        if missing:
-            new_keys = [row_keys[n] for n in missing]
-            new = rows if len(missing) == size else {name: array[missing] for name, array in rows.items()}
+        if first:
+            new_keys, chosen = list(first), list(first.values())
+            new = rows if len(first) == size else {name: array[chosen] for name, array in rows.items()}
             computed = await self._compute(model, new, timeout, priority, new_keys)
             await off_loop(nbytes, cache.put, model.number, new_keys, computed)
-        if len(missing) == size:
+        if len(first) == size:
             return computed
+        places = {key: place for place, key in enumerate(first)}
+        copied = [places[row_keys[n]] for n in missing]
         results = {}
         for spec in model.about.outputs:
             results[spec.name] = np.empty((size, *spec.shape), spec.dtype)
@@ -268,7 +274,7 @@ class Service:
                 if row is not None:
                     results[spec.name][n] = row[spec.name]
             if missing:
-                results[spec.name][missing] = computed[spec.name]
+                results[spec.name][missing] = computed[spec.name][copied]
         return results
 
     async def _compute(
@@ -283,7 +289,6 @@ class Service:
             span.set_attributes({"metaspec.version": model.version, "metaspec.structures": count(rows)})
             results = await model.queue.submit(rows, timeout, row_keys, priority)
         await off_loop(total_bytes(results), _check_finite, results, rows)
-        model.statistics.computed(count(rows))
         return results
 
     def _load_failed(self, name: str, version: int, reason: str) -> None:

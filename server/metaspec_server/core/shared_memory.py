@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,6 +57,9 @@ class Place:
     region: str
     offset: int
     nbytes: int
+
+    def __str__(self) -> str:
+        return f"bytes {self.offset} to {self.offset + self.nbytes - 1} of {self.region!r}"
 
 
 class SharedMemory:
@@ -125,6 +128,26 @@ class SharedMemory:
         with self._used(place, os.O_RDWR):
             pass
 
+    def check_apart(self, inputs: Mapping[str, Place], outputs: Mapping[str, Place]) -> None:
+        """Check that no output of a request would overwrite another, or an input, through whichever regions they are named.
+
+        Args:
+            inputs: places of inputs, by name.
+            outputs: places of outputs, by name.
+
+        Raises:
+            UnknownRegion: a region is not registered.
+            InvalidSharedMemory: an output overlaps an input or another output.
+        """
+        taken = list(inputs.items())
+        for name, place in outputs.items():
+            for other, before in taken:
+                if self._overlap(place, before):
+                    raise InvalidSharedMemory(
+                        f"{name}: its place in shared memory, {place}, overlaps that of {other}, {before}"
+                    )
+            taken.append((name, place))
+
     def read(self, place: Place) -> bytearray:
         """A copy of the bytes at a place. Raises as `check` does."""
         data = bytearray(place.nbytes)
@@ -146,6 +169,11 @@ class SharedMemory:
             done = 0
             while done < len(data):
                 done += os.pwrite(file, data[done:], offset + done)
+
+    def _overlap(self, one: Place, other: Place) -> bool:
+        first, second = self._find(one.region), self._find(other.region)
+        start, begin = first.offset + one.offset, second.offset + other.offset
+        return first.identity == second.identity and start < begin + other.nbytes and begin < start + one.nbytes
 
     def _find(self, name: str) -> Region:
         try:

@@ -43,7 +43,7 @@ class RequestTimes:
     Attributes:
         success: requests that were answered.
         fail: requests that failed, timed out or were cancelled.
-        queue: wait of requests for an engine.
+        queue: wait of requests for an engine; 0 for those answered from the result cache alone.
         compute_input: copying of structures into the inputs of an engine.
         compute_infer: computation.
         compute_output: copying of results out of an engine.
@@ -82,10 +82,10 @@ class Counts:
 
     Attributes:
         last_inference: time of the last request in milliseconds since 1970; 0 if there was none.
-        inferences: number of structures computed for requests that were answered.
+        inferences: number of structures that the model computed; what the cache answers, and equal structures, are none.
         executions: number of micro-batches.
         requests: durations of requests.
-        batches: durations of micro-batches by their number of structures.
+        batches: durations of micro-batches by the number of structures that the model computed.
     """
 
     last_inference: int = 0
@@ -123,17 +123,14 @@ class Statistics:
         """Count a request that was looked up in the cache.
 
         Args:
-            missing: number of its structures that were not in it.
+            missing: number of its different structures that were not in it.
             seconds: time to look them up in seconds.
         """
         times = self._counts.requests
         with self._lock:
             (times.cache_miss if missing else times.cache_hit).add(seconds)
-
-    def computed(self, structures: int) -> None:
-        """Count structures that were computed for a request."""
-        with self._lock:
-            self._counts.inferences += structures
+            if not missing:
+                times.queue.add(0.0)  # as Triton counts it: it did not wait
 
     def beside(self, observe: Callable[[MicroBatch], None]) -> Callable[[MicroBatch], None]:
         """Function that counts a micro-batch and calls another observer, too."""
@@ -150,9 +147,10 @@ class Statistics:
         infer = batch.seconds - batch.input_seconds - batch.output_seconds
         parts = {"compute_input": batch.input_seconds, "compute_infer": infer, "compute_output": batch.output_seconds}
         with self._lock:
+            self._counts.inferences += batch.computed
             self._counts.executions += 1
             self._counts.requests.queue.add(sum(batch.waited), len(batch.waited))
-            size = self._counts.batches.setdefault(batch.rows, BatchTimes())
+            size = self._counts.batches.setdefault(batch.computed, BatchTimes())
             for name, seconds in parts.items():
                 getattr(self._counts.requests, name).add(batch.requests * seconds, len(batch.waited))
                 getattr(size, name).add(seconds)

@@ -32,6 +32,7 @@ class MicroBatch:
         requests: number of requests with rows in it.
         input_seconds: part of the time in which rows were copied into the inputs of the engine.
         output_seconds: part of the time in which results were copied for the callers.
+        repeats: number of rows that are equal to others in it, whose results they get without being computed.
     """
 
     rows: int
@@ -41,6 +42,12 @@ class MicroBatch:
     requests: int = 1
     input_seconds: float = 0.0
     output_seconds: float = 0.0
+    repeats: int = 0
+
+    @property
+    def computed(self) -> int:
+        """Number of rows that the model computed."""
+        return self.rows - self.repeats
 
 
 class Worker:
@@ -99,6 +106,7 @@ class Worker:
     def record(self, failed: bool, output_seconds: float = 0.0) -> MicroBatch:
         """Record of the micro-batch that it computes."""
         began = self.since or 0.0
+        keys = [key for share in self.shares for key in (share.request.piece.keys or [])[share.start : share.stop]]
         return MicroBatch(
             rows=sum(share.size for share in self.shares),
             waited=[began - share.request.submitted for share in self.shares if share.start == 0],
@@ -107,4 +115,5 @@ class Worker:
             requests=len(self.shares),
             input_seconds=0.0 if failed else self.input_seconds(),
             output_seconds=output_seconds,
+            repeats=len(keys) - len(set(keys)),
         )

@@ -61,7 +61,7 @@ def _onnx(settings: Settings, observe: Observe) -> Load:
         statistics = statistics or Statistics()
 
         def engine_on(device: int) -> OnnxEngine:
-            return OnnxEngine(file, provider, threads, max_batch, device, settings.cuda_graphs)
+            return OnnxEngine(file, provider, threads, max_batch, device, settings.cuda_graphs, settings.load_deadline)
 
         engines = [engine_on(device) for device in places]
         name = f"{file.name} {file.version}"

@@ -49,8 +49,6 @@ Smaller numbers become denormal in the network, which slows a CPU thirtyfold.
 
 _USUAL_EXPONENT = 16  # cotangents from 2^-16 to 2^16 are computed as they are
 
-_TRIAL_TIMEOUT = 300.0  # seconds for a micro-batch of the trial before a model is served
-
 _REGISTERING = threading.Lock()  # models may be loaded at the same time
 
 
@@ -67,6 +65,7 @@ class OnnxEngine:
         max_batch: largest number of network passes in a micro-batch.
         device: number of the GPU.
         cuda_graphs: record the kernels of each batch size and replay them.
+        load_timeout: seconds to load and try the model, after which the trial is ended.
 
     Attributes:
         about: description of the model.
@@ -85,7 +84,9 @@ class OnnxEngine:
         max_batch: int = 32,
         device: int = 0,
         cuda_graphs: bool = False,
+        load_timeout: float = 120.0,
     ) -> None:
+        self._load_timeout, self._load_until = load_timeout, time.monotonic() + load_timeout
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
@@ -150,13 +151,13 @@ class OnnxEngine:
         """Try the model at every batch size, which also allocates memory and selects kernels before the first request."""
 
         def run(rows: Rows) -> Rows:
-            watchdog = threading.Timer(_TRIAL_TIMEOUT, self.stop)
+            watchdog = threading.Timer(max(0.0, self._load_until - time.monotonic()), self.stop)
             watchdog.daemon = True
             watchdog.start()
             try:
                 return self.run([rows])
             except Exception as error:  # ONNX Runtime has no base class for what a model raises
-                late = f"it has not finished within {_TRIAL_TIMEOUT:g} s"
+                late = f"it has not finished within {self._load_timeout:g} s"
                 reason = late if self._options.terminate else _first_line(error)
                 raise RepositoryError(file.path, f"ONNX Runtime fails to run it: {reason}") from error
             finally:
@@ -284,8 +285,10 @@ def describe(file: ModelFile, platform: str) -> Description:
 
 
 def _session(file: ModelFile, options: ort.SessionOptions, providers: list[Any]) -> ort.InferenceSession:
+    content = file.read()  # ONNX Runtime would wait for a file that does not answer, and all of Python with it
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(file.path.parent))
     try:
-        return ort.InferenceSession(str(file.path), options, providers=providers)
+        return ort.InferenceSession(content, options, providers=providers)
     except Exception as error:  # ONNX Runtime has no base class for what a damaged file raises
         raise RepositoryError(file.path, f"ONNX Runtime cannot load it: {_first_line(error)}") from error
 

@@ -21,8 +21,6 @@ from metaspec_server.settings import Settings
 
 __all__ = ["triton_loader"]
 
-_TRIAL_TIMEOUT = 300.0  # seconds for a trial batch at the start: Triton may compile the model for its size first
-
 
 def triton_loader(settings: Settings, observe: Callable[[str], Callable[[MicroBatch], None]]) -> Load:
     """Function that loads a version which Triton servers compute.
@@ -38,7 +36,7 @@ def triton_loader(settings: Settings, observe: Callable[[str], Callable[[MicroBa
         nonlocal waiting
         fleet.enter()
         try:
-            first, about, max_batch = _first(fleet, file, url)
+            first, about, max_batch = _first(fleet, file, url, settings.load_deadline)
         except BaseException:
             if waiting:
                 fleet.leave()
@@ -64,8 +62,14 @@ def triton_loader(settings: Settings, observe: Callable[[str], Callable[[MicroBa
     return load
 
 
-def _first(fleet: Fleet, file: ModelFile, url: str) -> tuple[Member, Description, int]:
+def _first(fleet: Fleet, file: ModelFile, url: str, timeout: float) -> tuple[Member, Description, int]:
     """A Triton that serves a version, its description and the largest batch there. The others join later.
+
+    Args:
+        fleet: the Tritons.
+        file: file of the version.
+        url: their addresses.
+        timeout: seconds for a trial batch: Triton may compile the model for its size first.
 
     Raises:
         NotYet: none of them serves it.
@@ -76,6 +80,6 @@ def _first(fleet: Fleet, file: ModelFile, url: str) -> tuple[Member, Description
             if member.alive:
                 max_batch = largest_batch(member, file)
                 about = describe(file, f"Triton at {url}")
-                try_on(member, file, about, (1, max_batch), _TRIAL_TIMEOUT)
+                try_on(member, file, about, (1, max_batch), timeout)
                 return member, about, max_batch
     raise NotYet(file.path, f"Triton at {url} does not serve version {file.version} (yet)")

@@ -13,9 +13,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from metaspec_server.ops.logs import request_id
 from metaspec_server.ops.metrics import Metrics
 
-__all__ = ["AccessLog", "valid_id"]
+__all__ = ["UNKNOWN_ROUTE", "AccessLog", "valid_id"]
 
 log = logging.getLogger(__name__)
+
+UNKNOWN_ROUTE = "unknown"
+"""Route in the metrics of requests that none answers: no such path, no key, redirects, preflights of CORS."""
 
 _ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
 
@@ -57,7 +60,7 @@ class AccessLog:
         finally:
             seconds = time.perf_counter() - started
             # Only existing routes are named: other paths would add labels without bound.
-            route = getattr(scope.get("route"), "path", "unknown")
+            route = getattr(scope.get("route"), "path", UNKNOWN_ROUTE)
             self._metrics.requests.labels(route, status).inc()
             self._metrics.request_seconds.labels(route).observe(seconds)
             log.info(

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
 from fastapi import Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
-from starlette.responses import FileResponse
+from starlette.responses import FileResponse, JSONResponse
+from starlette.routing import Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
@@ -20,12 +22,13 @@ from metaspec_server import __version__
 from metaspec_server.core.errors import ServiceError
 from metaspec_server.core.keys import ApiKeys
 from metaspec_server.core.service import Service
-from metaspec_server.http import contract, oip, rest
-from metaspec_server.http.access_log import AccessLog
+from metaspec_server.http import contract, oip, oip_control_routes, rest
+from metaspec_server.http.access_log import UNKNOWN_ROUTE, AccessLog
 from metaspec_server.http.auth import Guard
 from metaspec_server.http.compression import Compression
 from metaspec_server.http.cross_origin import cross_origin
 from metaspec_server.http.draining import Draining
+from metaspec_server.http.error_bodies import ErrorBodies
 from metaspec_server.http.openapi import add_security
 from metaspec_server.http.paths import Paths
 from metaspec_server.http.problems import Problem, problem_of
@@ -37,6 +40,14 @@ __all__ = ["create_app"]
 
 _WEB = Path(__file__).parents[1] / "web"
 _SWAGGER_UI = ("fastapi_offline", "static")  # package and folder of its script and style sheet
+
+_ROUTERS = (
+    rest.router,
+    contract.router,
+    oip_control_routes.router,  # before the routes of a model that would be named "stats"
+    oip.router,
+)
+"""Routers whose routes have their whole path: FastAPI joins no prefix to the path by which a request is counted."""
 
 
 class _Application(FastAPI):
@@ -61,6 +72,7 @@ def create_app(service: Service, metrics: Metrics, api_keys: ApiKeys) -> ASGIApp
         title="MetaSpec",
         version=__version__,
         summary="Spectra of metasurface colour routers, and their gradients, predicted by a trained network.",
+        openapi_url=None,  # as a route below, like all others
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
@@ -69,10 +81,9 @@ def create_app(service: Service, metrics: Metrics, api_keys: ApiKeys) -> ASGIApp
     )
     app.state.service = service
     app.router.routes.extend(oip.HOT_ROUTES)
-    app.include_router(rest.router)
-    app.include_router(contract.router)
-    app.include_router(oip.router)
-    app.mount("/static", StaticFiles(directory=_WEB, packages=[_SWAGGER_UI]), name="static")
+    for router in _ROUTERS:
+        app.include_router(router)
+    files = StaticFiles(directory=_WEB, packages=[_SWAGGER_UI])
     metrics.watch(service.states, lambda: service.cache_bytes, lambda: service.registry.unreadable)
 
     @app.get("/", include_in_schema=False)
@@ -82,6 +93,14 @@ def create_app(service: Service, metrics: Metrics, api_keys: ApiKeys) -> ASGIApp
     @app.get("/docs", include_in_schema=False)
     async def documentation() -> Response:
         return FileResponse(_WEB / "docs.html")
+
+    @app.get("/openapi.json", include_in_schema=False)
+    async def document() -> Response:
+        return JSONResponse(app.openapi())
+
+    @app.get("/static/{path:path}", include_in_schema=False)
+    async def static(request: Request, path: str) -> Response:
+        return await files.get_response(path, request.scope)
 
     @app.get("/metrics", tags=["Operation"], response_class=Response, dependencies=[Depends(knows_query())])
     async def prometheus() -> Response:
@@ -99,8 +118,15 @@ def create_app(service: Service, metrics: Metrics, api_keys: ApiKeys) -> ASGIApp
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> Response:
-        headers = dict(error.headers) if error.headers else None
-        return await problem(request, Problem(error.status_code, str(error.detail), headers=headers))
+        path, status = request.scope["path"], error.status_code
+        detail, headers = str(error.detail), dict(error.headers or {})
+        if status == HTTPStatus.NOT_FOUND:
+            detail = f"there is nothing at {path[:200]!r}; /docs lists the routes"
+        elif status == HTTPStatus.METHOD_NOT_ALLOWED:
+            methods = _methods_at(path, routes)
+            headers["Allow"] = ", ".join(methods)
+            detail = f"the method must be {' or '.join(methods)}"
+        return await problem(request, Problem(status, detail, headers=headers))
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
@@ -119,8 +145,16 @@ def create_app(service: Service, metrics: Metrics, api_keys: ApiKeys) -> ASGIApp
         detail = "an unexpected error; the server's log has the traceback"
         return await problem(request, Problem(500, detail, headers=headers))
 
-    for route in (*rest.router.routes, *oip.router.routes):
-        if isinstance(route, APIRoute):
-            metrics.expect(route.path, [200, *(int(status) for status in route.responses if int(status) >= 500)])
-    guarded = cross_origin(Guard(Compression(app), api_keys), service.settings.cors_origins)
+    routes = [route for one in (app, *_ROUTERS) for route in one.routes if isinstance(route, Route)]
+    for route in routes:
+        promised = (int(status) for status in getattr(route, "responses", {}))
+        metrics.expect(route.path, sorted({200, 500, *(status for status in promised if status > 500)}))
+    metrics.expect(UNKNOWN_ROUTE, (401, 403, 404))
+    guarded = cross_origin(Guard(Compression(ErrorBodies(app)), api_keys), service.settings.cors_origins)
     return AccessLog(Draining(traced(Paths(guarded, service.settings.root_path)), service), metrics)
+
+
+def _methods_at(path: str, routes: Iterable[Route]) -> list[str]:
+    """Methods of all routes that a path matches, for the header Allow (RFC 9110, 10.2.1); a single route states its own."""
+    methods = {method for route in routes if route.path_regex.match(path) for method in route.methods or ()}
+    return sorted(methods | ({"HEAD"} if "GET" in methods else set()))

@@ -11,16 +11,11 @@ from metaspec_server.core.keys import ApiKeys, Caller, Role
 from metaspec_server.http.problems import Problem
 from metaspec_server.ops.logs import caller_name
 
-__all__ = ["Guard", "find_caller", "refusal", "role_for"]
+__all__ = ["Guard", "find_caller", "refusal", "roles_for"]
 
 _OPEN = ("/v2/health/live", "/v2/health/ready", "/", "/docs", "/openapi.json", "/contract")
-_CONTROL = (
-    "/v2/repository/models/",
-    "/v2/systemsharedmemory/",
-    "/v2/cudasharedmemory/",
-    "/v2/logging",
-    "/v2/trace/setting",
-)
+_CONTROL = ("/v2/repository/models/", "/v2/systemsharedmemory/", "/v2/cudasharedmemory/")
+_SETTINGS = ("/v2/logging", "/trace/setting")  # ends of paths that are read with GET, and changed with POST
 
 _HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -33,13 +28,15 @@ _POLICY = (
 )
 
 
-def role_for(path: str) -> Role | None:
-    """The role that a path needs; None for health checks, the pages and `/contract`, which need no key."""
+def roles_for(method: str, path: str) -> tuple[Role, ...]:
+    """The roles of which a request needs one; none for health checks, the pages and `/contract`, which need no key."""
     if path in _OPEN or path.startswith("/static/"):
-        return None
+        return ()
     if path == "/metrics":
-        return Role.METRICS
-    return Role.CONTROL if path.startswith(_CONTROL) else Role.INFER
+        return (Role.METRICS,)
+    if path.endswith(_SETTINGS) and method == "GET":
+        return (Role.INFER, Role.CONTROL)
+    return (Role.CONTROL,) if path.startswith(_CONTROL) or path.endswith(_SETTINGS) else (Role.INFER,)
 
 
 class Guard:
@@ -72,9 +69,9 @@ class Guard:
         headers = Headers(scope=scope)
         caller = find_caller(headers, self._keys)
         caller_name.set(caller.name if caller else None)
-        role = role_for(path)
-        refused = refusal(caller, role) if self._keys.required and role is not None else None
-        if role is Role.CONTROL and not self._keys.required and "origin" in headers:
+        roles = roles_for(scope["method"], path)
+        refused = refusal(caller, *roles) if self._keys.required and roles else None
+        if roles == (Role.CONTROL,) and not self._keys.required and "origin" in headers:
             # Any page that a browser shows may send requests to this machine; it just cannot read the answers.
             refused = Problem(403, "without API keys, pages in a browser may not do this")
         if refused is not None:
@@ -92,14 +89,14 @@ def find_caller(headers: Mapping[str, str], api_keys: ApiKeys) -> Caller | None:
     return api_keys.find(sent.strip().encode("latin-1"))  # the bytes that came
 
 
-def refusal(caller: Caller | None, role: Role) -> Problem | None:
-    """Why a caller may not do what needs a role; None if it may."""
+def refusal(caller: Caller | None, *roles: Role) -> Problem | None:
+    """Why a caller may not do what needs one of these roles; None if it may."""
     if caller is None:
         return Problem(
             401,
             "expected a valid API key, as Authorization: Bearer KEY or X-API-Key: KEY",
             headers={"WWW-Authenticate": "Bearer"},
         )
-    if role not in caller.roles:
-        return Problem(403, f"this API key has no role {role}, only {', '.join(sorted(caller.roles))}")
+    if not caller.roles & set(roles):
+        return Problem(403, f"this API key has no role {' or '.join(roles)}, only {', '.join(sorted(caller.roles))}")
     return None

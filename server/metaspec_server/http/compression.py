@@ -10,6 +10,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from metaspec_server.core.threads import off_loop
+from metaspec_server.http.accept import weights
 from metaspec_server.http.problems import Problem
 
 __all__ = ["Coding", "Compression", "choose_coding"]
@@ -144,15 +145,11 @@ def choose_coding(accept: str) -> Coding:
     Args:
         accept: value of the header; empty if there is none.
     """
-    weights: dict[str, float] = {}
-    for part in accept.lower().split(","):
-        name, *parameters = (piece.strip() for piece in part.split(";"))
-        text = next((p[2:] for p in parameters if p.startswith("q=")), "1")
-        weights[name.removeprefix("x-")] = float(text) if re.fullmatch(r"[01](\.\d{0,3})?", text) else 0.0
-    others = weights.get("*")
-    identity = weights.get("identity", others)
-    name = max(_WINDOWS, key=lambda coding: weights.get(coding, others or 0.0))
-    quality = weights.get(name, others or 0.0)
+    given = {name.removeprefix("x-"): weight for name, weight in weights(accept).items()}
+    others = given.get("*")
+    identity = given.get("identity", others)
+    name = max(_WINDOWS, key=lambda coding: given.get(coding, others or 0.0))
+    quality = given.get(name, others or 0.0)
     if quality == 0 or (identity is not None and identity > quality):
         return Coding(None, identity=identity != 0)
     return Coding(name, numbers=identity is not None and identity < quality, identity=identity != 0)

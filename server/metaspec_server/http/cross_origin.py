@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
+from metaspec_server.http.error_bodies import ErrorBodies
+
 __all__ = ["cross_origin"]
 
 _SENT = (
@@ -42,7 +44,7 @@ def cross_origin(app: ASGIApp, origins: Sequence[str]) -> ASGIApp:
     """
     if not origins:
         return app
-    return CORSMiddleware(
+    crossing = CORSMiddleware(
         app,
         allow_origins=origins,
         allow_methods=("GET", "HEAD", "POST"),
@@ -50,3 +52,4 @@ def cross_origin(app: ASGIApp, origins: Sequence[str]) -> ASGIApp:
         expose_headers=_READ,
         allow_credentials=False,
     )
+    return ErrorBodies(crossing)

@@ -11,7 +11,7 @@ from starlette.routing import Route
 from metaspec_server.core.errors import StillLoading
 from metaspec_server.core.tensors import total_bytes
 from metaspec_server.core.threads import off_loop
-from metaspec_server.http import oip_control_routes, oip_models
+from metaspec_server.http import oip_models
 from metaspec_server.http.disconnect import cancel_on_disconnect
 from metaspec_server.http.oip_answer import answer_bytes, encode_response
 from metaspec_server.http.oip_body import read_request, service_of
@@ -23,7 +23,6 @@ from metaspec_server.http.request_body import RequestBody
 __all__ = ["HOT_ROUTES", "router"]
 
 router = APIRouter(prefix="/v2", tags=["Open Inference Protocol"], dependencies=[Depends(knows_query())])
-router.include_router(oip_control_routes.router)  # before the routes of a model that would be named "stats"
 
 
 @router.get("")

@@ -148,9 +148,11 @@ async def decode(
     Raises:
         ProtocolError, InvalidStructure, ServiceError: as in `read_request`.
     """
-    for output in request.outputs.values():
-        if output.place is not None:
-            shared_memory.check(output.place)
+    places = {name: output.place for name, output in request.outputs.items() if output.place is not None}
+    for place in places.values():
+        shared_memory.check(place)
+    given = {tensor.spec.name: tensor.place for tensor in request.inputs if tensor.place is not None}
+    shared_memory.check_apart(given, places)
     received = lease.nbytes
     await lease.grow(sum(request.rows * spec.size * spec.dtype.itemsize for spec in inputs))  # unless they are binary
     return await off_loop(received, decode_inputs, request, blobs)

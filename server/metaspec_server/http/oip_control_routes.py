@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Depends, Request, Response
 
 from metaspec_server.http import oip_control, oip_models
 from metaspec_server.http.oip_body import read_fields, service_of
 from metaspec_server.http.oip_parameters import ProtocolError, shown
 from metaspec_server.http.openapi import oip_errors
+from metaspec_server.http.query import knows_query
 
 __all__ = ["router"]
 
-router = APIRouter()
+router = APIRouter(prefix="/v2", tags=["Open Inference Protocol"], dependencies=[Depends(knows_query())])
 
 _CHANGES = oip_errors(403, 404, 408, 413, 415)
 
@@ -89,20 +90,16 @@ async def cuda_regions() -> list[dict[str, Any]]:
 
 @router.get("/cudasharedmemory/region/{name}/status", responses=oip_errors())
 @router.post("/cudasharedmemory/region/{name}/register", responses=oip_errors())
+@router.post("/cudasharedmemory/region/{name}/unregister", responses=oip_errors())
 async def refuse_cuda_region(name: str) -> None:
     """Refused: CUDA shared memory is not supported."""
     oip_control.refuse_cuda()
 
 
-@router.post("/cudasharedmemory/region/{name}/unregister", responses=oip_errors(), response_class=Response)
-async def unregister_cuda_region(name: str) -> Response:
-    """Nothing to do: the region is not registered."""
-    return Response()
-
-
-@router.post("/cudasharedmemory/unregister", responses=oip_errors(), response_class=Response)
-async def unregister_cuda_regions() -> Response:
+@router.post("/cudasharedmemory/unregister", responses=oip_errors(408, 413, 415), response_class=Response)
+async def unregister_cuda_regions(request: Request) -> Response:
     """Nothing to do: no region of CUDA shared memory is registered."""
+    await read_fields(request, ())
     return Response()
 
 

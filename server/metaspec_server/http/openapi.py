@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from metaspec_server.http.auth import role_for
+from metaspec_server.http.auth import roles_for
 from metaspec_server.http.rest_codec import JSON, NPY, RAW
 
 __all__ = ["ANSWERS", "GRADIENT_BODY", "INFER_ANSWERS", "INFER_BODY", "PREDICT_BODY", "add_security", "oip_errors"]
@@ -167,11 +167,12 @@ def add_security(document: dict[str, Any]) -> None:
     """Add to an OpenAPI document how callers send their key, and the role that each route needs."""
     document.setdefault("components", {})["securitySchemes"] = _SECURITY_SCHEMES
     for path, operations in document["paths"].items():
-        if (role := role_for(path)) is None:
-            continue
         error = _ERROR if path.startswith("/v2") else _PROBLEM
-        for operation in operations.values():
+        for method, operation in operations.items():
+            if not (roles := roles_for(method.upper(), path)):
+                continue
             operation["security"] = [{}, *({name: []} for name in _SECURITY_SCHEMES)]
-            operation["description"] = f"{operation.get('description', '')}\n\nAPI keys need the role `{role}`.".strip()
+            needed = " or ".join(f"`{role}`" for role in roles)
+            operation["description"] = f"{operation.get('description', '')}\n\nAPI keys need the role {needed}.".strip()
             operation["responses"].setdefault("401", {"description": _NO_KEY, **error})
-            operation["responses"].setdefault("403", {"description": f"The API key has no role {role}.", **error})
+            operation["responses"].setdefault("403", {"description": f"The API key has no role {needed}.", **error})

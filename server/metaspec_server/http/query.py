@@ -1,14 +1,37 @@
-"""Queries: a name that a route does not know, or a value given twice, is refused."""
+"""Queries: a name that a route does not know, a value given twice, or a number in another form than JSON's is refused."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable, Collection
+from typing import Annotated, TypeAlias
 
 from fastapi import Request
+from pydantic import BeforeValidator
 
 from metaspec_server.http.problems import Problem
 
-__all__ = ["check_query", "knows_query"]
+__all__ = ["Number", "check_query", "knows_query", "spelled"]
+
+
+def spelled(pattern: str, expected: str) -> BeforeValidator:
+    """Check how a number in a query is spelled: pydantic alone takes `1.0`, `+1`, ` 1` and `0_1` for 1.
+
+    Args:
+        pattern: regular expression of the spellings.
+        expected: description of them.
+    """
+
+    def check(value: object) -> object:
+        if isinstance(value, str) and not re.fullmatch(pattern, value):
+            raise ValueError(f"expected {expected}, got {value[:60]!r}")
+        return value
+
+    return BeforeValidator(check)
+
+
+Number: TypeAlias = Annotated[float, spelled(r"-?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+)?", "a number")]
+"""A number in a query."""
 
 
 def knows_query(*names: str, repeated: Collection[str] = ()) -> Callable[[Request], Awaitable[None]]:

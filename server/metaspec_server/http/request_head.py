@@ -11,6 +11,8 @@ from typing import Any, cast
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from metaspec_server.http.problems import Problem
+
 __all__ = ["MAX_HEADER_LINES", "MAX_HEAD_BYTES", "protocol_with_limits"]
 
 MAX_HEAD_BYTES = 64 * 1024
@@ -133,12 +135,12 @@ def protocol_with_limits(seconds: float) -> type[asyncio.Protocol]:
             elif not self._in_head:  # it has been answered before its body was complete
                 self.transport.close()
                 return
-            body = text.encode() + b"\n"
+            answer = Problem(status, text).response_for(getattr(self, "url", b"").decode("latin-1"))
             head = (
-                f"HTTP/1.1 {status.value} {status.phrase}\r\nContent-Type: text/plain; charset=utf-8\r\n"
-                f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+                f"HTTP/1.1 {status.value} {status.phrase}\r\nContent-Type: {answer.media_type}\r\n"
+                f"Content-Length: {len(answer.body)}\r\nConnection: close\r\n\r\n"
             )
-            self.transport.write(head.encode() + body)
+            self.transport.write(head.encode() + bytes(answer.body))
             if self.transport.can_write_eof():
                 self.transport.write_eof()
                 self.loop.call_later(_LINGER, self.transport.close)

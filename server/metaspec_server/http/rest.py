@@ -21,7 +21,7 @@ from metaspec_server.http.disconnect import cancel_on_disconnect
 from metaspec_server.http.json_body import ANSWER_BYTES_PER_NUMBER
 from metaspec_server.http.openapi import ANSWERS, GRADIENT_BODY, PREDICT_BODY
 from metaspec_server.http.problems import Problem
-from metaspec_server.http.query import knows_query
+from metaspec_server.http.query import Number, knows_query, spelled
 from metaspec_server.http.request_body import RequestBody
 from metaspec_server.http.rest_body import read_body
 from metaspec_server.http.rest_codec import Body, InvalidBody
@@ -56,11 +56,12 @@ class Choice:
         Query(description="channels: detectors, and the spread of models over symmetric images; all by default"),
     ] = None
     wavelengths_nm: Annotated[
-        list[float] | None, Query(description="wavelengths in nm; the model's own by default")
+        list[Number] | None, Query(description="wavelengths in nm; the model's own by default")
     ] = None
     dtype: Annotated[Literal["float32", "float16"], Query(description="dtype of the answer")] = "float32"
     priority: Annotated[
         int,
+        spelled(f"[0-{LOWEST_PRIORITY}]", f"a whole number from 0 to {LOWEST_PRIORITY}"),
         Query(
             ge=0,
             le=LOWEST_PRIORITY,

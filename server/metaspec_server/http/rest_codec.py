@@ -18,6 +18,7 @@ from metaspec_contract.model import TensorSpec
 from metaspec_contract.structures import InvalidStructure, check_structures
 from metaspec_server.core.errors import TooManyStructures
 from metaspec_server.core.tensors import compact
+from metaspec_server.http.accept import weights
 from metaspec_server.http.json_body import to_array
 from metaspec_server.http.problems import Problem
 
@@ -224,17 +225,8 @@ def choose_media_type(accept: str | None) -> str | None:
     """The preferred one of our formats for an Accept header (RFC 9110, 12.5.1), JSON by default; None if none is accepted."""
     if not accept:
         return JSON
-    weights: dict[str, float] = {}
-    for part in accept.split(","):
-        name, *parameters = (piece.strip() for piece in part.lower().split(";"))
-        quality = next((p[2:] for p in parameters if p.startswith("q=")), "1")
-        try:
-            weights[name] = float(quality)
-        except ValueError:
-            weights[name] = 0.0
-    ranked = [
-        (weights.get(kind, weights.get("application/*", weights.get("*/*", 0.0))), kind) for kind in (JSON, NPY, RAW)
-    ]
+    given = weights(accept)
+    ranked = [(given.get(kind, given.get("application/*", given.get("*/*", 0.0))), kind) for kind in (JSON, NPY, RAW)]
     best, kind = max(ranked, key=lambda pair: pair[0])
     return kind if best > 0 else None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 import grpc
@@ -14,7 +14,7 @@ from metaspec_server.core.keys import ApiKeys, Role
 from metaspec_server.http.access_log import valid_id
 from metaspec_server.http.auth import find_caller, refusal
 from metaspec_server.http.problems import Problem
-from metaspec_server.oip_grpc.status import CANCELLED, code_of, problem_for
+from metaspec_server.oip_grpc.status import CANCELLED, TIMED_OUT, code_of, problem_for
 from metaspec_server.ops.logs import caller_name, request_id
 from metaspec_server.ops.metrics import Metrics
 
@@ -26,6 +26,9 @@ T = TypeVar("T")
 
 _OK = 200
 _LONGEST = 2000  # characters of a message: it travels in the trailing headers, which clients limit to 8 KiB
+
+_MOMENT = 0.05  # seconds: a caller at its deadline cancels the call, which may come before the server's own deadline
+_ROUNDING = 0.02  # share: clients send their deadline rounded up to two or three digits
 
 
 class Failed(Exception):
@@ -53,6 +56,8 @@ class Call:
 
     def __init__(self, method: str, context: Any, metrics: Metrics) -> None:
         self._method, self._metrics = method, metrics
+        self._time_remaining: Callable[[], float | None] = context.time_remaining
+        self._allowed = context.time_remaining() or 0.0
         metadata = context.invocation_metadata() or ()
         self._metadata = {name: value for name, value in metadata if isinstance(value, str) and value.isascii()}
         self.id = valid_id(self._metadata.get("x-request-id", ""))
@@ -83,23 +88,35 @@ class Call:
         try:
             return await work
         except asyncio.CancelledError:
-            status = CANCELLED
+            status = TIMED_OUT if self._overdue() else CANCELLED
             raise
         except Exception as error:
-            problem = problem_for(error)
-            if problem is None:
-                log.exception("an unexpected error")
-                problem = Problem(500, "an unexpected error; the server's log has the traceback")
-            status = problem.status
-            after = (problem.headers or {}).get("Retry-After")
-            metadata = (("retry-after", after),) if after else ()
-            raise Failed(code_of(problem, error), problem.detail, metadata) from None
+            status, failed = _failure(error)
         finally:
             if status != _OK or not only_failures:
                 self._record(status, time.perf_counter() - started)
+        # Here, not above, where the error would stay with it: gRPC keeps an exception until the next collection of garbage,
+        # and the traceback of the error holds the request.
+        raise failed
+
+    def _overdue(self) -> bool:
+        """Whether the deadline of the call has passed, by the clock of its caller, who is sometimes a moment ahead."""
+        left = self._time_remaining()
+        return left is not None and left <= _MOMENT + _ROUNDING * self._allowed
 
     def _record(self, status: int, seconds: float) -> None:
         self._metrics.requests.labels(self._method, status).inc()
         self._metrics.request_seconds.labels(self._method).observe(seconds)
         fields = {"method": "gRPC", "path": self._method, "status": status, "ms": round(1000 * seconds, 2)}
         log.info("request", extra=fields)
+
+
+def _failure(error: Exception) -> tuple[int, Failed]:
+    """What an error is to the caller: the status that HTTP would have, and the failure of the call."""
+    problem = problem_for(error)
+    if problem is None:
+        log.exception("an unexpected error")
+        problem = Problem(500, "an unexpected error; the server's log has the traceback")
+    after = (problem.headers or {}).get("Retry-After")
+    metadata = (("retry-after", after),) if after else ()
+    return problem.status, Failed(code_of(problem, error), problem.detail, metadata)

@@ -16,7 +16,8 @@ from metaspec_server.http.oip_answer import answer_bytes
 from metaspec_server.http.oip_body import decode, read_shared
 from metaspec_server.http.oip_codec import parse_request
 from metaspec_server.http.oip_parameters import ProtocolError
-from metaspec_server.oip_grpc.messages import encode_answer, request_header, size_beside_tensors
+from metaspec_server.oip_grpc.messages import check_known, encode_answer, request_header, size_beside_tensors
+from metaspec_server.oip_grpc.request_message import decompress
 
 __all__ = ["infer", "parse"]
 
@@ -24,24 +25,26 @@ _GROWTH = 20  # of what is not a raw tensor, when it is parsed
 _SOONEST = 1e-6  # seconds: 0 would be no deadline
 
 
-async def parse(kind: Any, message: bytes) -> Any:
+async def parse(kind: Any, message: bytes | bytearray) -> Any:
     """A message of a kind, from its bytes.
 
     Raises:
-        ProtocolError: the bytes are not one.
+        ProtocolError: the bytes are not one, or it has a field that is unknown.
     """
     try:
-        return await off_loop(len(message), kind.FromString, message)
+        parsed = await off_loop(len(message), kind.FromString, message)
     except DecodeError as error:
         raise ProtocolError(f"the message cannot be read as {kind.DESCRIPTOR.name}: {error}") from None
+    await off_loop(len(message), check_known, parsed)
+    return parsed
 
 
-async def infer(service: Service, message: bytes, memory: Lease, deadline: float | None) -> Any:
+async def infer(service: Service, message: bytes | bytearray, memory: Lease, deadline: float | None) -> Any:
     """The `ModelInferResponse` to a `ModelInferRequest`, which comes as bytes.
 
     Args:
         service: the service.
-        message: the request.
+        message: the request, as it was sent.
         memory: memory of the request.
         deadline: seconds until the caller gives up; None if it does not.
 
@@ -51,7 +54,9 @@ async def infer(service: Service, message: bytes, memory: Lease, deadline: float
         ServiceError: any error of `core.errors`.
     """
     shared_memory, timeout = service.shared_memory, service.settings.request_timeout
-    await memory.grow(2 * len(message) + _GROWTH * size_beside_tensors(message))  # itself, and parsed
+    await memory.grow(len(message))
+    message = await decompress(message, service.settings.max_body_bytes, memory)
+    await memory.grow(len(message) + _GROWTH * size_beside_tensors(message))  # when it is parsed
     parsed = await parse(service_pb2.ModelInferRequest, message)
     del message
     with service.registry.lease(parsed.model_name, parsed.model_version) as served:

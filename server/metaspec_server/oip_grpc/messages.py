@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from google.protobuf.message import Message
+from google.protobuf.unknown_fields import UnknownFieldSet
 from numpy.typing import NDArray
 from tritonclient.grpc import service_pb2
 
@@ -16,7 +18,7 @@ from metaspec_server.http.oip_codec import InferRequest
 from metaspec_server.http.oip_parameters import ProtocolError
 from metaspec_server.http.problems import Problem
 
-__all__ = ["encode_answer", "parameters_of", "request_header", "size_beside_tensors"]
+__all__ = ["check_known", "encode_answer", "parameters_of", "request_header", "size_beside_tensors"]
 
 _RAW = 7  # number of the field raw_input_contents
 _MOST_FIELDS = 1000  # of a message
@@ -31,7 +33,7 @@ _CONTENTS = {
 """Field of the numbers of a tensor that does not come as bytes, by the protocol's name of the dtype."""
 
 
-def size_beside_tensors(message: bytes) -> int:
+def size_beside_tensors(message: bytes | bytearray) -> int:
     """Number of bytes of a `ModelInferRequest` beside its raw tensors. Parsed, these may take many times the memory.
 
     Args:
@@ -67,7 +69,7 @@ def size_beside_tensors(message: bytes) -> int:
     return beside
 
 
-def _varint(message: bytes, position: int) -> tuple[int, int]:
+def _varint(message: bytes | bytearray, position: int) -> tuple[int, int]:
     """A number of protobuf's variable length, and the position after it."""
     value = shift = 0
     while True:
@@ -78,6 +80,23 @@ def _varint(message: bytes, position: int) -> tuple[int, int]:
             return value, position
         if shift > 63:
             raise IndexError
+
+
+def check_known(message: Message) -> None:
+    """Check that a message has no fields that the protocol does not define, in itself or in the messages within.
+
+    Raises:
+        ProtocolError: it has one.
+    """
+    unknown = UnknownFieldSet(message)
+    if len(unknown):
+        raise ProtocolError(f"unknown field number {unknown[0].field_number} in {message.DESCRIPTOR.name}")
+    for field, value in message.ListFields():
+        if field.message_type is None:
+            continue
+        values = [value] if isinstance(value, Message) else value.values() if isinstance(value, Mapping) else value
+        for one in values:
+            check_known(one)
 
 
 def request_header(message: Any) -> tuple[dict[str, Any], list[bytes]]:
@@ -101,7 +120,11 @@ def request_header(message: Any) -> tuple[dict[str, Any], list[bytes]]:
             blob = next(left, None)
             if blob is None:
                 raise ProtocolError(f"{tensor.name}: neither raw_input_contents nor contents, nor shared memory")
-            parameters["binary_data_size"] = len(blob)
+            size = parameters.setdefault("binary_data_size", len(blob))
+            if size != len(blob):
+                raise ProtocolError(
+                    f"{tensor.name}: its entry of raw_input_contents has {len(blob)} bytes, but binary_data_size is {size!r}"
+                )
         inputs.append(entry | {"parameters": parameters})
     if unused := len(list(left)):
         raise ProtocolError(f"raw_input_contents: {len(raw)} entries, {unused} of them for no input")

@@ -14,6 +14,7 @@ from metaspec_server.core.errors import StillLoading, UnknownModel
 from metaspec_server.core.keys import Role
 from metaspec_server.core.service import Service
 from metaspec_server.http import oip_control, oip_models
+from metaspec_server.http.oip_parameters import ProtocolError
 from metaspec_server.http.problems import Problem
 from metaspec_server.oip_grpc.messages import parameters_of
 
@@ -30,7 +31,7 @@ class Method:
     """A method of a service.
 
     Attributes:
-        request: class of its request.
+        request: class of its request; None if the request has no fields, and is not received.
         answer: function that returns the answer to a request.
         role: role that it needs; None if it needs no key.
     """
@@ -71,6 +72,8 @@ async def _model_config(service: Service, asked: Any) -> Any:
 
 
 async def _statistics(service: Service, asked: Any) -> Any:
+    if asked.version and not asked.name:
+        raise ProtocolError(f"version needs the name of a model, got {asked.version[:60]!r} without one")
     return ParseDict(oip_models.model_statistics(service, asked.name, asked.version), pb.ModelStatisticsResponse())
 
 
@@ -118,6 +121,8 @@ async def _register_cuda_region(service: Service, asked: Any) -> Any:
 
 
 async def _unregister_cuda_region(service: Service, asked: Any) -> Any:
+    if asked.name:
+        oip_control.refuse_cuda()
     return pb.CudaSharedMemoryUnregisterResponse()
 
 
@@ -161,8 +166,9 @@ def _value(setting: Any, choice: str) -> Any:
 METHODS = {
     f"/{SERVICE}/{name}": method
     for name, method in {
-        "ServerLive": Method(pb.ServerLiveRequest, _server_live, None),
-        "ServerReady": Method(pb.ServerReadyRequest, _server_ready, None),
+        # Probes, which need no key: a caller who sends no message, or a large one, is answered all the same.
+        "ServerLive": Method(None, _server_live, None),
+        "ServerReady": Method(None, _server_ready, None),
         "ModelReady": Method(pb.ModelReadyRequest, _model_ready),
         "ServerMetadata": Method(pb.ServerMetadataRequest, _server_metadata),
         "ModelMetadata": Method(pb.ModelMetadataRequest, _model_metadata),

@@ -1,7 +1,7 @@
 """The server of the Open Inference Protocol over gRPC, in the event loop of the HTTP server and with its limits.
 
 Messages are handled as bytes, so that a caller's key is checked before its message is received, and memory is counted before
-it is parsed. gRPC receives each message as a whole: few calls do so at the same time.
+it is decompressed and parsed.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from metaspec_server.core.errors import Closed
 from metaspec_server.core.keys import ApiKeys, Role
 from metaspec_server.core.service import Service
 from metaspec_server.core.threads import off_loop
-from metaspec_server.http.oip_parameters import ProtocolError
 from metaspec_server.http.problems import Problem
 from metaspec_server.oip_grpc.call import Call, Failed
 from metaspec_server.oip_grpc.inference import infer, parse
 from metaspec_server.oip_grpc.methods import METHODS, SERVICE, Method
+from metaspec_server.oip_grpc.request_message import SMALL_MESSAGE, Receiver, decompress
 from metaspec_server.ops.metrics import Metrics
 from metaspec_server.settings import Settings
 
 __all__ = ["GrpcServer"]
 
-_RECEIVING = 8  # messages of calls that are received at the same time
 _STREAMS = 64  # open streams, each of which receives a message
 _AHEAD = 8  # requests of a stream that are computed before the first of them is answered
-_SMALL = 64 * 1024  # bytes of a message without tensors
 _LARGEST = 2**31 - 1  # bytes: gRPC's own limit of a message
+
+_FAILURES = (500, 503, 504)  # statuses that are counted from 0
 
 _INFER, _STREAM = f"/{SERVICE}/ModelInfer", f"/{SERVICE}/ModelStreamInfer"
 
@@ -50,15 +50,18 @@ class GrpcServer(grpc.GenericRpcHandler):  # type: ignore[misc]
 
     def __init__(self, service: Service, metrics: Metrics, api_keys: ApiKeys) -> None:
         self._service, self._metrics, self._keys = service, metrics, api_keys
-        self._receiving = asyncio.Semaphore(_RECEIVING)
+        self._receiver = Receiver(service.settings.body_timeout)
         self._reading: set[asyncio.Task[None]] = set()  # of open streams
         self._closing = False
         options = [
             ("grpc.so_reuseport", 0),  # a second server on this port must fail, not share it
             ("grpc.max_receive_message_length", min(service.settings.max_body_bytes, _LARGEST)),
             ("grpc.max_send_message_length", -1),
+            ("grpc.per_message_decompression", 0),  # `request_message` does it, within limits
         ]
         self._server = grpc.aio.server(handlers=[self], options=options)
+        for path in (_INFER, _STREAM, *METHODS):
+            metrics.expect(path, (200, *_FAILURES))
 
     async def start(self, settings: Settings) -> str:
         """Listen on the port for gRPC, and serve from now on; returns the address, host:port.
@@ -122,36 +125,20 @@ class GrpcServer(grpc.GenericRpcHandler):  # type: ignore[misc]
     async def _ask(self, method: Method, call: Call, context: Any) -> bytes:
         """The answer of a method without tensors."""
         call.authorise(self._keys, method.role)
-        message = await self._receive(context)
-        if len(message) > _SMALL:
-            raise Problem(413, f"the message has {len(message)} bytes, expected at most {_SMALL}")
-        asked = await parse(method.request, message)
+        asked = None if method.request is None else await self._small_request(method.request, context)
         answer: bytes = (await method.answer(self._service, asked)).SerializeToString()
         return answer
 
     async def _infer(self, call: Call, context: Any) -> bytes:
         call.authorise(self._keys, Role.INFER)
-        answer = await self._compute(await self._receive(context), context)
+        answer = await self._compute(await self._receiver.large(context), context)
         encoded: bytes = await off_loop(answer.ByteSize(), answer.SerializeToString)
         return encoded
 
-    async def _receive(self, context: Any) -> bytes:
-        """The message of a call.
-
-        Raises:
-            Problem: 408 if it comes too slowly.
-        """
-        patience = self._service.settings.body_timeout
-        async with self._receiving:
-            try:
-                async with asyncio.timeout(patience):
-                    message = await context.read()
-            except TimeoutError:
-                raise Problem(408, f"the message did not come within {patience:g} s") from None
-        if message is grpc.aio.EOF:
-            raise ProtocolError("the call has no message")
-        received: bytes = message
-        return received
+    async def _small_request(self, kind: Any, context: Any) -> Any:
+        with self._service.memory.lease() as memory:
+            message = await self._receiver.small(context)
+            return await parse(kind, await decompress(message, SMALL_MESSAGE, memory))
 
     async def _compute(self, message: bytes, context: Any) -> Any:
         """The answer to an inference request."""
@@ -172,6 +159,7 @@ class GrpcServer(grpc.GenericRpcHandler):  # type: ignore[misc]
 
     async def _converse(self, call: Call, context: Any) -> None:
         call.authorise(self._keys, Role.INFER)
+        refused: Problem | None = None
         if len(self._reading) >= _STREAMS:
             raise Problem(503, f"at most {_STREAMS} streams can be open; try again later", headers={"Retry-After": "2"})
         answers: asyncio.Queue[asyncio.Task[bytes] | None] = asyncio.Queue()
@@ -179,11 +167,15 @@ class GrpcServer(grpc.GenericRpcHandler):  # type: ignore[misc]
         async with asyncio.TaskGroup() as group:
 
             async def read() -> None:
+                nonlocal refused
                 try:
                     while (message := await context.read()) is not grpc.aio.EOF:
+                        call.authorise(self._keys, Role.INFER)  # the key may have been revoked since
                         answers.put_nowait(group.create_task(self._answer_in_stream(message, context)))
                         del message
                         await room.acquire()
+                except Problem as problem:
+                    refused = problem  # once what came before is answered
                 finally:
                     answers.put_nowait(None)
 
@@ -193,6 +185,8 @@ class GrpcServer(grpc.GenericRpcHandler):  # type: ignore[misc]
             while (answer := await answers.get()) is not None:
                 await context.write(await answer)
                 room.release()
+        if refused is not None:
+            raise refused
         if self._closing:
             raise Closed
 

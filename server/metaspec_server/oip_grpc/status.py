@@ -7,8 +7,9 @@ import grpc
 from metaspec_contract.structures import InvalidStructure
 from metaspec_server.core.errors import MemoryFull, QueueFull, ServiceError
 from metaspec_server.http.problems import Problem, problem_of
+from metaspec_server.oip_grpc.request_message import MessageTooLarge
 
-__all__ = ["CANCELLED", "code_of", "problem_for"]
+__all__ = ["CANCELLED", "TIMED_OUT", "code_of", "problem_for"]
 
 _CODES = {
     400: grpc.StatusCode.INVALID_ARGUMENT,
@@ -25,7 +26,10 @@ _CODES = {
 }
 
 CANCELLED = 499
-"""Status in the metrics of a call that its caller has cancelled."""
+"""Status in the log and the metrics of a call that its caller has cancelled."""
+
+TIMED_OUT = 504
+"""Status of a call that was not answered by its deadline."""
 
 
 def problem_for(error: Exception) -> Problem | None:
@@ -36,10 +40,13 @@ def problem_for(error: Exception) -> Problem | None:
 
 
 def code_of(problem: Problem, error: Exception) -> grpc.StatusCode:
-    """Status code of a problem. A full queue or memory is RESOURCE_EXHAUSTED; 503 otherwise is UNAVAILABLE.
+    """Status code of a problem.
+
+    A full queue or memory and a message above the limit are RESOURCE_EXHAUSTED; 503 is UNAVAILABLE otherwise, and 413
+    INVALID_ARGUMENT.
 
     Args:
         problem: the problem.
         error: error that it was made from.
     """
-    return _CODES[429 if isinstance(error, QueueFull | MemoryFull) else problem.status]
+    return _CODES[429 if isinstance(error, QueueFull | MemoryFull | MessageTooLarge) else problem.status]

@@ -15,6 +15,7 @@ from pydantic_settings import CliApp, CliSettingsSource, SettingsError
 
 from metaspec_contract.validation import reason
 from metaspec_server import __version__
+from metaspec_server.blocking import leave_if_hanging
 from metaspec_server.settings import Settings
 
 __all__ = ["main"]
@@ -60,4 +61,5 @@ def _read_settings() -> Settings:
 
 def _fail(message: str) -> NoReturn:
     print(f"metaspec-serve: {message}", file=sys.stderr)
+    leave_if_hanging(2)
     raise SystemExit(2)

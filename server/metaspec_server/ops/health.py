@@ -1,7 +1,7 @@
 """`python -m metaspec_server.ops.health`: exit status 0 if the server of this container is ready, for Docker's health checks.
 
-The address is that of the server's own flags and variables, and no proxy is asked. It imports next to nothing, because it runs
-every few seconds.
+The address is that of the server's own flags, variables and file .env, and no proxy is asked. It imports little, because it
+runs every few seconds.
 """
 
 from __future__ import annotations
@@ -12,7 +12,10 @@ import os
 import socket
 import ssl
 import sys
+from contextlib import suppress
 from pathlib import Path
+
+from metaspec_server.environment import PREFIX, read_dotenv
 
 __all__ = ["main"]
 
@@ -24,10 +27,20 @@ def main() -> None:
     """Ask the server whether it is ready. The first argument is the number of its process; 1 by default."""
     process = sys.argv[1] if len(sys.argv) > 1 else "1"
     flags = Path(f"/proc/{process}/cmdline").read_text().split("\0")
+    dotenv: dict[str, str | None] = {}
+    with suppress(OSError):  # the folder of another user's process
+        dotenv = read_dotenv(Path(f"/proc/{process}/cwd/.env"))
+    variables = {
+        name.upper(): value
+        for given in (dotenv, os.environ)
+        for name, value in given.items()
+        if value
+        and "://" not in value  # such as METASPEC_PORT=tcp://10.0.0.1:8000: Kubernetes' link to a service "metaspec"
+    }
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for name, default in (("host", "127.0.0.1"), ("port", "8000"), ("uds", ""), ("tls-cert", "")):
-        variable = f"METASPEC_{name.replace('-', '_').upper()}"
-        parser.add_argument(f"--{name}", default=os.environ.get(variable, default))
+        variable = PREFIX + name.replace("-", "_").upper()
+        parser.add_argument(f"--{name}", default=variables.get(variable, default))
     settings, _ = parser.parse_known_args(flags)
     try:
         status = _ask(settings)

@@ -12,12 +12,14 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from metaspec_server.blocking import read_file
 from metaspec_server.settings import Settings
 
 __all__ = ["Listener", "listening"]
 
 _BACKLOG = 2048
 _MODE = 0o660  # of the file of a Unix domain socket: its owner and group may connect
+_LARGEST_PEM = 2**20  # bytes
 _PROBE = 2.0  # seconds that another server has to take a connection
 
 
@@ -133,18 +135,44 @@ def _remove_stale_file(path: Path) -> None:
 
 
 def _tls_context(certificate: Path, key: Path | None) -> ssl.SSLContext:
-    files = [("--tls-cert", certificate)] + ([("--tls-key", key)] if key else [])
-    for flag, path in files:
-        try:
-            path.read_bytes()
-        except OSError as error:
-            raise OSError(f"{flag}: {path} cannot be read: {error.strerror}") from None
+    """Settings of TLS with a certificate and its key, which may be in the same file.
+
+    Raises:
+        OSError: they cannot be used. The message names the flag and the file that is wrong.
+    """
+    chain = _pem("--tls-cert", certificate)
+    keys, of_key = (_pem("--tls-key", key), f"--tls-key: {key}") if key else (chain, f"--tls-cert: {certificate}")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    try:  # without a password, OpenSSL would ask for one on the terminal
+    if "-----BEGIN CERTIFICATE-----" not in chain:
+        raise OSError(f"--tls-cert: {certificate} has no certificate in PEM format, -----BEGIN CERTIFICATE-----")
+    if "PRIVATE KEY-----" not in keys:
+        advice = "" if key else "; --tls-key names the file that has it"
+        raise OSError(f"{of_key} has no private key in PEM format, -----BEGIN PRIVATE KEY-----{advice}")
+    if "ENCRYPTED" in keys:  # nobody is there to be asked for its passphrase
+        raise OSError(
+            f"{of_key} has an encrypted private key, expected one without a passphrase (openssl pkey decrypts it)"
+        )
+    try:
+        context.load_verify_locations(cadata=chain)
+    except ssl.SSLError as error:
+        raise OSError(f"--tls-cert: {certificate} has a damaged certificate: {_reason(error)}") from None
+    try:
         context.load_cert_chain(certificate, key, password="")
     except ssl.SSLError as error:
-        wanted = "a certificate and its private key, in PEM format and without a passphrase"
-        flags, paths = ", ".join(flag for flag, _ in files), " and ".join(str(path) for _, path in files)
-        reason = (error.reason or "no certificate").lower().replace("_", " ")
-        raise OSError(f"{flags}: expected {wanted}, got {paths}: {reason}") from None
+        if (
+            "MISMATCH" in (error.reason or "") or error.reason == "NO_CERTIFICATE_ASSIGNED"
+        ):  # the latter: of another kind
+            raise OSError(f"{of_key} does not have the private key of the certificate in {certificate}") from None
+        raise OSError(f"{of_key} has a private key that cannot be used: {_reason(error)}") from None
     return context
+
+
+def _pem(flag: str, path: Path) -> str:
+    try:
+        return read_file(path, _LARGEST_PEM).decode("ascii", "replace")
+    except OSError as error:
+        raise OSError(f"{flag}: {path} cannot be read: {error.strerror}") from None
+
+
+def _reason(error: ssl.SSLError) -> str:
+    return (error.reason or "not in PEM format").lower().replace("_", " ")

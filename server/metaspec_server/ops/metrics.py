@@ -47,11 +47,15 @@ class Metrics:
         self.requests = counter("requests", "Requests answered.", "route", "status")
         self.request_seconds = histogram("request_seconds", "Time to answer a request.", _SECONDS, "route")
         self.structures = counter("structures", "Structures answered.", "model", "version")
-        self.cache_hits = counter("cache_hits", "Structures answered from the cache.", "model")
-        self.cache_misses = counter("cache_misses", "Binary structures that were not in the cache.", "model")
+        self.cache_hits = counter(
+            "cache_hits", "Structures answered from the cache, or by an equal one of their request.", "model"
+        )
+        self.cache_misses = counter("cache_misses", "Different binary structures that were not in the cache.", "model")
         self.queue_seconds = histogram("queue_seconds", "Time from arrival to an engine.", _SECONDS, "model")
         self.compute_seconds = histogram("compute_seconds", "Time of a micro-batch.", _SECONDS, "model")
-        self.batch_size = histogram("batch_size", "Structures in a micro-batch.", _ROWS, "model")
+        self.batch_size = histogram(
+            "batch_size", "Structures that the model computed in a micro-batch.", _ROWS, "model"
+        )
         self.engine_errors = counter("engine_errors", "Micro-batches that failed.", "model")
         self.engine_restarts = counter("engine_restarts", "Engines replaced after they died or hung.", "model")
         self.load_failures = counter("load_failures", "Model versions that could not be loaded.", "model")
@@ -85,13 +89,13 @@ class Metrics:
             for wait in batch.waited:
                 waited.observe(wait)
             seconds.observe(batch.seconds)
-            size.observe(batch.rows)
+            size.observe(batch.computed)
             errors.inc(batch.failed)
 
         return observe
 
     def expect(self, route: str, statuses: Iterable[int]) -> None:
-        """Count the requests of a route from now on, from 0 for each of these statuses."""
+        """Count the requests of a route, or of a method of gRPC, from 0 for each of these statuses."""
         for status in statuses:
             self.requests.labels(route, status)
 

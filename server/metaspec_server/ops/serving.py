@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import uvicorn
 
+from metaspec_server.blocking import leave_if_hanging
 from metaspec_server.core.keys import ApiKeyError, ApiKeys
 from metaspec_server.core.served_model import ServedModel
 from metaspec_server.core.service import Service
@@ -80,11 +81,13 @@ async def _serve(settings: Settings, listener: Listener) -> int:
         places += f"  gRPC {await grpc_server.start(settings)}"
     server = _Server(config, service, f"MetaSpec serves at {url}  ({places})", grpc_server)
     print(f"MetaSpec listens at {url}  (loading {', '.join(service.registry.expected)})", flush=True)
+    watching_keys = asyncio.create_task(api_keys.watch())
     await server.serve(sockets=[listener.socket])
-    if server.loading.cancelled():  # by a signal; its thread cannot be interrupted, and Python would wait for it
-        listener.close()
-        os._exit(130 if server.signal == signal.SIGINT else 0)
-    server.loading.result()
+    watching_keys.cancel()
+    listener.close()
+    if not server.loading.cancelled():  # by a signal
+        server.loading.result()
+    leave_if_hanging(130 if server.signal == signal.SIGINT else 0)
     return server.signal
 
 
