@@ -79,7 +79,7 @@ ALLOWED = {
         "bit packing of structures (structures.pack)",
     ): "a table of bytes",
     (
-        "training/metaspec_training/data/packed.py",
+        "training/metaspec_training/data/bits.py",
         "bit packing of structures (structures.pack)",
     ): "bits in words to rotate",
     ("simulation/metaspec_simulation/data/store.py", "temporary names (files.replacing)"): "moves a folder, not a file",
