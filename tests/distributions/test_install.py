@@ -98,7 +98,7 @@ def test_server(archives: Build, environment: Environment, small_repository: Pat
     assert_version(environment, "metaspec-serve")
     missing = failed_imports(environment, "metaspec_server")
     needing_triton = [f"metaspec_server.engines.{name}" for name in ("triton", "triton_connection", "triton_queue")]
-    modules = ("call", "inference", "messages", "methods", "server", "status")
+    modules = ("call", "inference", "messages", "methods", "request_message", "server", "status")
     needing_grpc = [f"metaspec_server.oip_grpc.{name}" for name in modules]
     assert sorted(line.partition(":")[0] for line in missing) == [*needing_triton, *needing_grpc]
     triton = environment.run("metaspec-serve", "--engine", "triton", "--triton-url", "127.0.0.1:9")
