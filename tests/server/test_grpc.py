@@ -39,6 +39,7 @@ from metaspec_testing.servers import RunningServer, running_server
 from metaspec_testing.small_models import Array, Expected, ExpectedGradient, hanging_model, write_repository
 
 NAME = "diffractionnet"
+HEALTH = "/grpc.health.v1.Health/Check"
 TIMEOUT = 60.0
 MINE = {"x-api-key": "infer-key-0123456789"}
 DTYPES: dict[str, Any] = {"FP32": np.float32, "FP16": np.float16, "FP64": np.float64, "UINT8": np.uint8, "BOOL": bool}
@@ -328,7 +329,7 @@ def test_messages_take_no_more_memory_than_their_methods_need(guarded: RunningSe
         assert ask(f"/{SERVICE}/ServerLive", gzipped) == b"\x08\x01", "true, and its message is not received"
         assert ask(f"/{SERVICE}/ServerReady", None) == b"\x08\x01"
         for path, compression, limit in (
-            ("/grpc.health.v1.Health/Check", gzipped, 65536),
+            (HEALTH, gzipped, 65536),
             (f"/{SERVICE}/SystemSharedMemoryRegister", deflated, 65536),
             (f"/{SERVICE}/ModelInfer", gzipped, 1_000_000),
         ):
@@ -336,6 +337,36 @@ def test_messages_take_no_more_memory_than_their_methods_need(guarded: RunningSe
                 ask(path, compression, authorization="Bearer all-roles-0123456789")
             assert caught.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
     assert guarded.peak_bytes - before < 20 * 2**20
+
+
+def test_a_message_above_the_limit_is_counted_as_such(guarded: RunningServer) -> None:
+    """gRPC itself refuses it, and cancels the call."""
+    key = [("x-api-key", "all-roles-0123456789")]
+    paths = (HEALTH, f"/{SERVICE}/ModelReady", f"/{SERVICE}/ModelInfer", f"/{SERVICE}/ModelStreamInfer")
+    count = {path: counted_over_http(guarded, path, 413) for path in paths}
+    with grpc.insecure_channel(guarded.grpc_address) as channel:
+        for path in paths:
+            stream = channel.stream_stream(path)(iter([bytes(1_000_001)]), timeout=TIMEOUT, metadata=key)
+            with pytest.raises(grpc.RpcError, match="larger than max") as caught:
+                list(stream)
+            assert caught.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+    for path in paths:
+        assert counted_over_http(guarded, path, 413) == count[path] + 1, path
+        assert counted_over_http(guarded, path, 499) == 0, path
+    assert "Traceback" not in "".join(guarded.log)
+
+
+def test_probes_without_a_key_fill_no_memory(small_repository: Path, keys: Path) -> None:
+    """Messages of 300 MB, as they are: what the methods of others may have."""
+    flags = ["--repository", str(small_repository), "--grpc-port", "0", "--api-keys", str(keys)]
+    with running_server(*flags) as server:
+        before, message = server.peak_bytes, bytes(300 * 10**6)
+        options = [("grpc.max_send_message_length", -1)]
+        with grpc.insecure_channel(server.grpc_address, options=options) as channel:
+            calls = [channel.unary_unary(HEALTH).future(message, timeout=TIMEOUT) for _ in range(4)]
+            assert all(call.code() in (grpc.StatusCode.OK, grpc.StatusCode.RESOURCE_EXHAUSTED) for call in calls)
+            assert channel.unary_unary(HEALTH)(b"", timeout=TIMEOUT) == b"\x08\x01"
+        assert server.peak_bytes - before < 900 * 10**6
 
 
 @pytest.mark.parametrize(
@@ -375,12 +406,12 @@ def test_callers_who_send_nothing_keep_nobody_waiting(
         key = list(MINE.items())
         calls = [
             channel.stream_unary(path).future(nothing(), metadata=metadata)
-            for path, metadata in [("/grpc.health.v1.Health/Check", [])] * 12 + [(f"/{SERVICE}/ModelInfer", key)] * 9
+            for path, metadata in [(HEALTH, [])] * 12 + [(f"/{SERVICE}/ModelInfer", key)] * 9
         ]
         try:
             for silent in ("ServerLive", "ServerReady"):  # answered without a message
                 assert channel.stream_unary(f"/{SERVICE}/{silent}")(nothing(), timeout=TIMEOUT) == b"\x08\x01"
-            assert channel.unary_unary("/grpc.health.v1.Health/Check")(b"", timeout=TIMEOUT) == b"\x08\x01"
+            assert channel.unary_unary(HEALTH)(b"", timeout=TIMEOUT) == b"\x08\x01"
             with triton.InferenceServerClient(guarded.grpc_address) as client:
                 assert client.is_server_live(client_timeout=TIMEOUT)
                 assert client.is_model_ready(NAME, headers=MINE, client_timeout=TIMEOUT)
@@ -445,7 +476,7 @@ async def test_methods_are_counted_from_zero(small_repository: Path) -> None:
 
 def test_the_health_service(address: str) -> None:
     with grpc.insecure_channel(address) as channel:
-        check = channel.unary_unary("/grpc.health.v1.Health/Check")
+        check = channel.unary_unary(HEALTH)
         for name in ("", SERVICE):
             answer = check(StringValue(value=name).SerializeToString(), timeout=TIMEOUT)
             assert Int32Value.FromString(answer).value == 1, "SERVING"
@@ -496,7 +527,7 @@ def test_tls_keys_roles_and_the_largest_message(
     issuer = trustme.CA()
     issuer.cert_pem.write_to_path(authority)
     issuer.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(both)
-    keys.write_text("all-roles-0123456789\noptimiser: infer-key-0123456789 infer\n")
+    keys.write_text("all-roles-0123456789\na: infer-key-0123456789 infer\nb: control-key-0123456789 control\n")
     flags = [
         "--repository",
         str(small_repository),
@@ -529,6 +560,14 @@ def test_tls_keys_roles_and_the_largest_message(
                 np.testing.assert_allclose(spectra, expected(structures), atol=1e-6)
             refused("PERMISSION_DENIED", client.unload_model, NAME, headers=mine)
             refused("PERMISSION_DENIED", client.register_system_shared_memory, "r", "/r", 8, headers=mine)
+            for headers in (mine, {"authorization": "Bearer control-key-0123456789"}):
+                assert client.get_log_settings(headers=headers).settings["log_error"].bool_param
+                assert client.get_trace_settings(NAME, headers=headers).settings["trace_level"].value == ["OFF"]
+            trace = {"trace_level": "OFF"}
+            refused("PERMISSION_DENIED", client.update_trace_settings, NAME, trace, headers=mine)
+            assert client.update_trace_settings(NAME, trace, headers=headers).settings
+            refused("PERMISSION_DENIED", client.get_model_metadata, NAME, headers=headers)
+            refused("UNAUTHENTICATED", client.get_log_settings)
             refused("PERMISSION_DENIED", client.update_log_settings, {"log_info": True}, headers=mine)
             assert client.is_model_ready(NAME, headers=mine)
             refused("RESOURCE_EXHAUSTED", infer, NAME, [infer_input(random_structures(7, 0))], headers=mine)
@@ -555,6 +594,13 @@ def counted(server: grpc_server.GrpcServer, status: int) -> float:
     """Number of inference calls that were answered with a status."""
     labels = {"route": f"/{SERVICE}/ModelInfer", "status": str(status)}
     return server._metrics.registry.get_sample_value("metaspec_requests_total", labels) or 0.0
+
+
+def counted_over_http(server: RunningServer, path: str, status: int) -> float:
+    """Number of calls of a method that were answered with a status."""
+    text = server.get("/metrics", headers={"X-API-Key": "all-roles-0123456789"}).text
+    found = re.search(rf'metaspec_requests_total{{route="{path}",status="{status}"}} (\S+)', text)
+    return float(found[1]) if found else 0.0
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -618,6 +664,37 @@ async def test_at_shutdown_calls_are_finished_and_streams_end(
         await stopping
         with pytest.raises(InferenceServerException):
             await client.is_server_live(client_timeout=5)
+
+
+async def test_a_connection_whose_caller_is_gone_is_closed(
+    small_repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The caller answers no ping, as a machine that is switched off; one that only waits is pinged, and stays."""
+    monkeypatch.setattr(grpc_server, "_KEEP_ALIVE_MS", 1000)
+    monkeypatch.setattr(grpc_server, "_PING_TIMEOUT_MS", 5000)
+    async with in_this_process(small_repository) as (_, _, address), triton_aio.InferenceServerClient(address) as other:
+        host, _, port = address.rpartition(":")
+        answers: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        stream = other.stream_infer(iter_of(answers))
+        waiting = asyncio.ensure_future(anext(aiter(stream)))
+        reader, writer = await asyncio.open_connection(host, int(port))
+        settings = b"\x00\x00\x00\x04\x00\x00\x00\x00\x00"
+        writer.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + settings)
+        async with asyncio.timeout(TIMEOUT):
+            received = await reader.read()
+        assert received, "until the end of the connection"
+        writer.close()
+        assert not waiting.done()
+        answers.put_nowait({"model_name": NAME, "inputs": [infer_input(random_structures(1, 0))]})
+        result, error = await waiting
+        assert error is None
+        assert result.as_numpy("spectra").shape == (1, 4, 301)
+        stream.cancel()
+
+
+async def iter_of(requests: asyncio.Queue[dict[str, Any]]) -> AsyncIterator[dict[str, Any]]:
+    while True:
+        yield await requests.get()
 
 
 async def test_a_port_that_another_server_has(small_repository: Path) -> None:

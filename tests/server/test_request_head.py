@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import json
+import re
 import socket
 import tomllib
 from collections.abc import Iterable
@@ -65,7 +66,7 @@ async def test_uvicorn_has_the_attributes_that_are_used() -> None:
 
 
 def test_uvicorn_takes_the_protocol() -> None:
-    protocol = protocol_with_limits(1.0)
+    protocol = protocol_with_limits(1.0, lambda status: None)
     config = uvicorn.Config(unused, http=protocol, lifespan="off")
     assert config.http is protocol
 
@@ -98,6 +99,13 @@ def exchange(server: RunningServer, parts: Iterable[bytes]) -> bytes:
         return answer
 
 
+def refusals(server: RunningServer, status: int) -> float:
+    """Number of requests without a route that were answered with a status."""
+    text = server.get("/metrics").text
+    found = re.search(rf'metaspec_requests_total{{route="unknown",status="{status}"}} (\S+)', text)
+    return float(found[1]) if found else 0.0
+
+
 @pytest.mark.parametrize(
     ("request_bytes", "status"),
     [
@@ -118,8 +126,11 @@ def exchange(server: RunningServer, parts: Iterable[bytes]) -> bytes:
 def test_heads_that_are_too_large_are_answered_and_the_connection_closed(
     server: RunningServer, request_bytes: bytes, status: int
 ) -> None:
+    before = refusals(server, status)
     answer = exchange(server, [request_bytes])
     assert answer.startswith(b"HTTP/1.1 %d " % status)
+    in_body = request_bytes.startswith(CHUNKED)  # of a request that has a route already
+    assert refusals(server, status) == before + (not in_body)
     assert b"\r\nConnection: close\r\n" in answer
     assert answer.count(b"HTTP/1.1") == 1
     head, _, body = answer.partition(b"\r\n\r\n")

@@ -142,6 +142,9 @@ def test_errors_of_files_are_problem_documents(server: RunningServer, path: str)
         assert (head.status_code, head.content) == (status, b"")
     part = server.get(path, headers={"Range": "bytes=2-9", "Accept-Encoding": "identity"})
     assert (part.status_code, part.content) == (206, server.get(path).content[2:10])
+    for unit in ("lines=2-9", "lines", "seconds=a-b"):
+        whole = server.get(path, headers={"Range": unit})
+        assert (whole.status_code, len(whole.content)) == (200, size), "an unknown unit is ignored"
 
 
 @pytest.mark.parametrize(

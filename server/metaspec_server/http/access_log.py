@@ -13,12 +13,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from metaspec_server.ops.logs import request_id
 from metaspec_server.ops.metrics import Metrics
 
-__all__ = ["UNKNOWN_ROUTE", "AccessLog", "valid_id"]
+__all__ = ["UNKNOWN_ROUTE", "AccessLog", "record_refusal", "valid_id"]
 
 log = logging.getLogger(__name__)
 
 UNKNOWN_ROUTE = "unknown"
-"""Route in the metrics of requests that none answers: no such path, no key, redirects, preflights of CORS."""
+"""Route in the metrics of requests that none answers: no such path, no key, a refused head, preflights of CORS."""
 
 _ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
 
@@ -26,6 +26,12 @@ _ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
 def valid_id(given: str) -> str:
     """The id that a caller gave to its request if it is valid, else a new one."""
     return given if _ID.fullmatch(given) else uuid.uuid4().hex
+
+
+def record_refusal(metrics: Metrics, status: int) -> None:
+    """Count and log a request whose head was refused, so that the application does not see it."""
+    metrics.requests.labels(UNKNOWN_ROUTE, status).inc()
+    log.info("request", extra={"status": status})
 
 
 class AccessLog:

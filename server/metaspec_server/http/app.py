@@ -86,11 +86,11 @@ def create_app(service: Service, metrics: Metrics, api_keys: ApiKeys) -> ASGIApp
     files = StaticFiles(directory=_WEB, packages=[_SWAGGER_UI])
     metrics.watch(service.states, lambda: service.cache_bytes, lambda: service.registry.unreadable)
 
-    @app.get("/", include_in_schema=False)
+    @app.get("/", include_in_schema=False, dependencies=[Depends(_known_range)])
     async def page() -> Response:
         return FileResponse(_WEB / "index.html")
 
-    @app.get("/docs", include_in_schema=False)
+    @app.get("/docs", include_in_schema=False, dependencies=[Depends(_known_range)])
     async def documentation() -> Response:
         return FileResponse(_WEB / "docs.html")
 
@@ -98,7 +98,7 @@ def create_app(service: Service, metrics: Metrics, api_keys: ApiKeys) -> ASGIApp
     async def document() -> Response:
         return JSONResponse(app.openapi())
 
-    @app.get("/static/{path:path}", include_in_schema=False)
+    @app.get("/static/{path:path}", include_in_schema=False, dependencies=[Depends(_known_range)])
     async def static(request: Request, path: str) -> Response:
         return await files.get_response(path, request.scope)
 
@@ -152,6 +152,13 @@ def create_app(service: Service, metrics: Metrics, api_keys: ApiKeys) -> ASGIApp
     metrics.expect(UNKNOWN_ROUTE, (401, 403, 404))
     guarded = cross_origin(Guard(Compression(ErrorBodies(app)), api_keys), service.settings.cors_origins)
     return AccessLog(Draining(traced(Paths(guarded, service.settings.root_path)), service), metrics)
+
+
+async def _known_range(request: Request) -> None:
+    """Ignore a range in another unit than bytes, as a server must (RFC 9110, 14.2)."""
+    unit = request.headers.get("range", "").partition("=")[0].strip().lower()
+    if unit != "bytes":
+        request.scope["headers"] = [(name, value) for name, value in request.scope["headers"] if name != b"range"]
 
 
 def _methods_at(path: str, routes: Iterable[Route]) -> list[str]:

@@ -6,6 +6,7 @@ uvicorn is pinned to a minor version; tests/server/test_request_head.py fails fi
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any, cast
 
@@ -33,11 +34,12 @@ class _Stop(Exception):
     """Stops the parser."""
 
 
-def protocol_with_limits(seconds: float) -> type[asyncio.Protocol]:
+def protocol_with_limits(seconds: float, refused: Callable[[int], None]) -> type[asyncio.Protocol]:
     """Uvicorn's HTTP protocol, which answers a head that is late (408) or too large (431, 414), and closes the connection.
 
     Args:
         seconds: time for the head, from the start of the connection or of the request.
+        refused: function called with the status of each request that is answered here, before the application sees it.
     """
 
     class ProtocolWithLimits(HttpToolsProtocol):
@@ -130,11 +132,13 @@ def protocol_with_limits(seconds: float) -> type[asyncio.Protocol]:
                 if self._in_head or self.pipeline or cycle.response_started:
                     cycle.keep_alive = False  # its answer is the last: ours would be taken for it
                     return
-                cycle.disconnected = True
+                cycle.disconnected = True  # the application has it in its log
                 cycle.message_event.set()
             elif not self._in_head:  # it has been answered before its body was complete
                 self.transport.close()
                 return
+            else:
+                refused(status.value)
             answer = Problem(status, text).response_for(getattr(self, "url", b"").decode("latin-1"))
             head = (
                 f"HTTP/1.1 {status.value} {status.phrase}\r\nContent-Type: {answer.media_type}\r\n"

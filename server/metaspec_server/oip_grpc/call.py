@@ -63,15 +63,15 @@ class Call:
         self.id = valid_id(self._metadata.get("x-request-id", ""))
         request_id.set(self.id)  # the call has a task, and with it a context, of its own
 
-    def authorise(self, keys: ApiKeys, role: Role | None) -> None:
-        """Check that the caller has a valid key for what needs a role.
+    def authorise(self, keys: ApiKeys, *roles: Role) -> None:
+        """Check that the caller has a valid key for what needs one of these roles; without any, it needs no key.
 
         Raises:
             Problem: 401 or 403 if it has none.
         """
         caller = find_caller(self._metadata, keys)
         caller_name.set(caller.name if caller else None)
-        if keys.required and role is not None and (refused := refusal(caller, role)):
+        if keys.required and roles and (refused := refusal(caller, *roles)):
             raise refused
 
     async def answer(self, work: Awaitable[T], only_failures: bool = False) -> T:

@@ -23,6 +23,7 @@ __all__ = ["METHODS", "SERVICE", "Method"]
 SERVICE = "inference.GRPCInferenceService"
 """Name of the protocol's service."""
 
+_CONTROL = (Role.CONTROL,)
 _SERVING, _NOT_SERVING = 1, 2  # of grpc.health.v1.HealthCheckResponse
 
 
@@ -33,12 +34,16 @@ class Method:
     Attributes:
         request: class of its request; None if the request has no fields, and is not received.
         answer: function that returns the answer to a request.
-        role: role that it needs; None if it needs no key.
+        roles: roles of which it needs one; none if it needs no key.
     """
 
     request: Any
     answer: Callable[[Service, Any], Awaitable[Any]]
-    role: Role | None = Role.INFER
+    roles: tuple[Role, ...] = (Role.INFER,)
+
+    def changes_settings(self, asked: Any) -> bool:
+        """Whether a request asks for settings to be changed, for which its caller needs the role `control`."""
+        return bool(getattr(asked, "settings", None))
 
 
 async def _server_live(service: Service, asked: Any) -> Any:
@@ -167,31 +172,27 @@ METHODS = {
     f"/{SERVICE}/{name}": method
     for name, method in {
         # Probes, which need no key: a caller who sends no message, or a large one, is answered all the same.
-        "ServerLive": Method(None, _server_live, None),
-        "ServerReady": Method(None, _server_ready, None),
+        "ServerLive": Method(None, _server_live, ()),
+        "ServerReady": Method(None, _server_ready, ()),
         "ModelReady": Method(pb.ModelReadyRequest, _model_ready),
         "ServerMetadata": Method(pb.ServerMetadataRequest, _server_metadata),
         "ModelMetadata": Method(pb.ModelMetadataRequest, _model_metadata),
         "ModelConfig": Method(pb.ModelConfigRequest, _model_config),
         "ModelStatistics": Method(pb.ModelStatisticsRequest, _statistics),
         "RepositoryIndex": Method(pb.RepositoryIndexRequest, _index),
-        "RepositoryModelLoad": Method(pb.RepositoryModelLoadRequest, _load, Role.CONTROL),
-        "RepositoryModelUnload": Method(pb.RepositoryModelUnloadRequest, _unload, Role.CONTROL),
-        "SystemSharedMemoryStatus": Method(pb.SystemSharedMemoryStatusRequest, _regions, Role.CONTROL),
-        "SystemSharedMemoryRegister": Method(pb.SystemSharedMemoryRegisterRequest, _register_region, Role.CONTROL),
-        "SystemSharedMemoryUnregister": Method(
-            pb.SystemSharedMemoryUnregisterRequest, _unregister_region, Role.CONTROL
-        ),
-        "CudaSharedMemoryStatus": Method(pb.CudaSharedMemoryStatusRequest, _cuda_regions, Role.CONTROL),
-        "CudaSharedMemoryRegister": Method(pb.CudaSharedMemoryRegisterRequest, _register_cuda_region, Role.CONTROL),
-        "CudaSharedMemoryUnregister": Method(
-            pb.CudaSharedMemoryUnregisterRequest, _unregister_cuda_region, Role.CONTROL
-        ),
-        "LogSettings": Method(pb.LogSettingsRequest, _log_settings, Role.CONTROL),
-        "TraceSetting": Method(pb.TraceSettingRequest, _trace_settings, Role.CONTROL),
+        "RepositoryModelLoad": Method(pb.RepositoryModelLoadRequest, _load, _CONTROL),
+        "RepositoryModelUnload": Method(pb.RepositoryModelUnloadRequest, _unload, _CONTROL),
+        "SystemSharedMemoryStatus": Method(pb.SystemSharedMemoryStatusRequest, _regions, _CONTROL),
+        "SystemSharedMemoryRegister": Method(pb.SystemSharedMemoryRegisterRequest, _register_region, _CONTROL),
+        "SystemSharedMemoryUnregister": Method(pb.SystemSharedMemoryUnregisterRequest, _unregister_region, _CONTROL),
+        "CudaSharedMemoryStatus": Method(pb.CudaSharedMemoryStatusRequest, _cuda_regions, _CONTROL),
+        "CudaSharedMemoryRegister": Method(pb.CudaSharedMemoryRegisterRequest, _register_cuda_region, _CONTROL),
+        "CudaSharedMemoryUnregister": Method(pb.CudaSharedMemoryUnregisterRequest, _unregister_cuda_region, _CONTROL),
+        "LogSettings": Method(pb.LogSettingsRequest, _log_settings, (Role.INFER, Role.CONTROL)),
+        "TraceSetting": Method(pb.TraceSettingRequest, _trace_settings, (Role.INFER, Role.CONTROL)),
     }.items()
 } | {
     # Messages of one field each, on the wire the same as these of protobuf itself.
-    "/grpc.health.v1.Health/Check": Method(StringValue, _health, None),
+    "/grpc.health.v1.Health/Check": Method(StringValue, _health, ()),
 }
 """The methods by path."""

@@ -7,7 +7,11 @@ sent (`grpc.per_message_decompression`), and decompresses it itself, a piece at 
 from __future__ import annotations
 
 import asyncio
+import logging
 import zlib
+from collections.abc import Callable, Coroutine
+from contextvars import ContextVar
+from functools import partial
 from typing import Any
 
 import grpc.aio
@@ -24,7 +28,8 @@ SMALL_MESSAGE = 64 * 1024
 """Largest number of bytes of a message without tensors."""
 
 _SMALL_TIMEOUT = 5.0  # seconds for such a message
-_PROMPT = 8  # messages with tensors that are received at the same time
+_PROBE_TIMEOUT = 0.2  # seconds for one of a call that needs no key
+_PROMPT = 8  # messages that are received at the same time, of methods with tensors, and as many of the others
 _LATE = 24  # more of them, each of which has taken longer than `_LATE_AFTER`
 _LATE_AFTER = 1.0  # seconds
 
@@ -42,10 +47,74 @@ class MessageTooLarge(Problem):
 
 
 class Receiver:
-    """Receives the one message of a call.
+    """Receives messages of calls, a few at a time: gRPC receives each as a whole, however large it may be for its method.
 
-    Messages with tensors are received a few at a time. One that is late leaves its place to others, so that callers who send
-    nothing do not keep the others waiting.
+    Args:
+        timeout: seconds for a message.
+        limit: largest number of bytes of a message, of any method.
+    """
+
+    def __init__(self, timeout: float, limit: int) -> None:
+        self._limit = limit
+        self._large, self._small = _Places(timeout), _Places(min(timeout, _SMALL_TIMEOUT))
+        self._probe = asyncio.Lock()
+        _notice_refusals()
+
+    async def large(self, context: Any) -> bytes:
+        """The message of a call with tensors, as it was sent.
+
+        Raises:
+            ProtocolError: the call has no message, or more than one.
+            Problem: 408 if it comes too slowly; 503 if it is late, as are too many others.
+            MessageTooLarge: it has more bytes than the limit.
+        """
+        return await self._large.receive(partial(self._only_message, context))
+
+    async def small(self, context: Any) -> bytes:
+        """The message of a call without tensors, of at most `SMALL_MESSAGE` bytes, as it was sent. Raises as `large`."""
+        return _small(await self._small.receive(partial(self._only_message, context)))
+
+    async def probe(self, context: Any) -> bytes:
+        """The message of a call that needs no key; if it does not come at once, the empty one, whose fields have no value.
+
+        One is received at a time, and for a moment only: callers without a key fill no memory, and keep nobody waiting.
+
+        Raises:
+            ProtocolError: the call has no message, or more than one.
+            MessageTooLarge: it has more than `SMALL_MESSAGE` bytes.
+        """
+        try:
+            async with asyncio.timeout(_PROBE_TIMEOUT), self._probe:
+                return _small(await self._only_message(context))
+        except TimeoutError:
+            return b""
+
+    async def next(self, context: Any) -> Any:
+        """The next message of a call, as it was sent; `grpc.aio.EOF` after the last one.
+
+        Raises:
+            MessageTooLarge: it has more bytes than the limit.
+        """
+        _refused.set(False)
+        message = await context.read()
+        if _refused.get():
+            raise MessageTooLarge(self._limit)
+        return message
+
+    async def _only_message(self, context: Any) -> bytes:
+        message = await self.next(context)
+        if message is grpc.aio.EOF:
+            raise ProtocolError("the call has no message")
+        if await self.next(context) is not grpc.aio.EOF:
+            raise ProtocolError("the call has more than one message, expected one: ModelStreamInfer takes several")
+        received: bytes = message
+        return received
+
+
+class _Places:
+    """Places for messages that are received at the same time.
+
+    One that is late leaves its place to others, so that callers who send nothing do not keep the others waiting.
 
     Args:
         timeout: seconds for a message.
@@ -56,39 +125,17 @@ class Receiver:
         self._places = asyncio.Semaphore(_PROMPT)
         self._late = 0
 
-    async def small(self, context: Any) -> bytes:
-        """The message of a call without tensors, as it was sent.
-
-        Raises:
-            ProtocolError: the call has no message, or more than one.
-            Problem: 408 if it comes too slowly.
-            MessageTooLarge: it has more than `SMALL_MESSAGE` bytes.
-        """
-        timeout = min(self._timeout, _SMALL_TIMEOUT)
-        try:
-            async with asyncio.timeout(timeout):
-                message = await _only_message(context)
-        except TimeoutError:
-            raise _too_slow(timeout) from None
-        if len(message) > SMALL_MESSAGE:
-            raise MessageTooLarge(SMALL_MESSAGE)
-        return message
-
-    async def large(self, context: Any) -> bytes:
-        """The message of a call with tensors, as it was sent.
-
-        Raises:
-            ProtocolError: the call has no message, or more than one.
-            Problem: 408 if it comes too slowly; 503 if it is late, as are too many others.
-        """
+    async def receive(self, message: Callable[[], Coroutine[Any, Any, bytes]]) -> bytes:
+        """A message, in one of the places. Raises as `Receiver.large`."""
         async with self._places:
-            receiving = asyncio.ensure_future(_only_message(context))
+            receiving = asyncio.ensure_future(message())
             try:
                 await asyncio.wait({receiving}, timeout=min(self._timeout, _LATE_AFTER))
                 if receiving.done():
                     return receiving.result()
             except BaseException:
-                receiving.cancel()
+                if not receiving.cancel() and isinstance(error := receiving.exception(), MessageTooLarge):
+                    raise error from None  # for which gRPC has cancelled the call
                 raise
         if self._late >= _LATE:
             receiving.cancel()
@@ -96,12 +143,33 @@ class Receiver:
             raise Problem(503, detail, headers={"Retry-After": "2"})
         self._late += 1
         try:
-            async with asyncio.timeout(self._timeout - _LATE_AFTER):
+            async with asyncio.timeout(max(0.0, self._timeout - _LATE_AFTER)):
                 return await receiving
         except TimeoutError:
             raise _too_slow(self._timeout) from None
         finally:
             self._late -= 1
+
+
+class _Refusals(logging.Filter):
+    """Notices that gRPC has refused a message as too large: to its server, that is a cancelled call but for a debug line."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether a line is for the log, too."""
+        if record.getMessage().startswith("Failed to receive any message"):
+            _refused.set(True)
+        return record.levelno > logging.DEBUG
+
+
+_refused: ContextVar[bool] = ContextVar("refused", default=False)
+_refusals = _Refusals()
+
+
+def _notice_refusals() -> None:
+    """Have gRPC write that line, on which tests/server/test_grpc.py keeps an eye."""
+    log = logging.getLogger("grpc._cython.cygrpc")
+    log.setLevel(logging.DEBUG)
+    log.addFilter(_refusals)
 
 
 async def decompress(message: bytes | bytearray, limit: int, memory: Lease) -> bytes | bytearray:
@@ -142,14 +210,10 @@ async def decompress(message: bytes | bytearray, limit: int, memory: Lease) -> b
     return data
 
 
-async def _only_message(context: Any) -> bytes:
-    message = await context.read()
-    if message is grpc.aio.EOF:
-        raise ProtocolError("the call has no message")
-    if await context.read() is not grpc.aio.EOF:
-        raise ProtocolError("the call has more than one message, expected one: ModelStreamInfer takes several")
-    received: bytes = message
-    return received
+def _small(message: bytes) -> bytes:
+    if len(message) > SMALL_MESSAGE:
+        raise MessageTooLarge(SMALL_MESSAGE)
+    return message
 
 
 def _too_slow(timeout: float) -> Problem:

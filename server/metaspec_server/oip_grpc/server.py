@@ -24,7 +24,7 @@ from metaspec_server.http.problems import Problem
 from metaspec_server.oip_grpc.call import Call, Failed
 from metaspec_server.oip_grpc.inference import infer, parse
 from metaspec_server.oip_grpc.methods import METHODS, SERVICE, Method
-from metaspec_server.oip_grpc.request_message import SMALL_MESSAGE, Receiver, decompress
+from metaspec_server.oip_grpc.request_message import SMALL_MESSAGE, MessageTooLarge, Receiver, decompress
 from metaspec_server.ops.metrics import Metrics
 from metaspec_server.settings import Settings
 
@@ -33,6 +33,10 @@ __all__ = ["GrpcServer"]
 _STREAMS = 64  # open streams, each of which receives a message
 _AHEAD = 8  # requests of a stream that are computed before the first of them is answered
 _LARGEST = 2**31 - 1  # bytes: gRPC's own limit of a message
+
+_KEEP_ALIVE_MS = 30_000  # until a silent connection is pinged: its caller may be gone
+_PING_TIMEOUT_MS = 20_000  # from then until it is closed
+_PING_INTERVAL_MS = 10_000  # least time between pings of a caller, the shortest that clients of gRPC send them at
 
 _FAILURES = (500, 503, 504)  # statuses that are counted from 0
 
@@ -50,14 +54,21 @@ class GrpcServer(grpc.GenericRpcHandler):  # type: ignore[misc]
 
     def __init__(self, service: Service, metrics: Metrics, api_keys: ApiKeys) -> None:
         self._service, self._metrics, self._keys = service, metrics, api_keys
-        self._receiver = Receiver(service.settings.body_timeout)
+        largest = min(service.settings.max_body_bytes, _LARGEST)
+        self._receiver = Receiver(service.settings.body_timeout, largest)
         self._reading: set[asyncio.Task[None]] = set()  # of open streams
         self._closing = False
         options = [
             ("grpc.so_reuseport", 0),  # a second server on this port must fail, not share it
-            ("grpc.max_receive_message_length", min(service.settings.max_body_bytes, _LARGEST)),
+            ("grpc.max_receive_message_length", largest),
             ("grpc.max_send_message_length", -1),
             ("grpc.per_message_decompression", 0),  # `request_message` does it, within limits
+            ("grpc.keepalive_time_ms", _KEEP_ALIVE_MS),
+            ("grpc.keepalive_timeout_ms", _PING_TIMEOUT_MS),
+            ("grpc.http2.ping_timeout_ms", _PING_TIMEOUT_MS),  # the one that gRPC 1.85 goes by
+            ("grpc.keepalive_permit_without_calls", 1),
+            ("grpc.http2.max_pings_without_data", 0),  # no limit
+            ("grpc.http2.min_ping_interval_without_data_ms", _PING_INTERVAL_MS),
         ]
         self._server = grpc.aio.server(handlers=[self], options=options)
         for path in (_INFER, _STREAM, *METHODS):
@@ -124,8 +135,13 @@ class GrpcServer(grpc.GenericRpcHandler):  # type: ignore[misc]
 
     async def _ask(self, method: Method, call: Call, context: Any) -> bytes:
         """The answer of a method without tensors."""
-        call.authorise(self._keys, method.role)
-        asked = None if method.request is None else await self._small_request(method.request, context)
+        call.authorise(self._keys, *method.roles)
+        asked = None
+        if method.request is not None:
+            receive = self._receiver.small if method.roles else self._receiver.probe
+            asked = await self._small_request(method.request, receive(context))
+        if method.changes_settings(asked):
+            call.authorise(self._keys, Role.CONTROL)
         answer: bytes = (await method.answer(self._service, asked)).SerializeToString()
         return answer
 
@@ -135,10 +151,9 @@ class GrpcServer(grpc.GenericRpcHandler):  # type: ignore[misc]
         encoded: bytes = await off_loop(answer.ByteSize(), answer.SerializeToString)
         return encoded
 
-    async def _small_request(self, kind: Any, context: Any) -> Any:
+    async def _small_request(self, kind: Any, message: Awaitable[bytes]) -> Any:
         with self._service.memory.lease() as memory:
-            message = await self._receiver.small(context)
-            return await parse(kind, await decompress(message, SMALL_MESSAGE, memory))
+            return await parse(kind, await decompress(await message, SMALL_MESSAGE, memory))
 
     async def _compute(self, message: bytes, context: Any) -> Any:
         """The answer to an inference request."""
@@ -164,27 +179,31 @@ class GrpcServer(grpc.GenericRpcHandler):  # type: ignore[misc]
             raise Problem(503, f"at most {_STREAMS} streams can be open; try again later", headers={"Retry-After": "2"})
         answers: asyncio.Queue[asyncio.Task[bytes] | None] = asyncio.Queue()
         room = asyncio.Semaphore(_AHEAD)
-        async with asyncio.TaskGroup() as group:
+        try:
+            async with asyncio.TaskGroup() as group:
 
-            async def read() -> None:
-                nonlocal refused
-                try:
-                    while (message := await context.read()) is not grpc.aio.EOF:
-                        call.authorise(self._keys, Role.INFER)  # the key may have been revoked since
-                        answers.put_nowait(group.create_task(self._answer_in_stream(message, context)))
-                        del message
-                        await room.acquire()
-                except Problem as problem:
-                    refused = problem  # once what came before is answered
-                finally:
-                    answers.put_nowait(None)
+                async def read() -> None:
+                    nonlocal refused
+                    try:
+                        while (message := await self._receiver.next(context)) is not grpc.aio.EOF:
+                            call.authorise(self._keys, Role.INFER)  # the key may have been revoked since
+                            answers.put_nowait(group.create_task(self._answer_in_stream(message, context)))
+                            del message
+                            await room.acquire()
+                    except Problem as problem:
+                        refused = problem  # once what came before is answered
+                    finally:
+                        answers.put_nowait(None)
 
-            reading = group.create_task(read())
-            self._reading.add(reading)
-            reading.add_done_callback(self._reading.discard)
-            while (answer := await answers.get()) is not None:
-                await context.write(await answer)
-                room.release()
+                reading = group.create_task(read())
+                self._reading.add(reading)
+                reading.add_done_callback(self._reading.discard)
+                while (answer := await answers.get()) is not None:
+                    await context.write(await answer)
+                    room.release()
+        except asyncio.CancelledError:
+            if not isinstance(refused, MessageTooLarge):  # for which gRPC itself has cancelled the call
+                raise
         if refused is not None:
             raise refused
         if self._closing:

@@ -8,6 +8,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable
+from functools import partial
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ from metaspec_server.core.keys import ApiKeyError, ApiKeys
 from metaspec_server.core.served_model import ServedModel
 from metaspec_server.core.service import Service
 from metaspec_server.engines.factory import MissingEngine, engine_factory
+from metaspec_server.http.access_log import record_refusal
 from metaspec_server.http.app import create_app
 from metaspec_server.http.request_head import protocol_with_limits
 from metaspec_server.ops.listening import Listener, listening
@@ -64,7 +66,7 @@ async def _serve(settings: Settings, listener: Listener) -> int:
     url = listener.url if settings.uds else base
     config = uvicorn.Config(
         create_app(service, metrics, api_keys),
-        http=protocol_with_limits(settings.body_timeout),
+        http=protocol_with_limits(settings.body_timeout, partial(record_refusal, metrics)),
         log_config=None,
         access_log=False,
         timeout_keep_alive=_KEEP_ALIVE,
