@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import itertools
 import json
 import os
@@ -10,8 +11,9 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 PROGRAM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -34,17 +36,23 @@ _PATIENCE = 60.0  # seconds for an answer of the browser
 
 
 class Page:
-    """A tab of the browser. Methods raise `RuntimeError` with the browser's message, or `TimeoutError`."""
+    """A tab of the browser. Methods raise `RuntimeError` with the browser's message, or `TimeoutError`.
+
+    Attributes:
+        complaints: errors that pages have logged or not caught, such as what a content security policy has refused.
+    """
 
     def __init__(self, sending: int, receiving: int) -> None:
         self._sending, self._receiving = sending, receiving
         self._numbers, self._rest, self._session = itertools.count(1), b"", ""
+        self.complaints: list[str] = []
 
     def open(self, url: str) -> None:
         """Open an address in a new tab, and wait until it is loaded."""
         target = self._call("Target.createTarget", url="about:blank")["targetId"]
         self._session = self._call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
-        self._call("Page.enable")
+        for domain in ("Page", "Runtime", "Log"):
+            self._call(f"{domain}.enable")
         self._call("Page.navigate", url=url)
         self.wait("document.readyState === 'complete'")
 
@@ -68,17 +76,72 @@ class Page:
                 raise TimeoutError(f"not true within {timeout:g} s: {condition}")
             time.sleep(0.02)
 
-    def mouse(self, kind: str, x: float, y: float, *, held: bool = False) -> None:
+    def mouse(self, kind: str, x: float, y: float, *, held: bool = False, button: str = "left") -> None:
         """Send a mouse event.
 
         Args:
             kind: "mousePressed", "mouseMoved" or "mouseReleased".
             x: place from the left edge of the page in CSS pixels.
             y: place from the upper edge.
-            held: whether the left button is held down during a move.
+            held: whether the button is held down during a move.
+            button: "left" or "right".
         """
-        button = "left" if held or kind != "mouseMoved" else "none"
-        self._call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button=button, buttons=int(held), clickCount=1)
+        used = button if held or kind != "mouseMoved" else "none"
+        buttons = {"left": 1, "right": 2}[button] if held else 0
+        self._call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button=used, buttons=buttons, clickCount=1)
+
+    def press(self, key: str, *, modifiers: Sequence[str] = (), kinds: Sequence[str] = ("keyDown", "keyUp")) -> None:
+        """Press a key and release it.
+
+        Args:
+            key: name of the key as JavaScript's `KeyboardEvent.key` has it.
+            modifiers: some of "Alt", "Control", "Meta" and "Shift", held down meanwhile.
+            kinds: events to send, "keyDown" and "keyUp".
+        """
+        bits = sum({"Alt": 1, "Control": 2, "Meta": 4, "Shift": 8}[name] for name in modifiers)
+        text = {"text": key} if len(key) == 1 and not {"Alt", "Control", "Meta"} & set(modifiers) else {}
+        number = {"Tab": 9, "Enter": 13, "Escape": 27}.get(
+            key, 0
+        )  # without which the browser's own actions do not follow
+        for kind in kinds:
+            typed = text if kind == "keyDown" else {}
+            self._call(
+                "Input.dispatchKeyEvent", type=kind, key=key, modifiers=bits, windowsVirtualKeyCode=number, **typed
+            )
+
+    def choose_files(self, selector: str, *files: Path) -> None:
+        """Give files to an input of the page, as its dialog would.
+
+        Args:
+            selector: CSS selector of the input.
+            files: the files.
+        """
+        element = self._call("Runtime.evaluate", expression=f"document.querySelector({json.dumps(selector)})")
+        paths = [str(path) for path in files]
+        self._call("DOM.setFileInputFiles", files=paths, objectId=element["result"]["objectId"])
+
+    def downloads(self, folder: Path) -> None:
+        """Let the page save files in a folder."""
+        self._call("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(folder))
+
+    def prefer(self, scheme: str) -> None:
+        """Switch the page to "dark" or "light", as the system's setting would."""
+        self._call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+
+    def accessibility(self) -> list[dict[str, Any]]:
+        """Nodes of the accessibility tree: what a screen reader is told."""
+        nodes: list[dict[str, Any]] = self._call("Accessibility.getFullAXTree")["nodes"]
+        return nodes
+
+    def screenshot(self, path: Path, *, whole: bool = False) -> None:
+        """Save a picture of the page as PNG.
+
+        Args:
+            path: path of the file.
+            whole: whether to show all of the page, and not only the window.
+        """
+        picture = self._call("Page.captureScreenshot", format="png", captureBeyondViewport=whole)
+        path.write_bytes(base64.b64decode(picture["data"]))
 
     def _call(self, method: str, **parameters: Any) -> dict[str, Any]:
         number = next(self._numbers)
@@ -94,6 +157,16 @@ class Page:
                     raise RuntimeError(f"{method}: {answer['error']['message']}")
                 result: dict[str, Any] = answer["result"]
                 return result
+            self._note(answer)
+
+    def _note(self, event: dict[str, Any]) -> None:
+        """Keep what an event of the browser complains of."""
+        parameters = event.get("params", {})
+        if event.get("method") == "Runtime.exceptionThrown":
+            details = parameters["exceptionDetails"]
+            self.complaints.append(details.get("exception", {}).get("description", details["text"]))
+        elif event.get("method") == "Log.entryAdded" and parameters["entry"]["level"] == "error":
+            self.complaints.append(f"{parameters['entry']['text']} {parameters['entry'].get('url', '')}")
 
     def _receive(self, method: str, deadline: float) -> bytes:
         while b"\0" not in self._rest:

@@ -1,13 +1,10 @@
-"""The page to draw a structure: its headers, and its script in node with just enough of a document."""
+"""The pages that the server serves: their headers and addresses, and what they must not say themselves."""
 
 from __future__ import annotations
 
 import base64
-import contextlib
 import json
 import re
-import shutil
-import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -15,58 +12,15 @@ import pytest
 
 import metaspec_server
 from metaspec_contract.detectors import BANDS_NM, CHANNELS, COLOUR_NAMES, COLOURS, DETECTORS, QUADRANTS
-from metaspec_contract.figures_of_merit import colour_efficiency, crosstalk
-from metaspec_contract.model import DEFAULT_MODEL
-from metaspec_contract.process import Process
+from metaspec_contract.model import DEFAULT_MODEL, gradient_model
 from metaspec_contract.structures import PIXELS, packed_bytes, unpack
+from metaspec_testing import chromium
 from metaspec_testing.nginx import NGINX, running_nginx
 from metaspec_testing.servers import RunningServer, free_port
-from metaspec_testing.small_models import Expected
 
 WEB = Path(metaspec_server.__file__).parent / "web"
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-
-BROWSER = """
-const ids = new Set(IDS), elements = new Map();
-class Element {
-  children = []; style = {}; value = ""; checked = false; textContent = "";
-  append(child) { this.children.push(child); if (child.id) elements.set(child.id, child); }
-  replaceChildren(...children) { this.children = children; }
-  setAttribute(name, value) { this[name] = value; }
-  addEventListener() {}
-  getContext() { return { createImageData: (w, h) => ({ data: new Uint8ClampedArray(4 * w * h) }), putImageData() {} }; }
-}
-globalThis.document = {
-  documentElement: new Element(),
-  createElement: () => new Element(),
-  createElementNS: () => new Element(),
-  querySelector: () => ({ value: "1" }),
-  getElementById(id) {
-    if (!elements.has(id) && ids.has(id)) elements.set(id, new Element());
-    if (!elements.has(id)) throw new Error(`no element ${id}`);
-    return elements.get(id);
-  },
-};
-globalThis.location = { search: "" };
-globalThis.getComputedStyle = () => ({ getPropertyValue: () => "#38536b" });
-const fetchAnywhere = globalThis.fetch, sent = [];
-globalThis.fetch = (path, options) => {
-  if (options.body) sent.push(options.body);
-  return fetchAnywhere(new URL(path, URL_OF_SERVER), options);
-};
-require("vm").runInThisContext(require("fs").readFileSync(SCRIPT, "utf8"));
-const status = document.getElementById("status");
-const deadline = Date.now() + 60000;
-(function wait() {
-  if (!status.textContent && Date.now() < deadline) { setTimeout(wait, 20); return; }
-  const texts = (id) => document.getElementById(id).children.map((child) => child.textContent);
-  const tables = Object.fromEntries(["detectors", "colours", "efficiency", "crosstalk"].map((id) => [id, texts(id)]));
-  const paths = document.getElementById("plot").children.filter((child) => child.d).map((child) => child.class);
-  const places = document.getElementById("detectors").children.map((child) => child.style.gridArea);
-  const body = Buffer.from(sent[0] || "").toString("base64");
-  console.log(JSON.stringify({ status: status.textContent, ...tables, paths, places, body }));
-})();
-"""
+SCRIPTS = sorted(path for path in WEB.glob("*.js") if path.name != "docs.js")
+DESIGNS = Path(__file__).parents[2] / "docs" / "design"
 
 
 def test_security_headers_and_the_page(server: RunningServer) -> None:
@@ -77,13 +31,29 @@ def test_security_headers_and_the_page(server: RunningServer) -> None:
     assert "unsafe" not in policy
     assert page.headers["X-Content-Type-Options"] == "nosniff"
     assert page.headers["X-Frame-Options"] == "DENY"
-    assert "<script>" not in page.text, "the policy would not let it run"
-    for link in re.findall(r'(?:src|href)="([^"]+)"', page.text):
+    assert not re.search(r"<script[^>]*>[^<]|<[^>]+\s(style|on\w+)=", page.text), "the policy would not let it run"
+    for link in re.findall(r'(?:src|href)="([^"#]+)"', page.text):
         if not link.startswith("data:"):
             assert not link.startswith(("/", "http")), "links are relative: they hold behind the prefix of a proxy"
             assert server.get(f"/{link}").status_code == 200
     assert server.get("/static/../settings.py").status_code == 404
     assert server.post("/predict", content=b"").headers["Content-Security-Policy"] == policy
+
+
+def test_every_module_of_the_page_is_served_and_used(server: RunningServer) -> None:
+    used = set(re.findall(r'src="static/([\w.-]+)"', (WEB / "index.html").read_text()))
+    for path in SCRIPTS:
+        used |= {match.removeprefix("./") for match in re.findall(r'from "(\./[\w.-]+)"', path.read_text())}
+    assert used == {path.name for path in SCRIPTS}
+    for name in used:
+        answer = server.get(f"/static/{name}").raise_for_status()
+        assert answer.headers["Content-Type"].partition(";")[0] in ("text/javascript", "application/javascript")
+
+
+def test_nothing_is_loaded_from_elsewhere() -> None:
+    for path in [*SCRIPTS, WEB / "page.css", WEB / "index.html"]:
+        text = path.read_text().replace("http://www.w3.org/2000/svg", "")  # a name, which is not loaded
+        assert not re.search(r"https?://|@import|url\(", text), path.name
 
 
 def test_the_documentation_loads_nothing_from_elsewhere(server: RunningServer) -> None:
@@ -97,40 +67,40 @@ def test_the_documentation_loads_nothing_from_elsewhere(server: RunningServer) -
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
 @pytest.mark.parametrize("prefix", ["", "/lab/metaspec"])
 def test_the_pages_in_a_browser(server: RunningServer, tmp_path: Path, prefix: str) -> None:
-    with contextlib.ExitStack() as stack:
-        address = server.address
-        if prefix:  # which the proxy removes: the server does not know it
-            if NGINX is None:
-                pytest.skip("nginx is not installed")
-            port = free_port()
-            location = f"location {prefix}/ {{ proxy_pass http://{address}/; }}"
-            stack.enter_context(running_nginx(tmp_path, port, f"server {{ listen 127.0.0.1:{port}; {location} }}"))
-            address = f"127.0.0.1:{port}"
-        page = show(f"http://{address}{prefix}/", tmp_path / "profile")
-        assert re.search(r'id="status"[^>]*>diffractionnet version 1, \d+ ms', page)
-        documentation = show(f"http://{address}{prefix}/docs", tmp_path / "profile")
-    for text in ("/predict", "/v2/models/{model}/infer", "Open Inference Protocol"):
-        assert text in re.sub(r"<[^>]+>|\u200b", "", documentation)
-    assert not prefix or f'value="{prefix}"' in documentation, "the address that requests from the page go to"
+    if chromium.PROGRAM is None:
+        pytest.skip("Chromium is not installed")
+    if not prefix:
+        show_the_pages(server.address, prefix)
+        return
+    if NGINX is None:
+        pytest.skip("nginx is not installed")
+    port = free_port()  # of a proxy that removes the prefix: the server does not know it
+    location = f"location {prefix}/ {{ proxy_pass http://{server.address}/; }}"
+    with running_nginx(tmp_path, port, f"server {{ listen 127.0.0.1:{port}; {location} }}"):
+        show_the_pages(f"127.0.0.1:{port}", prefix)
 
 
-def show(url: str, profile: Path) -> str:
-    """The document of a page in Chromium, after its scripts have run. It fails where the page has reported an error."""
-    assert CHROMIUM is not None
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={profile}", "--enable-logging=stderr"]
-    flags += ["--virtual-time-budget=20000", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1", "--dump-dom"]
-    shown = subprocess.run([CHROMIUM, *flags, url], capture_output=True, text=True, check=True, timeout=240)
-    reported = [line for line in shown.stderr.splitlines() if ":CONSOLE" in line and "[DOM]" not in line]
-    assert not reported, reported
-    return shown.stdout
+def show_the_pages(address: str, prefix: str) -> None:
+    with chromium.chromium() as page:
+        page.open(f"http://{address}{prefix}/")
+        page.wait("/^diffractionnet version 1, \\d+ ms/.test(document.getElementById('status').textContent)")
+        page.wait("document.querySelectorAll('#gallery button').length > 3")
+        page.open(f"http://{address}{prefix}/docs")
+        page.wait("document.body.innerText.includes('/predict')")
+        text = page.evaluate("document.body.innerText.replaceAll('\\u200b', '')")
+        assert "/v2/models/{model}/infer" in text
+        assert "Open Inference Protocol" in text
+        if prefix:  # the address that requests from the page go to
+            page.wait(f"document.querySelector('.servers [value=\"{prefix}\"]')")
+        assert page.complaints == []
 
 
 def test_the_contract_states_what_the_page_needs(server: RunningServer) -> None:
     facts = server.get("/contract").raise_for_status().json()
     assert (facts["pixels"], facts["packed_bytes"], facts["default_model"]) == (PIXELS, packed_bytes(), DEFAULT_MODEL)
+    assert gradient_model("any") == "any" + facts["gradient_suffix"]
     assert facts["channels"] == list(CHANNELS)
     assert facts["quadrants"] == {name: list(place) for name, place in QUADRANTS.items()}
     assert list(facts["colours"]) == list(COLOURS)
@@ -139,29 +109,17 @@ def test_the_contract_states_what_the_page_needs(server: RunningServer) -> None:
         assert stated == {"name": COLOUR_NAMES[colour], "band_nm": band, "detectors": detectors}
 
 
-def test_the_page_has_no_facts_of_its_own() -> None:
-    script = (WEB / "page.js").read_text().replace("padEnd(128", "")  # which is of the .npy format
-    markup = (WEB / "index.html").read_text().replace('viewBox="0 0 640 400"', "")
+@pytest.mark.parametrize("path", [*SCRIPTS, WEB / "index.html"], ids=lambda path: path.name)
+def test_the_page_has_no_facts_of_its_own(path: Path) -> None:
     facts = [str(PIXELS), str(packed_bytes()), DEFAULT_MODEL, *CHANNELS, *COLOUR_NAMES.values()]
     facts += [f"{edge:g}" for band in BANDS_NM.values() for edge in band]
     for fact in facts:
-        assert not re.search(rf"\b{fact}\b", script + markup), fact
+        assert not re.search(rf"\b{fact}\b", path.read_text()), fact
 
 
-@pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
-def test_the_script_shows_the_figures_of_merit_of_what_it_draws(server: RunningServer, expected: Expected) -> None:
-    names = re.findall(r'\bid="([\w-]+)"', (WEB / "index.html").read_text())
-    values = {"IDS": names, "URL_OF_SERVER": server.url, "SCRIPT": str(WEB / "page.js")}
-    constants = "".join(f"const {name} = {json.dumps(value)};\n" for name, value in values.items())
-    command = ["node", "-e", constants + BROWSER]
-    shown = json.loads(subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout)
-    assert shown["status"].startswith("diffractionnet version 1, ")
-    spectra = expected(unpack(np.frombuffer(base64.b64decode(shown["body"]), np.uint8)[None]))
-    wavelengths = Process().wavelengths_nm
-    assert shown["efficiency"] == [f"{value:.3f}" for value in colour_efficiency(spectra, wavelengths)[0]]
-    assert shown["crosstalk"] == [f"{value:.3f}" for value in crosstalk(spectra, wavelengths)[0]]
-    assert shown["colours"] == [COLOUR_NAMES[colour] for colour in COLOURS]
-    assert shown["paths"] == [f"channel-{name}" for name in CHANNELS]
-    assert dict(zip(shown["detectors"], shown["places"], strict=True)) == {
-        name: f"{row + 1} / {column + 1}" for name, (row, column) in QUADRANTS.items()
-    }
+def test_the_gallery_holds_the_designs_of_the_documentation() -> None:
+    designs = json.loads((WEB / "gallery" / "designs.json").read_text())
+    assert {one["name"] for one in designs} == {path.stem for path in DESIGNS.glob("*.npy")}
+    for one in designs:
+        bits = np.frombuffer(base64.b64decode(one["packed"]), np.uint8)
+        assert (unpack(bits) == np.load(DESIGNS / f"{one['name']}.npy")).all()

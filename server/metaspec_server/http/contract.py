@@ -8,7 +8,7 @@ from fastapi import APIRouter, Depends
 from pydantic import BaseModel, Field
 
 from metaspec_contract.detectors import BANDS_NM, CHANNELS, COLOUR_NAMES, COLOURS, DETECTORS, QUADRANTS, SPREAD
-from metaspec_contract.model import DEFAULT_MODEL
+from metaspec_contract.model import DEFAULT_MODEL, gradient_model
 from metaspec_contract.structures import PIXELS, packed_bytes
 from metaspec_server.http.query import knows_query
 
@@ -35,6 +35,7 @@ class Contract(BaseModel):
     spread: Annotated[str, Field(description="channel after the detectors of models over symmetric images")]
     colours: Annotated[dict[str, Colour], Field(description="colours, in the order of tables")]
     default_model: Annotated[str, Field(description="model that answers where no name is given")]
+    gradient_suffix: Annotated[str, Field(description="end of the names of gradient models, after that of their model")]
 
 
 _CONTRACT = Contract(
@@ -48,6 +49,7 @@ _CONTRACT = Contract(
         for colour in COLOURS
     },
     default_model=DEFAULT_MODEL,
+    gradient_suffix=gradient_model(""),
 )
 
 
