@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from metaspec_contract.model import COTANGENT, GRADIENT, SPECTRA, STRUCTURE, gradient_model
 from metaspec_contract.structures import pack
 from metaspec_server.core.engine import Description
-from metaspec_server.engines.onnx import PROVIDERS, Bound, describe
+from metaspec_server.engines.bound import Bound
+from metaspec_server.engines.onnx_session import PROVIDERS, describe
 from metaspec_server.repository import find_models
 from metaspec_testing.closed_loop import http_request
 from metaspec_testing.servers import running_server

@@ -174,9 +174,9 @@ class Contender(NamedTuple):
 
 
 @contextmanager
-def metaspec(repository: Path, threads: int, max_batch: int, packed: bool = False) -> Iterator[Contender]:
-    flags = ["--repository", str(repository), "--threads", str(threads), "--max-batch", str(max_batch)]
-    with running_server(*flags, "--cache-mb", "0", "--max-queue", "100000") as server:
+def metaspec(repository: Path, threads: int, *flags: str, packed: bool = False) -> Iterator[Contender]:
+    common = ["--repository", str(repository), "--threads", str(threads), "--cache-mb", "0", "--max-queue", "100000"]
+    with running_server(*common, *flags) as server:
         request = partial(oip, server.address, packed=packed)
         yield Contender(server.address, psutil.Process(server.process.pid), request)
 
@@ -350,8 +350,10 @@ def main() -> None:
                         load, cpu, peak = direct(arguments.model, threads, callers, batch, seconds)
                         results[name].setdefault((callers, batch), Measured()).add(load, batch, cpu, peak)
                 elif name == "metaspec":
-                    measure(metaspec(repository, threads, MAX_BATCH), LOADS, seconds, results[name])
-                    measure(metaspec(nothing, 1, 256, packed=True), [OVERHEAD], seconds, overhead[name])
+                    measure(metaspec(repository, threads), LOADS, seconds, results[name])
+                    measure(
+                        metaspec(nothing, 1, "--max-batch", "256", packed=True), [OVERHEAD], seconds, overhead[name]
+                    )
                 elif name == "triton":
                     measure(triton(for_triton), LOADS, seconds, results[name])
                     measure(triton(for_triton_nothing, packed=True), [OVERHEAD], seconds, overhead[name])

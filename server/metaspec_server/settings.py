@@ -84,7 +84,12 @@ class Settings(BaseSettings):
         "auto", description="execution provider of ONNX Runtime; auto is CUDA where it is installed, else the CPU"
     )
     gpus: Annotated[list[int], NoDecode] = Field([0], min_length=1, description="numbers of the GPUs to use")
-    instances: int = Field(1, ge=1, description="engines of each model, on each GPU or on the CPU")
+    instances: int | None = Field(
+        None,
+        ge=1,
+        description="engines of each model, on each GPU or on the CPU; by default one on each GPU, and on a CPU those that "
+        "follow the load: one with all threads while little waits, one for each thread when more does",
+    )
     threads: int = Field(
         default_factory=usable_cores,
         ge=1,
@@ -105,8 +110,8 @@ class Settings(BaseSettings):
     max_batch: int | None = Field(
         None,
         ge=1,
-        description="largest number of structures in a micro-batch, fewer in models that take several passes for each; 4 on "
-        "a CPU by default, where larger ones are slower, and 32 on a GPU",
+        description="largest number of structures in a micro-batch, fewer in models that take several passes for each; by "
+        "default 4 on a CPU, where larger ones are slower, 2 on one core of it beside others, and 32 on a GPU",
     )
     max_queue: int = Field(
         8192, ge=1, description="largest number of waiting structures of each model; beyond that 503"

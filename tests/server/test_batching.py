@@ -351,6 +351,7 @@ async def test_every_micro_batch_is_told_of() -> None:
     max_batch=st.integers(1, 16),
     max_queue=st.integers(5, 200),
     engine_count=st.integers(1, 3),
+    on_one_core=st.integers(0, 3),
     bad=st.integers(0, 400),
     deadly=st.integers(0, 400),
 )
@@ -359,13 +360,17 @@ def test_every_caller_gets_exactly_its_own_rows_or_exactly_one_error(
     max_batch: int,
     max_queue: int,
     engine_count: int,
+    on_one_core: int,
     bad: int,
     deadly: int,
 ) -> None:
-    engines = [Recorder(fail_on=bad, die_on=deadly) for _ in range(engine_count)]
+    """With engines of one kind, and with those that follow the load."""
+    engines = [Recorder(fail_on=bad, die_on=deadly) for _ in range(engine_count + on_one_core)]
 
     async def scenario() -> None:
-        batcher = batcher_of(*engines, max_batch=max_batch, max_queue=max_queue)
+        batcher = batcher_of(*engines[:engine_count], max_batch=max_batch, max_queue=max_queue)
+        for engine in engines[engine_count:]:
+            batcher.start(engine, on_one_core=True)
         start = 0
         tasks = []
         for size, pause, cancel, timeout, priority in requests:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,8 @@ import numpy as np
 import pytest
 
 from metaspec_server.core.tensors import Rows
-from metaspec_server.engines.onnx import OnnxEngine, describe
+from metaspec_server.engines.onnx import OnnxEngine
+from metaspec_server.engines.onnx_session import describe
 from metaspec_server.repository import RepositoryError, find_models
 from metaspec_testing.small_models import Array, Expected, ExpectedGradient
 
@@ -26,6 +28,38 @@ def test_pieces_packed_or_not_come_back_row_for_row(
     spectra = engine(small_repository).run(pieces)["spectra"]
     together = np.concatenate([structures[:3], density[:, 0], structures[3:]])
     np.testing.assert_allclose(spectra, expected(together), atol=1e-6)
+
+
+def test_bits_and_densities_of_a_micro_batch_lose_their_negligible_numbers(
+    small_repository: Path, structures: Array, expected: Expected
+) -> None:
+    density = np.where(structures[:2, None] > 0, 0.5, 1e-40).astype(np.float32)
+    bits = np.packbits(structures[2:].reshape(3, -1), axis=1)
+    model = engine(small_repository)
+    spectra = model.run([{"structure": bits}, {"structure": density}])["spectra"]
+    assert not np.any((model._buffers["structure"] > 0) & (model._buffers["structure"] < 1e-30))
+    together = np.concatenate([structures[2:], np.where(density[:, 0] > 0.1, 0.5, 0)])
+    np.testing.assert_allclose(spectra, expected(together), atol=1e-6)
+
+
+def test_twins_compute_at_once(small_repository: Path, structures: Array, expected_gradient: ExpectedGradient) -> None:
+    model = engine(small_repository, "diffractionnet_vjp", max_batch=5)
+    rng = np.random.default_rng(0)
+    cotangents = [rng.normal(size=(5, 4, 301)).astype(np.float32) for _ in range(3)]
+
+    def compute(twin: OnnxEngine, cotangent: Array) -> None:
+        wanted = expected_gradient(structures, cotangent)
+        for _ in range(50):
+            results = twin.run([{"structure": structures[:, None].astype(np.float32), "cotangent": cotangent}])
+            np.testing.assert_allclose(results["gradient"][:, 0], wanted, atol=1e-6)
+
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(compute, [model.twin(), model.twin(), model.twin()], cotangents))
+    ended = model.twin()
+    ended.stop()
+    with pytest.raises(Exception, match="terminate"):
+        ended.run([{"structure": structures[:, None].astype(np.float32), "cotangent": cotangents[0]}])
+    compute(model.twin(), cotangents[0])
 
 
 @pytest.mark.parametrize("max_batch", [1, 5, 8])

@@ -165,8 +165,8 @@ async def test_at_the_end_a_hung_run_is_ended() -> None:
 
 @asynccontextmanager
 async def served(root: Path, **options: float) -> AsyncIterator[tuple[httpx.AsyncClient, Service, threading.Event]]:
-    """A server's application, whose engines are replaced once the event is set."""
-    settings, metrics = Settings(repository=root, cache_mb=0, **options), Metrics()  # type: ignore[arg-type]
+    """A server's application, whose engines, one for each model, are replaced once the event is set."""
+    settings, metrics = Settings(repository=root, cache_mb=0, instances=1, **options), Metrics()  # type: ignore[arg-type]
     service = await Service.start(settings, engine_factory(settings, metrics.observe), metrics)
     may_revive = threading.Event()
     model = service.registry.find(NAME)

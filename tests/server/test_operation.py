@@ -78,7 +78,7 @@ def in_this_process(repository: Path, **settings: Any) -> Iterator[tuple[str, Se
 
 
 def test_metrics_count_what_happened(small_repository: Path, structures: Array) -> None:
-    with running_server("--repository", str(small_repository), "--max-batch", "8") as server:
+    with running_server("--repository", str(small_repository), "--max-batch", "8", "--instances", "1") as server:
         body = np.packbits(structures, axis=None).tobytes()
         for _ in range(3):
             server.post("/predict", content=body, headers=PACKED).raise_for_status()
@@ -143,7 +143,7 @@ def test_a_dead_engine_is_noticed_and_replaced_and_no_request_is_lost(
     small_repository: Path, structures: Array, expected: Expected
 ) -> None:
     body = np.packbits(structures, axis=None).tobytes()
-    with in_this_process(small_repository, cache_mb=0) as (url, service):
+    with in_this_process(small_repository, cache_mb=0, instances=1) as (url, service):
         model = service.registry.find("diffractionnet")
         revive, may_revive = model.revive, threading.Event()
         model.revive = lambda: revive() if may_revive.is_set() else 0

@@ -32,15 +32,15 @@ PACKED = {"Content-Type": "application/octet-stream", "Accept": "application/oct
 SLOW = """
 import sys
 from pathlib import Path
-from metaspec_server.engines import onnx
+from metaspec_server.engines import onnx_session
 
-pipes, session = Path(sys.argv.pop(1)), onnx._session
+pipes, session = Path(sys.argv.pop(1)), onnx_session._session
 
 def slow_session(file, *arguments):
     pipes.joinpath(file.name).read_bytes()
     return session(file, *arguments)
 
-onnx._session = slow_session
+onnx_session._session = slow_session
 from metaspec_server.ops.cli import main
 main()
 """

@@ -32,7 +32,7 @@ STATISTICS = f"/v2/models/{NAME}/versions/1/stats"
 
 @pytest.fixture(scope="module")
 def running(small_repository: Path) -> Iterator[RunningServer]:
-    flags = ("--repository", str(small_repository), "--grpc-port", "0", "--max-batch", "4")
+    flags = ("--repository", str(small_repository), "--grpc-port", "0", "--max-batch", "4", "--instances", "1")
     with running_server(*flags) as server:
         yield server
 

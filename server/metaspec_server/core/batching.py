@@ -4,10 +4,10 @@ Work-conserving: an idle engine takes what is waiting at once; while it runs, re
 as many rows as fit. No request waits for a timer. A large request is split, small ones are joined, and each waiting request
 of a priority gets an equal share of every micro-batch, so that one large caller does not hold up many small ones.
 
-There is one queue, and one thread for each engine. An engine that raises an `Exception` fails that micro-batch and takes
-the next one. Any other exception ends its thread. An engine that computes a micro-batch for longer than its timeout is given
-up: its run is told to end, its callers get an error, and it takes no more work. In both cases the requests that are waiting
-stay in the queue for another engine.
+There is one queue, and one thread for each engine; which of them compute at a time, the crew decides. An engine that raises an
+`Exception` fails that micro-batch and takes the next one. Any other exception ends its thread. An engine that computes a
+micro-batch for longer than its timeout is given up: its run is told to end, its callers get an error, and it takes no more
+work. In both cases the requests that are waiting stay in the queue for another engine.
 """
 
 from __future__ import annotations
@@ -19,8 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
-import numpy as np
-
+from metaspec_server.core.crew import Crew
 from metaspec_server.core.errors import Closed, DeadlineExceeded, EngineFailure, QueueFull
 from metaspec_server.core.priority import DEFAULT_PRIORITY
 from metaspec_server.core.request_queue import Request, RequestQueue, Share
@@ -39,7 +38,7 @@ class MicroBatcher:
     """A bounded queue before one or several engines, and the threads that empty it.
 
     Args:
-        max_batch: largest number of rows in a micro-batch.
+        max_batch: largest number of rows in a micro-batch, unless `start` says otherwise for an engine.
         max_queue: largest number of waiting rows of each priority.
         name: name of the threads.
         observe: function called with every micro-batch.
@@ -59,9 +58,10 @@ class MicroBatcher:
         self._queue = RequestQueue()
         self._rows_per_second = 100.0
         self._closing = False
-        self._changed = threading.Condition()
-        self._workers: list[Worker] = []
-        self._replaced: list[Worker] = []
+        self._lock = threading.RLock()
+        self._crew = Crew(engine_timeout)
+        self._busy_from = math.inf
+        self._when_busy: Callable[[], object] = lambda: None
 
     def start(
         self,
@@ -69,6 +69,8 @@ class MicroBatcher:
         stop: Callable[[], None] = lambda: None,
         input_seconds: Callable[[], float] = lambda: 0.0,
         place: int | None = None,
+        max_batch: int | None = None,
+        on_one_core: bool = False,
     ) -> None:
         """Add an engine, which works in a thread of its own.
 
@@ -77,35 +79,38 @@ class MicroBatcher:
             stop: function that makes `run` end with an exception, from another thread.
             input_seconds: function that tells how long the last run took to copy rows into its inputs, in seconds.
             place: place of the engine that it replaces, of those that `give_up` returned.
+            max_batch: largest number of rows in its micro-batches.
+            on_one_core: whether it computes on one core, beside others of its kind, instead of one that has all cores.
         """
-        worker = Worker(run, stop, input_seconds, self._work, self._name)
-        with self._changed:
-            if place is None:
-                self._workers.append(worker)
-            else:
-                self._replaced.append(self._workers[place])
-                self._workers[place] = worker
+        called, most = threading.Condition(self._lock), max_batch or self._max_batch
+        worker = Worker(run, stop, input_seconds, self._work, self._name, called, most, on_one_core)
+        with self._lock:
+            self._crew.add(worker, place)
             worker.thread.start()  # it waits for the lock
+
+    def when_busy(self, rows: int, call: Callable[[], object]) -> None:
+        """Have a function called once, when so many rows wait. It must not block."""
+        self._busy_from, self._when_busy = rows, call
 
     @property
     def engines(self) -> int:
         """Number of engines that take work; 0 once it is closed."""
-        return 0 if self._closing else sum(self._works(worker) for worker in self._workers)
+        return 0 if self._closing else len(self._crew.workers) - self._crew.missing
 
     @property
     def missing(self) -> int:
         """Number of engines that are dead or overdue, and should be replaced."""
-        return 0 if self._closing else sum(not self._works(worker) for worker in self._workers)
+        return 0 if self._closing else self._crew.missing
 
     @property
     def busy(self) -> dict[str, float]:
         """Seconds for which each engine has been computing its micro-batch, by its place; 0 for one that is idle."""
-        return {str(place): worker.busy for place, worker in enumerate(self._workers)}
+        return {str(place): worker.busy for place, worker in enumerate(self._crew.workers)}
 
     @property
     def abandoned(self) -> int:
         """Number of engines that were given up and have not ended: each keeps a thread and its memory."""
-        return sum(worker.abandoned for worker in [*self._replaced, *self._workers])
+        return self._crew.abandoned
 
     @property
     def waiting(self) -> int:
@@ -140,22 +145,28 @@ class MicroBatcher:
         """
         loop = asyncio.get_running_loop()
         request = Request(Piece(rows, keys), count(rows), loop, loop.create_future(), priority)
-        with self._changed:
+        with self._lock:
             if self._closing:
                 raise Closed
             waiting = self._queue.rows_of(priority)
             if waiting + request.size > self._max_queue:
                 raise QueueFull(waiting, self._max_queue, max(1.0, self._queue.rows / self._rows_per_second))
             self._queue.add(request)
-            self._changed.notify()
+            self._wake()
+            if busy := self._queue.rows >= self._busy_from:
+                self._busy_from = math.inf
+        if busy:
+            self._when_busy()
         try:
             async with asyncio.timeout(timeout):
                 return await request.future
         except TimeoutError:
             raise DeadlineExceeded(timeout) from None
         finally:  # also when the caller is cancelled: rows that are still waiting are dropped
-            with self._changed:
+            with self._lock:
                 self._queue.drop(request)
+                if not self._queue:
+                    self._wake()
 
     def give_up(self) -> list[int]:
         """End the runs that are overdue; their callers get `DeadlineExceeded`. Blocks for a moment.
@@ -166,16 +177,15 @@ class MicroBatcher:
         Raises:
             RuntimeError: too many engines that were given up go on computing.
         """
-        with self._changed:
-            overdue = [worker for worker in self._workers if worker.busy > self._engine_timeout]
+        with self._lock:
+            overdue = self._crew.overdue()
         for worker in overdue:
             self._end(worker, DeadlineExceeded(self._engine_timeout))
         deadline = time.monotonic() + _GRACE
         for worker in overdue:
             worker.thread.join(max(0.0, deadline - time.monotonic()))
-        with self._changed:
-            self._replaced = [worker for worker in self._replaced if worker.thread.is_alive()]
-            lost = [place for place, worker in enumerate(self._workers) if not self._works(worker)]
+        with self._lock:
+            lost = self._crew.lost()
         if self._closing:
             return []
         if lost and (abandoned := self.abandoned) >= _MOST_ABANDONED:
@@ -184,34 +194,38 @@ class MicroBatcher:
 
     async def close(self, timeout: float) -> None:
         """Accept no more requests, finish the accepted ones within `timeout` seconds, and end the threads."""
-        with self._changed:
+        with self._lock:
             self._closing = True
-            self._changed.notify_all()
-            workers = list(self._workers)
+            workers = self._crew.workers
+            self._wake()
         deadline = time.monotonic() + timeout
         for worker in workers:
             if not worker.given_up:
                 await asyncio.to_thread(worker.thread.join, max(0.0, deadline - time.monotonic()))
-        with self._changed:  # no engine is left to compute these
+        with self._lock:  # no engine is left to compute these
             left = self._queue.clear()
         for request in left:
             request.reject(Closed())
         for worker in workers:
             self._end(worker, Closed())
 
-    def _works(self, worker: Worker) -> bool:
-        """Whether an engine takes work, or will when its micro-batch is done."""
-        return worker.thread.is_alive() and not worker.given_up and worker.busy <= self._engine_timeout
+    def _wake(self) -> None:
+        """Wake an engine that may take what waits, or all if there is nothing left to wait for. The caller holds the lock."""
+        if self._closing and not self._queue:
+            self._crew.wake_all()
+        else:
+            self._crew.wake(self._queue.rows)
 
     def _end(self, worker: Worker, error: Exception) -> None:
         """Give up an engine that computes a micro-batch: its callers get an error, and its run is told to end."""
-        with self._changed:
-            if worker.given_up or worker.since is None or not worker.thread.is_alive():
+        with self._lock:
+            if worker.given_up or worker.since is None or worker.ended:
                 return
             worker.given_up = True
             record = worker.record(failed=True)
             for share in worker.shares:
                 self._queue.drop(share.request)
+            self._wake()
         log.error("%s: a run with %d structures was ended after %.1f s", self._name, record.rows, record.seconds)
         for share in worker.shares:
             share.request.reject(error)
@@ -224,18 +238,24 @@ class MicroBatcher:
                 self._compute(worker)
         except BaseException:
             log.exception("the thread of an engine has ended: %s", self._name)
+        finally:
+            with self._lock:
+                worker.ended = True
+                self._wake()
 
     def _next(self, worker: Worker) -> bool:
         """Wait for rows and take a micro-batch; false when closed and nothing is left, or when the engine is given up."""
-        with self._changed:
-            while not self._queue and not self._closing and not worker.given_up:
-                self._changed.wait()
-            if worker.given_up or not self._queue:
-                return False
-            worker.begin(self._queue.take(self._max_batch))
-            if self._queue:
-                self._changed.notify()  # another engine may be idle
-            return True
+        with self._lock:
+            while not worker.given_up:
+                if rows := self._crew.rows_for(worker, self._queue.rows):
+                    worker.begin(self._queue.take(rows))
+                    self._wake()
+                    return True
+                if self._closing and not self._queue:
+                    return False
+                self._wake()  # what this one leaves to others
+                worker.called.wait()
+            return False
 
     def _compute(self, worker: Worker) -> None:
         shares = worker.shares
@@ -254,7 +274,7 @@ class MicroBatcher:
 
     def _finish(self, worker: Worker, failed: bool, output_seconds: float = 0.0) -> None:
         """Count the micro-batch, unless that was done when the engine was given up."""
-        with self._changed:
+        with self._lock:
             if worker.given_up:
                 return
             record = worker.record(failed, output_seconds)
@@ -266,26 +286,13 @@ class MicroBatcher:
     def _deliver(self, shares: list[Share], results: Rows) -> None:
         offset = 0
         for share in shares:
-            request, size = share.request, share.size
-            part = {name: array[offset : offset + size] for name, array in results.items()}
-            offset += size
-            if size == request.size:
-                request.results = {name: np.array(array) for name, array in part.items()}
-            else:
-                with self._changed:  # two engines may hold parts of it
-                    for name, array in part.items():
-                        request.results.setdefault(name, np.empty((request.size, *array.shape[1:]), array.dtype))
-                for name, array in part.items():
-                    request.results[name][share.start : share.stop] = array
-            with self._changed:
-                request.finished += size
-                complete = request.finished == request.size
-            if complete:
-                request.resolve()
+            part = {name: array[offset : offset + share.size] for name, array in results.items()}
+            offset += share.size
+            share.deliver(part, self._lock)
 
     def _fail(self, shares: list[Share], error: BaseException) -> None:
         reason = str(error) or type(error).__name__
-        with self._changed:
+        with self._lock:
             for share in shares:
                 self._queue.drop(share.request)
         for share in shares:

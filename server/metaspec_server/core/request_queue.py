@@ -6,8 +6,10 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
+
+import numpy as np
 
 from metaspec_server.core.priority import DEFAULT_PRIORITY, LOWEST_PRIORITY, Turns, level
 from metaspec_server.core.tensors import Piece, Rows
@@ -66,6 +68,28 @@ class Share:
     def size(self) -> int:
         """Number of rows."""
         return self.stop - self.start
+
+    def deliver(self, part: Rows, lock: AbstractContextManager[object]) -> None:
+        """Copy the results of these rows for the caller, who gets them with the last ones of the request.
+
+        Args:
+            part: results, which the engine may overwrite afterwards.
+            lock: lock of the queue: two engines may hold shares of the request.
+        """
+        request = self.request
+        if self.size == request.size:
+            request.results = {name: np.array(array) for name, array in part.items()}
+        else:
+            with lock:
+                for name, array in part.items():
+                    request.results.setdefault(name, np.empty((request.size, *array.shape[1:]), array.dtype))
+            for name, array in part.items():
+                request.results[name][self.start : self.stop] = array
+        with lock:
+            request.finished += self.size
+            complete = request.finished == request.size
+        if complete:
+            request.resolve()
 
 
 class RequestQueue:

@@ -59,15 +59,22 @@ class Worker:
         input_seconds: function that tells how long the last run took to copy rows into its inputs, in seconds.
         work: function that the thread calls with this worker.
         name: name of the thread.
+        called: condition, of the lock of the queue, that the thread waits for while it is idle.
+        max_batch: largest number of rows in its micro-batches.
+        on_one_core: whether it computes on one core, beside others, and not on all of them.
 
     Attributes:
         run: function that computes a micro-batch.
         stop: function that makes `run` end, from another thread.
         input_seconds: function that tells how long the last run took to copy rows into its inputs, in seconds.
+        called: condition that the thread waits for while it is idle.
+        max_batch: largest number of rows in its micro-batches.
+        on_one_core: whether it computes on one core, beside others, and not on all of them.
         thread: the thread.
         shares: the micro-batch that it computes.
         since: time at which it began to compute, by `time.perf_counter`; None while it is idle.
         given_up: whether a run took too long: it takes no more work.
+        ended: whether the thread takes no more work, because it was closed or has died.
     """
 
     def __init__(
@@ -77,12 +84,16 @@ class Worker:
         input_seconds: Callable[[], float],
         work: Callable[[Worker], None],
         name: str,
+        called: threading.Condition,
+        max_batch: int,
+        on_one_core: bool,
     ) -> None:
         self.run, self.stop, self.input_seconds = run, stop, input_seconds
+        self.called, self.max_batch, self.on_one_core = called, max_batch, on_one_core
         self.thread = threading.Thread(target=work, args=[self], name=name, daemon=True)
         self.shares: list[Share] = []
         self.since: float | None = None
-        self.given_up = False
+        self.given_up = self.ended = False
 
     @property
     def busy(self) -> float:

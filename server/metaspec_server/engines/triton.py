@@ -13,7 +13,7 @@ from metaspec_server.core.engine import Description
 from metaspec_server.core.served_model import Load, NotYet, ServedModel
 from metaspec_server.core.statistics import Statistics
 from metaspec_server.engines.fleet import Fleet, Member
-from metaspec_server.engines.onnx import describe
+from metaspec_server.engines.onnx_session import describe
 from metaspec_server.engines.triton_connection import connect_probe, largest_batch, try_on
 from metaspec_server.engines.triton_queue import TritonQueue
 from metaspec_server.repository import ModelFile

@@ -15,7 +15,7 @@ from metaspec_server.core.engine import Description, try_out
 from metaspec_server.core.served_model import NotYet
 from metaspec_server.core.tensors import Rows, count, gather
 from metaspec_server.engines.fleet import PROBE_INTERVAL, Member, Probe
-from metaspec_server.engines.onnx import refused
+from metaspec_server.engines.onnx_session import refused
 from metaspec_server.repository import ModelFile, RepositoryError
 
 __all__ = ["CHANNEL", "GONE", "connect_probe", "encode", "largest_batch", "try_on"]
