@@ -21,13 +21,13 @@ STEP = 1e-4
 HARMONIC_STEP = 5e-4
 """Step of the harmonics; all of them add up to an rms error of 1e-3 in a spectrum."""
 
-ORDER_STEP = 2e-3
+ORDER_STEP = 4e-3
 """Step of the real and imaginary parts of orders, in units of the incident amplitude."""
 
 HARMONICS_NM = 2
 """Distance of the wavelengths of harmonics; the spectra resolve about 10 nm."""
 
-ORDERS_NM = 10
+ORDERS_NM = 20
 """Distance of the wavelengths of orders."""
 
 
