@@ -202,7 +202,11 @@ def field(network: DiffractionFieldNet, maps: Tensor) -> Tensor:
 
 
 def propagating(network: DiffractionFieldNet) -> Tensor:
-    return (network.propagation.phase_cos**2 + network.propagation.phase_sin**2 > 0.5).float()
+    """Which orders propagate: 0 or 1, (nodes, ky, kx)."""
+    layer = network.propagation
+    orders = layer.phase_cos.flatten(1) ** 2 + layer.phase_sin[..., 0, :].flatten(1) ** 2 > 0.5
+    size = len(layer.transform)
+    return orders.float().T.reshape(-1, size, size)
 
 
 def at_nodes(orders: Array) -> Tensor:

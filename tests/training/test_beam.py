@@ -38,7 +38,7 @@ def test_equals_the_split_step_method_by_fourier_transforms(density: torch.Tenso
     order = np.fft.fftfreq(32, 1 / 32)
     kept = np.abs(order) <= 10
     ours = BeamPropagation(PROCESS, points=16)
-    ours.sample = ours.out  # at the points on which it is propagated
+    ours.sample, ours.sample_across = ours.points, ours.points_across  # at the points on which it is propagated
     real, imag = ours(density[:1]).chunk(2, dim=1)
     for n, wavelength in enumerate(WAVELENGTHS_NM):
         k0, dz = 2 * np.pi * 1000 / wavelength, PROCESS.thickness_um / SLICES

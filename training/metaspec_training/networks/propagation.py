@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from metaspec_contract.process import Process
 from metaspec_contract.structures import PIXELS
 from metaspec_simulation.physics.farfield import HARMONICS, max_order, window_harmonics
-from metaspec_training.networks.beam import INDEX, complex_matrix
+from metaspec_training.networks.beam import INDEX
+from metaspec_training.networks.harmonics import along, exponentials, harmonics, permute_along
 from metaspec_training.networks.translation import Translation
 
 GRID = 16
@@ -29,17 +30,20 @@ class Propagation(nn.Module):
     Input (B, 8 * basis, 16, 16), the channels being (polarisation, component, part, spline); output (B, 4, wavelengths).
     """
 
-    dft_cos: Tensor
-    dft_sin: Tensor
+    transform: Tensor
+    to_exponentials: Tensor
     splines: Tensor
     phase_cos: Tensor
     phase_sin: Tensor
-    h_from_e: Tensor
-    square_wave: Tensor
-    interpolation: Tensor
+    same: Tensor
+    crossed: Tensor
+    parts_exchanged: Tensor
+    components_crossed: Tensor
+    windows: Tensor
     quadrants: Tensor
-    to_points: Tensor
-    window: Tensor
+    interpolation: Tensor
+    points: Tensor
+    point_harmonics: Tensor
 
     def __init__(self, process: Process, basis: int, nodes: int) -> None:
         super().__init__()
@@ -53,94 +57,96 @@ class Propagation(nn.Module):
                 f"{GRID // 2 - 1}; with period_um {process.period_um:g} and wavelength_min_nm {process.wavelength_min_nm:g}, "
                 f"orders up to {highest} propagate: train DiffractionNet (preset full)"
             )
+        # Fields are (B, ky kx, polarisation, component, part, node): factors of them here (ky, kx, 1, component, part, node).
+        # All but `crossed` are the same for the sine and the cosine of an order.
         order = np.arange(-highest, highest + 1)
-        index = process.substrate.index(node)[:, None, None]
-        k0 = (2 * np.pi * 1000 / node)[:, None, None]
-        kx = (2 * np.pi / process.period_um * order)[None, None, :]
-        ky = kx.swapaxes(1, 2)
+        count = len(order)
+        index, k0 = process.substrate.index(node), 2 * np.pi * 1000 / node
+        kx = (2 * np.pi / process.period_um * order)[:, None, None, None, None]
+        ky = kx[:, None]
         squared = (index * k0) ** 2 - kx**2 - ky**2
         propagating = squared > 0
         # The floor bounds H of p waves at grazing angles; the network compensates for it.
         kz = np.sqrt(np.maximum(squared, (0.1 * index * k0) ** 2))
+        same = np.concatenate([kz + kx**2 / kz, kz + ky**2 / kz], axis=3) / k0
         # The network predicts the field without the common phase of the layer: it varies slowly with wavelength.
-        phase = np.sqrt(np.maximum(squared, 0)) * process.distance_um + common_phase(process, node)[:, None, None]
+        phase = np.sqrt(np.maximum(squared, 0)) * process.distance_um + common_phase(process, node)
         # The stem's strides keep every eighth pixel, starting with the first.
         position = (np.arange(GRID) * (PIXELS // GRID) + 0.5) / PIXELS
-        angle = 2 * np.pi * np.outer(order, position)
-        distance = order[:, None] - order[None, :]
-        square_wave = np.where(distance % 2 != 0, 2 / (np.pi * np.where(distance == 0, 1, distance)), 0)
+        # A half-period window is (1 +- square wave) / 2 along each axis. In the basis of its eigenvectors it is diagonal.
+        distance = order[:, None] - order
+        square_wave = np.where(distance % 2 != 0, -2j / (np.pi * np.where(distance == 0, 1, distance)), 0)
+        exponential = exponentials(highest)
+        value, vectors = np.linalg.eigh((exponential.conj().T @ square_wave @ exponential).real)
+        halves = np.stack([1 + value, 1 - value]) / 2
+        quadrants = halves[:, None, :, None] * halves[None, :, None, :]
         points = 2 * highest + max(HARMONICS) + 1  # no product of two orders aliases into a harmonic
-        wave = np.exp(2j * np.pi * np.outer(order, np.arange(points) / points))
-        window = window_harmonics(np.eye(points**2).reshape(-1, points, points).swapaxes(1, 2))
+        window = window_harmonics(np.eye(points**2).reshape(-1, points, points))
         for name, matrix in (
-            ("to_points", complex_matrix(wave.T)),
-            ("window", window),
-            ("dft_cos", np.cos(angle) / GRID),
-            ("dft_sin", np.sin(angle) / GRID),
-            ("splines", spline_basis(1000 / node, basis)),
-            ("phase_cos", propagating * np.cos(phase)),
-            ("phase_sin", propagating * np.sin(phase)),
-            ("h_from_e", np.stack([(kz + kx**2 / kz) / k0, kx * ky / kz / k0, (kz + ky**2 / kz) / k0])),
-            ("square_wave", square_wave),
-            ("interpolation", CubicSpline(node, np.eye(nodes))(wavelengths)),
-            ("quadrants", np.array([[1, 1, 1, 1], [1, 1, -1, -1], [1, -1, 1, -1], [1, -1, -1, 1]]) / 4),
+            ("transform", harmonics(highest, position).T / GRID),
+            ("to_exponentials", np.stack([exponential.real, exponential.imag])),
+            ("splines", spline_basis(1000 / node, basis).T),
+            ("phase_cos", (propagating * np.cos(phase)).reshape(count**2, 1, 1, 1, nodes)),
+            ("phase_sin", (propagating * np.sin(phase) * [[-1], [1]]).reshape(count**2, 1, 1, 2, nodes)),
+            ("same", same.reshape(count**2, 1, 2, 1, nodes)),
+            # Derivatives by x and y make sines of cosines and cosines of sines, which are the negative orders here.
+            ("crossed", (-kx * ky / kz / k0).reshape(count**2, 1, 1, 1, nodes)),
+            ("windows", vectors.T),
+            ("quadrants", quadrants.reshape(4, -1) / 2),  # mean of two polarisations
+            ("interpolation", CubicSpline(node, np.eye(nodes))(wavelengths).T),
+            ("points", harmonics(highest, np.arange(points) / points)),
+            ("point_harmonics", window.T / 2),  # mean of two polarisations
         ):
-            self.register_buffer(name, torch.tensor(matrix, dtype=torch.float32), persistent=False)
+            values = torch.tensor(np.ascontiguousarray(matrix), dtype=torch.float32)
+            self.register_buffer(name, values, persistent=False)
+        # Along (ky kx polarisation component): the negative order, and the other component.
+        negative = torch.arange(4 * count**2).reshape(-1, 2, 2).flip(0, 2).flatten()
+        self.register_buffer("components_crossed", negative, persistent=False)
+        self.register_buffer("parts_exchanged", torch.tensor([1, 0]), persistent=False)
 
     def forward(self, maps: Tensor) -> Tensor:
-        real, imag = self._at_detectors(maps)
-        h_real, h_imag = self._magnetic(real), self._magnetic(imag)
-        total = (real * h_real + imag * h_imag).sum(dim=(1, 2, -2, -1))
-        # A half-period window is (1 +- square wave) / 2 along each axis; the wave's coefficients are -i * square_wave.
-        y_real, y_imag = self.square_wave @ h_real, self.square_wave @ h_imag
-        across = self.square_wave.T
-        rows = (real * y_imag - imag * y_real).sum(dim=(1, 2, -2, -1))
-        columns = (real * (h_imag @ across) - imag * (h_real @ across)).sum(dim=(1, 2, -2, -1))
-        both = -(real * (y_real @ across) + imag * (y_imag @ across)).sum(dim=(1, 2, -2, -1))
-        parts = torch.stack([total, rows, columns, both], dim=1) / 2  # mean of two polarisations
-        return (self.quadrants @ parts) @ self.interpolation.T
+        flux = self.quadrants @ self._products(maps, self.windows)
+        return _sum(flux) @ self.interpolation
 
     def at(self, maps: Tensor, shift: Tensor) -> Tensor:
         """The flux with the structure moved by shifts (B, K, 2) in 128ths of the period: (B, K, 4, wavelengths)."""
-        real, imag = self._at_detectors(maps)
-        e = self._on_points(real, imag)
-        h = self._on_points(self._magnetic(real), self._magnetic(imag))
-        # Sum of real and imaginary parts and of components, mean of polarisations.
-        flux = (e * h).unflatten(-1, (2, -1)).sum(dim=(1, 2, -2)) / 2
-        harmonics = flux.flatten(-2) @ self.window
-        return self.translation(harmonics.transpose(1, 2), shift) @ self.interpolation.T
+        coefficients = self.point_harmonics @ _sum(self._products(maps, self.points))
+        return self.translation(coefficients, shift) @ self.interpolation
 
     def orders(self, maps: Tensor) -> tuple[Tensor, Tensor]:
         """Real and imaginary parts of the orders under the layer, without the common phase, each (B, 2, 2, nodes, ky, kx)."""
-        maps = maps.unflatten(1, (2, 2, 2, self.basis))
-        real, imag = self._orders(*maps.unbind(3))
-        return self._at_wavelengths(real), self._at_wavelengths(imag)
+        highest = len(self.transform) // 2
+        field = self._orders(maps).unflatten(1, (2 * highest + 1, -1))
+        matrix = torch.complex(*self.to_exponentials)
+        orders = torch.einsum("ki,lj,bijpcw->bpcwkl", matrix, matrix, torch.complex(*field.unbind(5)))
+        return orders.real, orders.imag
 
-    def _at_detectors(self, maps: Tensor) -> tuple[Tensor, Tensor]:
-        """Real and imaginary parts of the orders at the detectors, each (B, 2, 2, nodes, ky, kx)."""
-        real, imag = self.orders(maps)
-        return real * self.phase_cos - imag * self.phase_sin, real * self.phase_sin + imag * self.phase_cos
+    def _products(self, maps: Tensor, matrix: Tensor) -> Tensor:
+        """E times H at the detectors, each multiplied by a matrix (K, orders) along both axes before: (B, K K, 8 nodes)."""
+        e = self._orders(maps)
+        e = e * self.phase_cos + permute_along(e, 4, self.parts_exchanged) * self.phase_sin
+        # H is (Hy, -Hx) of plane waves with E: the factors of (Ex, Ey) in the flux.
+        crossed = permute_along(e.flatten(1, 3), 1, self.components_crossed).unflatten(1, e.shape[1:4])
+        h = e * self.same + crossed * self.crossed
+        size = self.transform.shape[0]
+        ours, theirs = (_on_both_axes(matrix, part.flatten(2).unflatten(1, (size, size))) for part in (e, h))
+        return (ours * theirs).flatten(1, 2)
 
-    def _on_points(self, real: Tensor, imag: Tensor) -> Tensor:
-        """Orders (..., ky, kx) to points of the cell (..., x, 2 y), real parts before imaginary ones."""
-        along_x = torch.cat([real, imag], dim=-1) @ self.to_points
-        return torch.cat(along_x.transpose(-1, -2).chunk(2, dim=-2), dim=-1) @ self.to_points
+    def _orders(self, maps: Tensor) -> Tensor:
+        """The field under the layer in sines and cosines: (B, ky kx, polarisation, component, part, nodes)."""
+        pixels = maps.flatten(2).transpose(1, 2).unflatten(1, (GRID, GRID))
+        orders = _on_both_axes(self.transform, pixels)
+        return orders.flatten(1, 2).unflatten(2, (2, 2, 2, self.basis)) @ self.splines
 
-    def _orders(self, real: Tensor, imag: Tensor) -> tuple[Tensor, Tensor]:
-        """Fourier orders of complex maps: (..., 16, 16) to (..., ky, kx), with exp(-i k x)."""
-        cos, sin = self.dft_cos.T, self.dft_sin.T
-        real, imag = real @ cos + imag @ sin, imag @ cos - real @ sin
-        return self.dft_cos @ real + self.dft_sin @ imag, self.dft_cos @ imag - self.dft_sin @ real
 
-    def _at_wavelengths(self, orders: Tensor) -> Tensor:
-        """Sum the splines: (B, 2, 2, basis, ky, kx) to (B, 2, 2, nodes, ky, kx)."""
-        return (self.splines @ orders.flatten(-2)).unflatten(-1, orders.shape[-2:])
+def _on_both_axes(matrix: Tensor, x: Tensor) -> Tensor:
+    """Multiply (B, y, x, channels) along y and x."""
+    return along(matrix, along(matrix, x, 1), 2)
 
-    def _magnetic(self, e: Tensor) -> Tensor:
-        """(Hy, -Hx) of plane waves with (Ex, Ey) along axis 2: the factors of E in the flux."""
-        xx, xy, yy = self.h_from_e.unbind()
-        ex, ey = e.unbind(2)
-        return torch.stack([xx * ex + xy * ey, xy * ex + yy * ey], dim=2)
+
+def _sum(flux: Tensor) -> Tensor:
+    """Sum over polarisations, components and parts: (B, K, 8 nodes) to (B, K, nodes)."""
+    return flux.unflatten(2, (8, -1)).sum(dim=2)
 
 
 def common_phase(process: Process, wavelengths_nm: NDArray[np.float64]) -> NDArray[np.float64]:
