@@ -10,12 +10,13 @@ SERVE_ENV := .venv-serve
 DEV_ENV := .venv
 LOCK_ENV := .venv-lock
 GPU_ENV := .venv-gpu
+DOCS_ENV := .venv-docs
 PIP_INSTALL := bin/pip install --quiet --no-compile --disable-pip-version-check
 
 # Where it is set, every command compiles all of PyTorch again before it starts.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help serve test test-fast lint format lock data train gpu-check clean
+.PHONY: help serve test test-fast lint format docs lock data train gpu-check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,16 +33,21 @@ test-fast: $(DEV_ENV)/.done ## run the tests that take seconds and need neither 
 lint: $(DEV_ENV)/.done ## check style and types
 	$(DEV_ENV)/bin/ruff check .
 	$(DEV_ENV)/bin/ruff format --check .
-	$(DEV_ENV)/bin/mypy client contract export server simulation testing training tests benchmarks
+	$(DEV_ENV)/bin/mypy client contract docs/_site export server simulation testing training tests benchmarks
 
 format: $(DEV_ENV)/.done ## format the code
 	$(DEV_ENV)/bin/ruff check --fix .
 	$(DEV_ENV)/bin/ruff format .
 
+docs: $(DOCS_ENV)/.done ## build the documentation in build/site and serve it on 127.0.0.1:8001 (ARGS="-a 127.0.0.1:9001": elsewhere)
+	$(DOCS_ENV)/bin/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(DOCS_ENV)/bin/mkdocs serve --dev-addr 127.0.0.1:8001 $(ARGS)
+
 lock: $(LOCK_ENV)/.done ## bring requirements/*.txt up to date with the pyproject.toml files (ARGS=--upgrade: all to their newest)
 	$(COMPILE) requirements/test.in --output-file requirements/test.txt
 	$(COMPILE) requirements/serve.in --output-file requirements/serve.txt
 	$(COMPILE) requirements/serve-gpu.in --output-file requirements/serve-gpu.txt --no-emit-package onnxruntime
+	$(COMPILE) requirements/docs.in --output-file requirements/docs.txt
 	$(COMPILE) requirements/triton.in --output-file requirements/triton.txt --no-deps
 
 # One set of versions for every Python and system, with markers where a package is for some of them only.
@@ -64,7 +70,7 @@ gpu-check: $(GPU_ENV)/.done ## measure the bundled models on this machine's GPU 
 	$(GPU_ENV)/bin/python benchmarks/gpu_check.py $(ARGS)
 
 clean: ## remove all environments and all caches
-	rm -rf $(SERVE_ENV) $(DEV_ENV) $(LOCK_ENV) $(GPU_ENV) .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(SERVE_ENV) $(DEV_ENV) $(DOCS_ENV) $(LOCK_ENV) $(GPU_ENV) build .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(SERVE_ENV)/.done: requirements/serve.txt contract/pyproject.toml server/pyproject.toml
@@ -87,6 +93,11 @@ $(GPU_ENV)/.done: requirements/serve-gpu.txt requirements/test.txt contract/pypr
 	$(PYTHON) -m venv --clear $(GPU_ENV)
 	$(GPU_ENV)/$(PIP_INSTALL) -r requirements/serve-gpu.txt --constraint requirements/test.txt httpx
 	$(GPU_ENV)/$(PIP_INSTALL) --no-deps -e ./contract -e ./server -e ./testing
+	touch $@
+
+$(DOCS_ENV)/.done: requirements/docs.txt
+	$(PYTHON) -m venv --clear $(DOCS_ENV)
+	$(DOCS_ENV)/$(PIP_INSTALL) -r requirements/docs.txt
 	touch $@
 
 $(LOCK_ENV)/.done:

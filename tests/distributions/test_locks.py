@@ -54,7 +54,7 @@ def test_a_lock_has_what_the_distributions_need(lock: str, folder: str) -> None:
         assert_satisfied(lock, requirement, f"{source}/pyproject.toml")
 
 
-@pytest.mark.parametrize("name", ["test", "serve-gpu", "triton"])
+@pytest.mark.parametrize("name", ["test", "docs", "serve-gpu", "triton"])
 def test_a_lock_has_what_its_own_list_asks_for(name: str) -> None:
     lines = (REQUIREMENTS / f"{name}.in").read_text().splitlines()
     asked = [Requirement(line) for line in lines if line[:1].isalpha()]
@@ -63,8 +63,9 @@ def test_a_lock_has_what_its_own_list_asks_for(name: str) -> None:
         assert_satisfied(f"{name}.txt", requirement, f"requirements/{name}.in")
 
 
-def test_what_is_served_is_what_was_tested() -> None:
-    assert pins("serve.txt").items() <= pins("test.txt").items()
+@pytest.mark.parametrize("lock", ["serve.txt", "docs.txt"])
+def test_what_is_used_is_what_was_tested(lock: str) -> None:
+    assert pins(lock).items() <= pins("test.txt").items()
 
 
 def test_the_gpu_image_differs_by_its_runtime_alone() -> None:
