@@ -8,8 +8,8 @@ the disk of the repository is filled, then made read-only, while new versions ar
     python benchmarks/soak.py --out runs/soak
     python benchmarks/soak.py --out runs/soak-try --requests 5000 --swaps 5 --killed 3 --hung 2
 
-A contender that is finished is kept in OUT: the same command goes on with the next one. Needs the right to mount a tmpfs;
-without it, the two rows about disks are left out.
+A contender that is finished is kept in OUT: the same command goes on with the next one, and one with other numbers is refused.
+Needs the right to mount a tmpfs; without it, the two rows about disks are left out.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import asyncio
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -199,14 +200,19 @@ def main() -> None:
         parser.error("--requests must be at least 1, the others at least 0")
     arguments.out.mkdir(parents=True, exist_ok=True)
     faults = {"swap": arguments.swaps, "kill": arguments.killed, "hang": arguments.hung}
+    plan = {"requests": arguments.requests, **faults}
+    files = {name: arguments.out / f"{name.lower()}.json" for name in arguments.contenders}
+    for kept in files.values():
+        if kept.exists() and (found := json.loads(kept.read_text()).get("plan")) != plan:
+            parser.error(f"{kept} is of {found}, expected {plan}: take another --out, or remove it")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that servers and disks are cleaned up
     truth, results = Truth(), {}
-    for name in arguments.contenders:
-        kept = arguments.out / f"{name.lower()}.json"
+    for name, kept in files.items():
         if not kept.exists():
             with tempfile.TemporaryDirectory() as work:
                 place = Path(work) / name.lower()
                 with small_disk(place) as mounted, CONTENDERS[name](Path(work)) as contender:
-                    found = {"campaign": campaign(contender, truth, arguments.requests, faults)}
+                    found = {"plan": plan, "campaign": campaign(contender, truth, arguments.requests, faults)}
                     found["crowd"] = outcome(run_load(contender, truth, CROWD, CROWD))
                     found["disks"] = disks(contender, truth) if mounted else {}
                     write_json(kept, found)
