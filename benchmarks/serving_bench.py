@@ -5,6 +5,7 @@ nothing, with 256 bit-packed structures per request in and float32 spectra out.
 
     pip install litserve
     python benchmarks/serving_bench.py [--rounds 3] [--seconds 8] [--plot FILE.svg]
+    python benchmarks/serving_bench.py --only direct metaspec one-engine    # against --instances 1
 
 Triton is the binary of nvidia-pytriton, which `make test` installs; its Python backend runs the same ONNX Runtime session.
 """
@@ -354,6 +355,8 @@ def main() -> None:
                     measure(
                         metaspec(nothing, 1, "--max-batch", "256", packed=True), [OVERHEAD], seconds, overhead[name]
                     )
+                elif name == "one-engine":
+                    measure(metaspec(repository, threads, "--instances", "1"), LOADS, seconds, results[name])
                 elif name == "triton":
                     measure(triton(for_triton), LOADS, seconds, results[name])
                     measure(triton(for_triton_nothing, packed=True), [OVERHEAD], seconds, overhead[name])
