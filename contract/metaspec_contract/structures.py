@@ -123,7 +123,8 @@ def packed_bytes(pixels: tuple[int, int] = (PIXELS, PIXELS)) -> int:
 def pack(structures: NDArray[Any]) -> NDArray[np.uint8]:
     """Pack binary structures (..., y, x) into bits, uint8 (..., bytes)."""
     *lead, y, x = structures.shape
-    return np.packbits(structures.reshape(*lead, y * x) != 0, axis=-1)
+    flat = structures.reshape(*lead, y * x)
+    return np.packbits(flat if flat.dtype.kind in "bui" else flat != 0, axis=-1)  # packbits compares integers itself
 
 
 def pack_binary(structures: NDArray[Any]) -> NDArray[np.uint8] | None:

@@ -4,6 +4,7 @@ import asyncio
 import inspect
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,9 @@ from metaspec import (
     ServerUnreachable,
     Surrogate,
 )
-from metaspec._surrogate.arrays import as_sent
+from metaspec._surrogate.arrays import as_packed, as_sent
+from metaspec._surrogate.call import Call
+from metaspec_contract.structures import pack
 from metaspec_testing.five_channels import CHANNELS, WAVELENGTHS_NM, five_channel_model, gradient_of, spectra_of
 from metaspec_testing.servers import RunningServer, running_server
 from metaspec_testing.small_models import Array, Expected, ExpectedGradient, write_repository
@@ -385,3 +388,35 @@ def test_binary_structures_travel_as_bits_where_the_server_takes_them(server: Ru
     for floats in (as_sent(stacked, takes_bits=False), as_sent(stacked * 0.5, takes_bits=True) * 2):
         assert floats.dtype == np.float32
         np.testing.assert_array_equal(floats, stacked)
+
+
+def test_packed_structures_are_taken_as_they_are(server: RunningServer, structures: Array) -> None:
+    packed, cotangent = pack(structures), np.ones((4, 301), np.float32)
+    with Surrogate(server.url, batch_size=2) as surrogate:
+        np.testing.assert_array_equal(surrogate.predict(packed).values, surrogate.predict(structures).values)
+        np.testing.assert_array_equal(surrogate.gradient(packed, cotangent), surrogate.gradient(structures, cotangent))
+        info = surrogate.metadata()
+
+    async def predict() -> Array:
+        async with AsyncSurrogate(server.url, batch_size=2) as surrogate:
+            return (await surrogate.predict(packed)).values
+
+    with Surrogate(server.url, batch_size=2) as surrogate:
+        np.testing.assert_array_equal(asyncio.run(predict()), surrogate.predict(structures).values)
+    for takes_bits, sent in ((True, packed), (False, structures[:, None].astype(np.float32))):
+        told = replace(info, takes_bits=takes_bits)
+        call = Call(packed, None, info=told, model=info.name, version="", batch_size=5, priority=0)
+        (tensor,) = call.request(0).inputs.values()
+        assert tensor.dtype == sent.dtype
+        np.testing.assert_array_equal(tensor, sent)
+
+
+def test_packed_structures_are_told_apart_by_shape_and_dtype() -> None:
+    packed = np.array([[0b10101010, 0b10000000]], np.uint8)
+    assert as_packed(packed, (3, 3)) is packed
+    assert as_packed(packed.astype(float), (3, 3)) is None
+    assert as_packed(packed, (4, 3)) is packed
+    assert as_packed(np.eye(8, 2, dtype=np.uint8), (8, 2)) is None  # one structure
+    assert as_packed(np.ma.masked_array(packed), (3, 3)) is None
+    with pytest.raises(InvalidStructure, match="packed structures must end with 7 zero bits"):
+        as_packed(packed | 1, (3, 3))

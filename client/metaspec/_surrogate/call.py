@@ -7,9 +7,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from metaspec._errors import ProtocolError
 from metaspec._structures import check_structures
-from metaspec._surrogate.arrays import as_sent, check_cotangent
+from metaspec._surrogate.arrays import as_packed, as_sent, check_cotangent
 from metaspec._transport.protocol import ModelInfo, Reply, Request
 from metaspec_contract.model import COTANGENT, GRADIENT, SPECTRA, STRUCTURE, gradient_model
+from metaspec_contract.structures import as_density, unpack
 
 
 class Call:
@@ -43,7 +44,9 @@ class Call:
         batch_size: int,
         priority: int,
     ) -> None:
-        self._structures = check_structures(structures, info.pixels)
+        bits = as_packed(structures, info.pixels)
+        self._structures = check_structures(structures, info.pixels) if bits is None else bits
+        self._is_packed, self._pixels = bits is not None, info.pixels
         self._model, self._version, self._batch_size, self._priority = model, version, batch_size, priority
         self._takes_bits = info.takes_bits
         self._cotangent = None
@@ -114,4 +117,9 @@ class Call:
         return n * self._batch_size, min((n + 1) * self._batch_size, self.rows)
 
     def _sent(self, which: slice | NDArray[np.intp]) -> NDArray[np.generic]:
-        return as_sent(self._structures[which], self._takes_bits)
+        structures = self._structures[which]
+        if not self._is_packed:
+            return as_sent(structures, self._takes_bits)
+        if self._takes_bits:
+            return np.ascontiguousarray(structures)
+        return as_density(unpack(structures, self._pixels)[:, np.newaxis])

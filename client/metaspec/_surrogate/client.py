@@ -84,8 +84,10 @@ class Surrogate(SurrogateBase, Source):
 
         Args:
             structures: (y, x), (N, y, x) or (N, 1, y, x), of the pixels of the model's process; 1 is solid, 0 is void, a
-                density between mixes their permittivities linearly. Large N are split over concurrent requests; the order is
-                kept, and one version of the model answers all. Arrays larger than memory may be a `numpy.memmap`.
+                density between mixes their permittivities linearly. Or bit-packed binary structures, uint8 (N, y * x / 8),
+                as `metaspec_contract.structures.pack` makes them, which are sent as they are. Large N are split over
+                concurrent requests; the order is kept, and one version of the model answers all. Arrays larger than memory
+                may be a `numpy.memmap`.
 
         Raises:
             InvalidStructure: raised before anything is sent.
