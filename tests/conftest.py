@@ -34,7 +34,7 @@ LONG = (
 SHARING = {
     "export": ("export/",),
     "archives": ("distributions/test_archives.py", "distributions/test_install.py"),
-    "bundled": ("end_to_end/test_end_to_end.py", "end_to_end/test_server_docs.py"),
+    "bundled": ("end_to_end/test_end_to_end.py", "end_to_end/test_server_docs.py", "end_to_end/test_tutorial.py"),
 }
 """Tests that share what takes long to make: exported models, archives, and a server of all bundled models."""
 
