@@ -2,32 +2,27 @@
 
 - fp16: weights and arithmetic in float16, for GPUs; normalisations and softmax stay float32. TensorRT takes the precision
   from the graph, too.
-- int8: 3 x 3 convolutions in 8-bit integers, one scale per output channel, ranges of the activations measured on
-  training structures (static quantisation; Jacob et al., CVPR 2018), for CPUs. In a gradient graph only the forward pass is
-  quantised: the range of a cotangent cannot be known beforehand.
+- int8: 3 x 3 convolutions in 8-bit integers, with ranges measured on training structures (`integer`), for CPUs. In a gradient
+  graph only the forward pass is quantised.
 """
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
-from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from onnxruntime.transformers.float16 import convert_float_to_float16
 
 from metaspec_contract.detectors import CHANNELS
 from metaspec_contract.figures_of_merit import colour_efficiency, covered_colours
-from metaspec_contract.model import COTANGENT, GRADIENT, STRUCTURE
+from metaspec_contract.model import COTANGENT, GRADIENT
 from metaspec_contract.process import Process
 from metaspec_export.errors import ExportRefused
-from metaspec_export.graph.forward import quiet
+from metaspec_export.integer import quantise_convolutions
 
 Precision = Literal["fp32", "fp16", "int8"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
@@ -101,7 +96,7 @@ def reduce(model: onnx.ModelProto, precision: Precision, structures: NDArray[np.
         precision: wanted precision; fp32 returns a copy.
         structures: structures that the range of activations is measured on, (N, 128, 128).
     """
-    copy = onnx.ModelProto()  # both converters work in place
+    copy = onnx.ModelProto()  # the converter works in place
     copy.CopyFrom(model)
     if precision == "fp32":
         return copy
@@ -110,20 +105,7 @@ def reduce(model: onnx.ModelProto, precision: Precision, structures: NDArray[np.
         if any(value.name == COTANGENT for value in half.graph.input):
             _scale_cotangent(half)
         return half
-    with tempfile.TemporaryDirectory() as folder, quiet():
-        quantised = Path(folder) / "model.onnx"
-        quantize_static(
-            copy,
-            quantised,
-            _Calibration(model, structures),
-            quant_format=QuantFormat.QDQ,
-            per_channel=True,
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-            op_types_to_quantize=["Conv"],
-            nodes_to_quantize=_forward_convolutions(model),
-        )
-        return onnx.load(quantised)
+    return quantise_convolutions(copy, structures)
 
 
 def _scale_cotangent(model: onnx.ModelProto) -> None:
@@ -161,42 +143,6 @@ def _scale_cotangent(model: onnx.ModelProto) -> None:
     nodes = [*before, *graph.node, *after]
     del graph.node[:]
     graph.node.extend(nodes)
-
-
-def _forward_convolutions(model: onnx.ModelProto) -> list[str]:
-    """Names of the 3 x 3 convolutions of several channels that do not depend on the cotangent."""
-    weights = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
-    backward, names = {COTANGENT}, []
-    for node in model.graph.node:
-        if backward.intersection(node.input) and node.op_type != "Shape":
-            backward.update(node.output)
-        elif node.op_type == "Conv":
-            shape = weights.get(node.input[1], ())
-            if shape[2:] == (3, 3) and shape[1] > 1:
-                names.append(node.name)
-    return names
-
-
-class _Calibration(CalibrationDataReader):
-    """Batches of structures for the quantiser; cotangents are zero, since they do not enter what is quantised."""
-
-    def __init__(self, model: onnx.ModelProto, structures: NDArray[np.uint8], batch: int = 16) -> None:
-        self._batches = self._iterate(model, structures, batch)
-
-    @staticmethod
-    def _iterate(model: onnx.ModelProto, structures: NDArray[np.uint8], batch: int) -> Iterator[dict[str, Any]]:
-        others = [value for value in model.graph.input if value.name != STRUCTURE]
-        for start in range(0, len(structures), batch):
-            density = structures[start : start + batch, None].astype(np.float32)
-            feed = {STRUCTURE: density}
-            for value in others:
-                shape = [dim.dim_value for dim in value.type.tensor_type.shape.dim[1:]]
-                feed[value.name] = np.zeros((len(density), *shape), np.float32)
-            yield feed
-
-    def get_next(self) -> dict[str, Any] | None:
-        """The next batch, or None."""
-        return next(self._batches, None)
 
 
 def deviation(

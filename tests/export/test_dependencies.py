@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import onnxruntime
-import pytest
 import torch
 from torch import Tensor, nn
 
 from metaspec_contract.structures import PIXELS
 from metaspec_export.graph.forward import to_onnx
 from metaspec_export.graph.joint import constants, trace_joint
-from metaspec_export.precision import Precision, reduce
+from metaspec_export.precision import reduce
 
 
 class Small(nn.Module):
@@ -63,13 +62,12 @@ def test_onnxscript_folds_what_follows_from_constants() -> None:
     np.testing.assert_allclose(y, x * np.cos(np.sin(np.linspace(0, 1, 2000))), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize(("precision", "inserted"), [("fp16", "Cast"), ("int8", "DequantizeLinear")])
-def test_the_converters_of_onnx_runtime(precision: Precision, inserted: str) -> None:
+def test_the_float16_converter_of_onnx_runtime() -> None:
     torch.manual_seed(0)
     model = to_onnx(Small().eval(), {"structure": torch.zeros(2, 1, PIXELS, PIXELS)}, ["spectra"])
     structures = np.random.default_rng(0).integers(0, 2, (4, PIXELS, PIXELS), np.uint8)
-    reduced = reduce(model, precision, structures)
-    assert inserted in {node.op_type for node in reduced.graph.node}
+    reduced = reduce(model, "fp16", structures)
+    assert "Cast" in {node.op_type for node in reduced.graph.node}
     feed = {"structure": structures[:, None].astype(np.float32)}
     expected, got = (
         onnxruntime.InferenceSession(one.SerializeToString()).run(None, feed)[0] for one in (model, reduced)

@@ -169,11 +169,10 @@ def test_reduced_precision(traced: Traced, precision: Precision, process: Proces
 
 def test_int8_quantises_convolutions_of_the_forward_pass_only(graph: Graph) -> None:
     forward, joint = (
-        sum(node.op_type == "DequantizeLinear" for node in reduce(graph(name), "int8", STRUCTURES).graph.node)
+        sum(node.op_type == "QLinearConv" for node in reduce(graph(name), "int8", STRUCTURES).graph.node)
         for name in ("diffractionnet", "diffractionnet_vjp")
     )
-    assert forward > 10
-    assert abs(joint - forward) <= 4
+    assert forward == joint == 6  # two in each residual block
 
 
 def test_colours_without_wavelengths_do_not_count() -> None:
