@@ -24,11 +24,12 @@ from metaspec._design.filters import conic_filter
 from metaspec._surrogate.client import Surrogate
 from metaspec.figures import draw_history, draw_spectra, draw_structure
 from metaspec.layouts._rules import import_klayout, outline_rules
-from metaspec.layouts._writing import Outlines, solid_outlines, write_outlines
+from metaspec.layouts._writing import solid_outlines
 from metaspec.optimise import History, Problem, Result
 from metaspec.topology import feature_size, robust_etas, without_small_features
 from metaspec_contract.detectors import SPREAD
 from metaspec_contract.files import replacing, write_array, write_json, write_text
+from metaspec_contract.layout_writing import Outlines, write_outlines
 from metaspec_contract.layouts import check_layer
 from metaspec_contract.process import Process
 from metaspec_contract.report_page import PAGE, in_words, page, stated

@@ -148,17 +148,36 @@ def read_stream(path: Path) -> tuple[dict[str, Cell], float]:
     Raises:
         ValueError: the file is missing, no file, not GDSII, damaged, or has what is not understood.
     """
+    return parse_stream(_content(path), path)
+
+
+def parse_stream(content: bytes, path: Path) -> tuple[dict[str, Cell], float]:
+    """Read a GDSII stream.
+
+    Args:
+        content: bytes of the file.
+        path: its name, for messages.
+
+    Returns:
+        Cells by name, and the database unit in um.
+
+    Raises:
+        ValueError: it is not GDSII, damaged, or has what is not understood.
+    """
+    if content[2:4] != b"\x00\x02":  # the header, which states the version
+        raise ValueError(f"{path} is not a GDSII file: it does not begin with a header")
+    return _Parser(path, content).parse()
+
+
+def _content(path: Path) -> bytes:
     if path.exists() and not path.is_file():
         raise ValueError(f"{path} is not a regular file")
     try:
-        content = path.read_bytes()
+        return path.read_bytes()
     except FileNotFoundError:
         raise ValueError(f"{path} is missing") from None
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}") from None
-    if content[2:4] != b"\x00\x02":  # the header, which states the version
-        raise ValueError(f"{path} is not a GDSII file: it does not begin with a header")
-    return _Parser(path, content).parse()
 
 
 class _Parser:

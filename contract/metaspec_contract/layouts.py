@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metaspec_contract.area import polygon_density
-from metaspec_contract.gdsii import Cell, Layer, Reference, read_stream
+from metaspec_contract.gdsii import Cell, Layer, Reference, parse_stream, read_stream
 from metaspec_contract.merging import folded, import_gdstk, merged
 from metaspec_contract.process import Process
 
@@ -188,18 +188,52 @@ def read_layout(
         ValueError: the file is missing, damaged or not GDSII, has no such cell, or nothing in the layer.
         ImportError: gdstk is not installed.
     """
+    _check_layers(layer, outline)
+    return _layout(path, *read_stream(path), cell, layer, outline)
+
+
+def parse_layout(
+    content: bytes,
+    path: Path,
+    *,
+    cell: str | None = None,
+    layer: Layer = SOLID_LAYER,
+    outline: Layer = OUTLINE_LAYER,
+) -> Layout:
+    """Read one cell of a GDSII stream, as `read_layout` does of a file.
+
+    Args:
+        content: bytes of the file.
+        path: its name, for messages.
+        cell: name of the cell; by default the only one that no other cell refers to.
+        layer: layer and datatype of the solid.
+        outline: layer and datatype of outlines of the unit cell.
+
+    Raises:
+        ValueError: it is damaged or not GDSII, has no such cell, or nothing in the layer.
+        ImportError: gdstk is not installed.
+    """
+    _check_layers(layer, outline)
+    return _layout(path, *parse_stream(content, path), cell, layer, outline)
+
+
+def _check_layers(layer: Layer, outline: Layer) -> None:
     check_layer(layer)
     check_layer(outline)
     if layer == outline:
         raise ValueError(
             f"the solid cannot be in layer {layer[0]}/{layer[1]}, which is that of the unit cell's outline"
         )
-    cells, precision_um = read_stream(path)
+
+
+def _layout(
+    path: Path, cells: dict[str, Cell], precision_um: float, name: str | None, layer: Layer, outline: Layer
+) -> Layout:
     for one in cells.values():
         for reference in one.references:
             if reference.cell not in cells:
                 raise ValueError(f"{path} refers to cell {reference.cell}, which is not in the file")
-    name = _chosen(path, cells, cell)
+    name = _chosen(path, cells, name)
     import_gdstk()
     hierarchy = _Hierarchy(path, cells, layer, outline)
     hierarchy.count(name)

@@ -12,8 +12,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from metaspec_contract.detectors import COLOURS
-from metaspec_contract.files import write_text
+from metaspec_contract.files import read_array, write_text
+from metaspec_contract.links import structure_link
 from metaspec_contract.run_folder import NARROW_NM, REPORT, VERIFY, Merit
 from metaspec_contract.spectra import MERGED_GREENS
 
@@ -129,7 +132,7 @@ def page(report: Mapping[str, Any], folder: Path) -> str:
         calls=f"{report['server_calls']:,}",
         wall=f"{report['wall_s'] / 60:.1f} minutes" if report["wall_s"] > 90 else f"{report['wall_s']:.0f} seconds",
         history=_embedded(folder / "history.png"),
-        sections="\n".join(_section(design, simulated.get(design["rank"]), folder) for design in designs),
+        sections="\n".join(_section(report, design, simulated.get(design["rank"]), folder) for design in designs),
         settings=_list({name: html.escape(stated(value)) for name, value in settings.items() if value is not None}),
     )
 
@@ -288,7 +291,9 @@ def _list(entries: Mapping[str, str]) -> str:
     return "".join(f"<dt>{html.escape(name)}</dt><dd>{value}</dd>" for name, value in entries.items())
 
 
-def _section(design: Mapping[str, Any], simulated: Mapping[str, Any] | None, folder: Path) -> str:
+def _section(
+    report: Mapping[str, Any], design: Mapping[str, Any], simulated: Mapping[str, Any] | None, folder: Path
+) -> str:
     merit, files = design["predicted"], design["files"]
     pictures = "".join(
         f'<div class="figure"><img src="{_embedded(folder / files[kind])}" alt="{kind} of design {design["rank"]:03d}"></div>'
@@ -307,8 +312,20 @@ def _section(design: Mapping[str, Any], simulated: Mapping[str, Any] | None, fol
         entries[f"KLayout, {kind}"] = f"width {rules['width_nm']} nm, space {rules['space_nm']} nm"
     names = [files[kind] for kind in ("structure", "layout", "contours") if files.get(kind)]
     entries["files"] = " ".join(f'<a href="{html.escape(name)}">{html.escape(name)}</a>' for name in names)
+    if link := _studio_link(report, folder / files["structure"]):
+        entries["studio"] = f'<a href="{html.escape(link)}">open on the page of the server</a>'
     head = f'<section id="design-{design["rank"]}"><h2>Design {design["rank"]:03d}</h2>'
     return f'{head}<div class="pictures">{pictures}</div><dl>{_list(entries)}</dl></section>'
+
+
+def _studio_link(report: Mapping[str, Any], path: Path) -> str | None:
+    """Link to a binary design on the page of the server of the run; None where there is no such page."""
+    if report["url"] is None or not path.is_file():
+        return None
+    structure = read_array(path)
+    if not np.isin(structure, (0, 1)).all():
+        return None
+    return structure_link(report["url"], structure.astype(np.uint8), report["model"])
 
 
 def _colours(values: Mapping[str, float | None]) -> str:

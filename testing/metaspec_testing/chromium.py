@@ -44,13 +44,16 @@ class Page:
 
     def __init__(self, sending: int, receiving: int) -> None:
         self._sending, self._receiving = sending, receiving
-        self._numbers, self._rest, self._session = itertools.count(1), b"", ""
+        self._numbers, self._rest, self._session, self._tab = itertools.count(1), b"", "", ""
         self.complaints: list[str] = []
 
     def open(self, url: str) -> None:
-        """Open an address in a new tab, and wait until it is loaded."""
-        target = self._call("Target.createTarget", url="about:blank")["targetId"]
-        self._session = self._call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        """Open an address in a new tab, in place of the one before, and wait until it is loaded."""
+        self._session, before = "", self._tab
+        self._tab = self._call("Target.createTarget", url="about:blank")["targetId"]
+        if before:
+            self._call("Target.closeTarget", targetId=before)
+        self._session = self._call("Target.attachToTarget", targetId=self._tab, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Log"):
             self._call(f"{domain}.enable")
         self._call("Page.navigate", url=url)

@@ -19,6 +19,7 @@ FLOOR = {
     "metaspec_server",
     "metaspec_server.blocking",
     "metaspec_server.environment",
+    "metaspec_server.layout_reading",
     "metaspec_server.repository",
     "metaspec_server.settings",
 }

@@ -111,10 +111,11 @@ def test_the_contract_states_what_the_page_needs(server: RunningServer) -> None:
 
 @pytest.mark.parametrize("path", [*SCRIPTS, WEB / "index.html"], ids=lambda path: path.name)
 def test_the_page_has_no_facts_of_its_own(path: Path) -> None:
+    said = re.sub(r"^\s*//.*$", "", path.read_text(), flags=re.MULTILINE)  # without comments, which cite papers
     facts = [str(PIXELS), str(packed_bytes()), DEFAULT_MODEL, *CHANNELS, *COLOUR_NAMES.values()]
     facts += [f"{edge:g}" for band in BANDS_NM.values() for edge in band]
     for fact in facts:
-        assert not re.search(rf"\b{fact}\b", path.read_text()), fact
+        assert not re.search(rf"\b{fact}\b", said), fact
 
 
 def test_the_gallery_holds_the_designs_of_the_documentation() -> None:

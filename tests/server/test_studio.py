@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,114 +12,17 @@ import pytest
 from metaspec_contract.detectors import CHANNELS, COLOUR_NAMES, COLOURS
 from metaspec_contract.figures_of_merit import colour_efficiency, crosstalk
 from metaspec_contract.process import Process
-from metaspec_contract.structures import PIXELS, unpack
+from metaspec_contract.structures import PIXELS
 from metaspec_testing import chromium
 from metaspec_testing.chromium import Page
-from metaspec_testing.servers import RunningServer, free_port, running_server
+from metaspec_testing.servers import free_port, running_server
 from metaspec_testing.small_models import Array, Expected, ExpectedGradient
+from metaspec_testing.studio import body, choose, click, drag, drawn, focus, opened, settled, text, texts, tool
 
 DESIGNS = Path(__file__).parents[2] / "docs" / "design"
 LINES = Process().wavelengths_nm
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(chromium.PROGRAM is None, reason="Chromium is not installed")]
-
-SPY = """
-window.sent = {};
-const fetchReally = window.fetch;
-window.fetch = (path, options) => {
-  if (options?.body) window.sent[String(path).split("?")[0]] = options.body;
-  return fetchReally(path, options);
-};
-"""
-"""Keeps the last body that was sent to each address."""
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Page]:
-    with chromium.chromium() as page:
-        yield page
-
-
-@pytest.fixture
-def page(browser: Page, server: RunningServer) -> Iterator[Page]:
-    """The studio, with an empty cell. Nothing fails in it, and the content security policy refuses nothing."""
-    browser.complaints.clear()
-    yield opened(browser, server.url)
-    assert browser.complaints == []
-
-
-def opened(browser: Page, url: str) -> Page:
-    browser.open(f"{url}/")
-    browser.resize(1200, 1100)
-    browser.evaluate(SPY)
-    settled(browser)
-    click(browser, "[data-edit=clear]")
-    settled(browser)
-    return browser
-
-
-def settled(page: Page) -> None:
-    """Wait until the spectra of what is drawn are shown."""
-    page.wait("document.getElementById('results').dataset.state === 'current'")
-
-
-def click(page: Page, selector: str) -> None:
-    page.evaluate(f"document.querySelector({selector!r}).click()")
-
-
-def choose(page: Page, selector: str, value: str) -> None:
-    page.evaluate(
-        f"(() => {{ const chosen = document.querySelector({selector!r}); chosen.value = {value!r};"
-        "for (const kind of ['input', 'change']) chosen.dispatchEvent(new Event(kind, {bubbles: true})); })()"
-    )
-
-
-def text(page: Page, selector: str) -> str:
-    return str(page.evaluate(f"document.querySelector({selector!r}).textContent"))
-
-
-def texts(page: Page, selector: str) -> list[str]:
-    found: list[str] = page.evaluate(
-        f"[...document.querySelectorAll({selector!r})].map((one) => one.textContent.trim())"
-    )
-    return found
-
-
-def body(page: Page, path: str) -> bytes:
-    script = f"btoa(String.fromCharCode(...new Uint8Array(window.sent[{path!r}].buffer ?? window.sent[{path!r}])))"
-    return base64.b64decode(page.evaluate(script))
-
-
-def drawn(page: Page) -> Array:
-    """The structure that the page has sent last."""
-    settled(page)
-    structure: Array = unpack(np.frombuffer(body(page, "predict"), np.uint8))
-    return structure
-
-
-def place(page: Page, row: float, column: float) -> tuple[float, float]:
-    """Where the middle of a pixel is in the window."""
-    box: dict[str, float] = page.evaluate("document.getElementById('structure').getBoundingClientRect().toJSON()")
-    side = box["width"] / PIXELS
-    return box["left"] + (column + 0.5) * side, box["top"] + (row + 0.5) * side
-
-
-def drag(page: Page, *points: tuple[float, float], button: str = "left") -> None:
-    """Draw through pixels, without anything between them."""
-    x, y = place(page, *points[0])
-    page.mouse("mousePressed", x, y, held=True, button=button)
-    for point in points[1:]:
-        x, y = place(page, *point)
-        page.mouse("mouseMoved", x, y, held=True, button=button)
-    page.mouse("mouseReleased", x, y, button=button)
-
-
-def tool(page: Page, name: str) -> None:
-    click(page, f"[name=tool][value={name}]")
-
-
-def focus(page: Page) -> None:
-    page.evaluate("document.getElementById('structure').focus()")
 
 
 def test_a_fast_stroke_leaves_no_gaps_and_the_right_button_erases(page: Page) -> None:

@@ -12,7 +12,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from metaspec.layouts._loops import Loop, bridges, linked, simplified, without_straight_corners
+from metaspec_contract.loops import Loop, bridges, linked, simplified, without_straight_corners
 
 Floats = NDArray[np.float64]
 

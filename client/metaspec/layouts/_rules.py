@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from metaspec._extras import missing_extra
-from metaspec.layouts._writing import Outlines, solid_outlines
+from metaspec.layouts._writing import solid_outlines
+from metaspec_contract.layout_writing import Outlines
 from metaspec_contract.process import Process
 
 _PERIOD_UM = Process().period_um

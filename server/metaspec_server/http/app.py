@@ -22,7 +22,7 @@ from metaspec_server import __version__
 from metaspec_server.core.errors import ServiceError
 from metaspec_server.core.keys import ApiKeys
 from metaspec_server.core.service import Service
-from metaspec_server.http import contract, oip, oip_control_routes, rest
+from metaspec_server.http import contract, gdsii, oip, oip_control_routes, rest
 from metaspec_server.http.access_log import UNKNOWN_ROUTE, AccessLog
 from metaspec_server.http.auth import Guard
 from metaspec_server.http.compression import Compression
@@ -44,6 +44,7 @@ _SWAGGER_UI = ("fastapi_offline", "static")  # package and folder of its script 
 _ROUTERS = (
     rest.router,
     contract.router,
+    gdsii.router,
     oip_control_routes.router,  # before the routes of a model that would be named "stats"
     oip.router,
 )

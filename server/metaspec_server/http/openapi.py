@@ -7,7 +7,18 @@ from typing import Any
 from metaspec_server.http.auth import roles_for
 from metaspec_server.http.rest_codec import JSON, NPY, RAW
 
-__all__ = ["ANSWERS", "GRADIENT_BODY", "INFER_ANSWERS", "INFER_BODY", "PREDICT_BODY", "add_security", "oip_errors"]
+__all__ = [
+    "ANSWERS",
+    "GDSII_ANSWERS",
+    "GRADIENT_BODY",
+    "INFER_ANSWERS",
+    "INFER_BODY",
+    "PREDICT_BODY",
+    "READ_GDSII_BODY",
+    "WRITE_GDSII_BODY",
+    "add_security",
+    "oip_errors",
+]
 
 _NO_KEY = "No valid API key, and the server requires one."
 
@@ -89,6 +100,16 @@ ANSWERS: dict[int | str, dict[str, Any]] = {
 
 PREDICT_BODY = _body(_FIELDS, [])
 GRADIENT_BODY = _body(_FIELDS | {"cotangent": _COTANGENT}, ["cotangent"])
+
+_BINARY = {"schema": {"type": "string", "format": "binary"}}
+GDSII_ANSWERS: dict[int | str, dict[str, Any]] = {
+    **{status: ANSWERS[status] for status in (400, 401, 404, 408, 413, 415, 500, 503)},
+    200: {"description": "The structure, or the layout.", "content": {NPY: _BINARY, RAW: _BINARY}},
+    422: {"description": "Not a layout of this device, or not one binary structure. Names the field.", **_PROBLEM},
+    501: {"description": "gdstk is not installed where the server runs.", **_PROBLEM},
+}
+READ_GDSII_BODY: dict[str, Any] = {"requestBody": {"required": True, "content": {RAW: _BINARY}}}
+WRITE_GDSII_BODY = PREDICT_BODY
 
 _ERROR: dict[str, Any] = {
     "content": {

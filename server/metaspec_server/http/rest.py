@@ -27,7 +27,7 @@ from metaspec_server.http.rest_body import read_body
 from metaspec_server.http.rest_codec import Body, InvalidBody
 from metaspec_server.http.selection import Selection
 
-__all__ = ["router"]
+__all__ = ["content_type_of", "router"]
 
 _QUERY = Depends(knows_query("model", "version", "dtype", "priority", repeated=("channels", "wavelengths_nm")))
 
@@ -83,7 +83,7 @@ async def predict(request: Request, choice: Annotated[Choice, Depends()]) -> Res
     """
     service: Service = request.app.state.service
     media_type = _media_type(request)
-    content_type = _content_type(request)
+    content_type = content_type_of(request)
     with service.registry.lease(choice.model, choice.version) as served, service.memory.lease() as memory:
         if is_gradient_model(served.name):
             raise Problem(422, f"model {choice.model!r} gives gradients: ask for it at /gradient", field="model")
@@ -108,7 +108,7 @@ async def gradient(request: Request, choice: Annotated[Choice, Depends()]) -> Re
     """
     service: Service = request.app.state.service
     media_type = _media_type(request)
-    content_type = _content_type(request)
+    content_type = content_type_of(request)
     name = choice.model if is_gradient_model(choice.model) else gradient_model(choice.model)
     with service.registry.lease(name, choice.version) as served, service.memory.lease() as memory:
         raw = RequestBody(request, service.settings, memory)
@@ -124,7 +124,12 @@ async def gradient(request: Request, choice: Annotated[Choice, Depends()]) -> Re
         return await _answer(served, selection, arrays, choice.dtype, media_type)
 
 
-def _content_type(request: Request) -> str:
+def content_type_of(request: Request) -> str:
+    """The type of a request's body: one of `rest_codec`'s.
+
+    Raises:
+        Problem: 415 for another one.
+    """
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if content_type not in (rest_codec.JSON, rest_codec.NPY, rest_codec.RAW):
         known = f"{rest_codec.JSON}, {rest_codec.NPY} or {rest_codec.RAW}"

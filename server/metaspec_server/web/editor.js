@@ -63,6 +63,15 @@ export class Editor {
     this.changed(final);
   }
 
+  // While it is locked, densities of an optimisation are shown, and nothing can be drawn.
+  lock(locked) {
+    this.cancel();
+    this.locked = locked;
+    this.density = null;
+    this.changed(false);
+    this.repaint();
+  }
+
   show(density) { this.density = density; this.repaint(); }
   overlay(gradient) { this.gradient = gradient; this.repaint(); }
 

@@ -3,13 +3,16 @@
 import { describe, json, models, predict } from "./api.js";
 import { $, make } from "./dom.js";
 import { Editor } from "./editor.js";
+import { Files } from "./files.js";
 import { onScheme, showGallery } from "./gallery.js";
 import { Latest } from "./latest.js";
+import { structureOf } from "./links.js";
 import { Merits } from "./merits.js";
 import { objectives } from "./objectives.js";
+import { Optimise } from "./optimise.js";
 import { Overlay } from "./overlay.js";
 import { Plot } from "./plot.js";
-import { packed, randomised } from "./structure.js";
+import { averaged, packed, randomised, thresholded } from "./structure.js";
 import { Table } from "./table.js";
 import { Toolbar } from "./toolbar.js";
 import { Trust } from "./trust.js";
@@ -18,11 +21,11 @@ const STATES = { computing: "computing …", current: "", failed: "not computed"
 
 // What the parts of the page share: the editor, facts of the server, the model in use, and the newest spectra.
 class Studio {
-  constructor(contract) {
+  constructor(contract, structure) {
     Object.assign(this, { contract, model: null, merits: null, spectra: null, loaded: [] });
     const { pixels, quadrants } = contract;
-    this.editor = new Editor($("structure"), quadrants, pixels, randomised(pixels), {
-      changed: () => this.changed(),
+    this.editor = new Editor($("structure"), quadrants, pixels, structure, {
+      changed: (final) => this.changed(final),
       told: (text) => { $("place").textContent = text; },
     });
     this.toolbar = new Toolbar(this.editor);
@@ -30,6 +33,8 @@ class Studio {
     this.table = new Table(contract);
     this.overlay = new Overlay(this);
     this.trust = new Trust(contract);
+    this.files = new Files(this);
+    this.optimise = new Optimise(this);
     this.latest = new Latest({
       ask: () => this.ask(),
       arrived: (answer) => this.arrived(answer),
@@ -55,9 +60,17 @@ class Studio {
     if (name === "failed") this.report(error.message, true);
   }
 
-  changed() {
+  // What was opened or saved, or why not.
+  note(text, isError = false) {
+    $("note").textContent = text;
+    $("note").classList.toggle("error", isError);
+  }
+
+  changed(final) {
     this.toolbar.refresh();
+    if (this.editor.locked) return;
     this.latest.update();
+    if (final) this.files.remember();
   }
 
   // The list of models; the one of the address, or the default one, is chosen at first.
@@ -80,20 +93,27 @@ class Studio {
     if (!$("model").value) await this.listModels();
     const name = $("model").value;
     if (this.model?.name !== name) await this.use(await describe(name, packed(this.editor.structure)));
-    const { structure } = this.editor, started = performance.now();
-    return { ...await predict(name, packed(structure)), structure, milliseconds: performance.now() - started };
+    const started = performance.now();
+    return { ...await predict(name, packed(this.editor.structure)), milliseconds: performance.now() - started };
   }
 
-  arrived({ values, version, structure, milliseconds }) {
-    const { wavelengths_nm: wavelengths, channels, merged_greens: merged } = this.model.parameters;
-    this.spectra = { values, wavelengths, channels };
-    this.plot.show(this.spectra);
-    this.table.show(this.merits.of(values));
+  arrived({ values, version, milliseconds }) {
+    if (this.editor.locked) return;  // the optimiser shows what it finds
+    const { merged_greens: merged } = this.model.parameters;
+    const source = `${this.model.name} version ${version}`;
+    this.showSpectra(values, source);
     this.trust.later(() => this.editor.structure);
     this.overlay.refresh();
     const shared = Object.values(this.contract.colours).find(({ detectors }) => detectors.length > 1)?.detectors ?? [];
-    this.report(`${this.model.name} version ${version}, ${Math.round(milliseconds)} ms` +
+    this.report(`${source}, ${Math.round(milliseconds)} ms` +
       (merged ? `; ${shared.join(" and ")}: only their mean is known` : ""));
+  }
+
+  showSpectra(values, source = this.spectra.source) {
+    const { wavelengths_nm: wavelengths, channels } = this.model.parameters;
+    this.spectra = { values, wavelengths, channels, source };
+    this.plot.show(this.spectra);
+    this.table.show(this.merits.of(values));
   }
 
   // Takes a model into use. One of another device may have structures of another size, and other wavelengths.
@@ -101,7 +121,9 @@ class Studio {
     const { process, channels, wavelengths_nm: wavelengths } = model.parameters;
     this.model = model;
     this.merits = new Merits(this.contract, { wavelengths, channels });
-    this.overlay.offer(objectives(this.merits, this.contract.colours));
+    const offered = objectives(this.merits, this.contract.colours);
+    this.overlay.offer(offered);
+    this.optimise.offer(offered);
     if (process.pixels !== this.editor.pixels) this.editor.resize(process.pixels, randomised(process.pixels));
     await this.trust.choose(model, this.loaded);
   }
@@ -115,9 +137,18 @@ class Studio {
 
 async function start() {
   const contract = await json("contract");
-  const studio = new Studio(contract);
+  let linked = null, broken = "";
+  try {
+    linked = await structureOf(location.hash, contract.pixels);
+  } catch (error) {
+    broken = error.message;
+  }
+  const studio = new Studio(contract, linked ?? randomised(contract.pixels));
+  studio.note(broken, true);
   studio.latest.update();
-  await showGallery($("gallery"), contract.pixels, (structure) => studio.editor.set(structure));
+  const { pixels } = contract;
+  await showGallery($("gallery"), pixels, (structure) =>
+    studio.editor.set(thresholded(averaged(structure, pixels, pixels, studio.editor.pixels))));
 }
 
 start().catch((error) => {
