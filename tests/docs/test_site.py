@@ -7,6 +7,7 @@ import inspect
 import json
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -85,3 +86,9 @@ def test_the_search_knows_every_page(site: Path) -> None:
     found = {entry["location"].partition("#")[0] for entry in index["docs"]}
     pages = {path.relative_to(site).as_posix() for path in site.rglob("*.html")}
     assert pages - found == {"404.html", "report/report.html"}
+
+
+def test_the_command_line_is_that_of_the_commands() -> None:
+    script = runpy.run_path(str(DOCS / "_site" / "commands.py"))
+    written = (DOCS / "reference" / "commands.md").read_text(encoding="utf-8")
+    assert written == script["page"](), "run python docs/_site/commands.py"
