@@ -1,9 +1,9 @@
 """Speed of exported graphs: PyTorch and ONNX Runtime side by side, forward and gradient, every precision and batch size.
 
-python benchmarks/export_bench.py [--threads 2] [--rounds 7] [--batches 1 8 32 128] [--plot FILE.svg]
+python benchmarks/export_bench.py [--checkpoint FILE] [--threads 2] [--rounds 7] [--batches 1 8 32 128] [--plot FILE.svg]
 
 Each contender runs in a process of its own, so that its peak memory can be measured, and they take turns in every round.
-Speed does not depend on the weights: the network is the default one, untrained.
+The network is that of a checkpoint, whose graphs are made anew; the table names the hash of each graph's weights.
 """
 
 from __future__ import annotations
@@ -29,20 +29,21 @@ from metaspec_export.graph import forward_graph, gradient_graph
 from metaspec_export.metadata import weights_sha256
 from metaspec_export.precision import PRECISIONS, reduce
 from metaspec_simulation.data.families import FAMILIES, random_structure
-from metaspec_training.networks.field import DiffractionFieldNetConfig
+from metaspec_training.fit.checkpoint import load_network
+
+CHECKPOINT = Path(__file__).parents[1] / "training" / "checkpoints" / "field.ckpt"
 
 Array = NDArray[np.float32]
 Call = Callable[[Array, Array], object]
 
 
-def network() -> torch.nn.Module:
-    torch.manual_seed(0)
-    return DiffractionFieldNetConfig().build().eval().requires_grad_(False)
+def network(checkpoint: Path) -> torch.nn.Module:
+    return load_network(checkpoint).eval().requires_grad_(False)
 
 
-def pytorch(gradient: bool, compiled: bool) -> Call:
+def pytorch(checkpoint: Path, gradient: bool, compiled: bool) -> Call:
     """A call that computes spectra, or spectra and gradient."""
-    model = network()
+    model = network(checkpoint)
     if compiled:
         model.compile(dynamic=False)
 
@@ -79,12 +80,12 @@ def peak_mib() -> float:
     return int(line.split()[1]) / 1024
 
 
-def worker(pipe: Connection, name: str, folder: Path, gradient: bool, threads: int) -> None:
+def worker(pipe: Connection, name: str, checkpoint: Path, folder: Path, gradient: bool, threads: int) -> None:
     """Build one contender, then time a batch for each request; an error is answered with its text."""
     torch.set_num_threads(threads)
     try:
         if name.startswith("PyTorch"):
-            call = pytorch(gradient, compiled="compile" in name)
+            call = pytorch(checkpoint, gradient, compiled="compile" in name)
         else:
             file = graph_file(folder, name.split()[2], gradient)
             call = onnx_runtime(file, threads, optimised="unoptimised" not in name)
@@ -105,7 +106,9 @@ def worker(pipe: Connection, name: str, folder: Path, gradient: bool, threads: i
         pipe.send(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:100])
 
 
-def compare(folder: Path, gradient: bool, batches: list[int], rounds: int, threads: int) -> dict[str, dict[int, float]]:
+def compare(
+    checkpoint: Path, folder: Path, gradient: bool, batches: list[int], rounds: int, threads: int
+) -> dict[str, dict[int, float]]:
     """Measure structures per second of every contender, taking turns, and print them; returns them by name and batch size."""
     names = ["PyTorch eager", "PyTorch compile", "ONNX Runtime fp32 unoptimised"]
     names += [f"ONNX Runtime {precision}" for precision in PRECISIONS]
@@ -113,7 +116,7 @@ def compare(folder: Path, gradient: bool, batches: list[int], rounds: int, threa
     pipes, failures = {}, {}
     for name in names:
         ours, theirs = context.Pipe()
-        context.Process(target=worker, args=(theirs, name, folder, gradient, threads), daemon=True).start()
+        context.Process(target=worker, args=(theirs, name, checkpoint, folder, gradient, threads), daemon=True).start()
         answer = ours.recv()
         if answer is None:
             pipes[name] = ours
@@ -166,22 +169,27 @@ def plot(results: dict[str, dict[str, dict[int, float]]], path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32, 128])
     parser.add_argument("--plot", type=Path)
     arguments = parser.parse_args()
-    print(f"{arguments.threads} threads, median of {arguments.rounds} rounds, ONNX Runtime {onnxruntime.__version__}")
+    about = f"{arguments.threads} threads, median of {arguments.rounds} rounds, ONNX Runtime {onnxruntime.__version__}"
+    print(f"{arguments.checkpoint.name}, {about}")
     calibration = np.stack([random_structure(np.random.default_rng(n), f) for n, f in enumerate(FAMILIES)])
     results = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        for gradient, graph in ((False, forward_graph(network())), (True, gradient_graph(network()))):
+        for gradient, trace in ((False, forward_graph), (True, gradient_graph)):
+            graph = trace(network(arguments.checkpoint))
             for precision in PRECISIONS:
                 reduced = reduce(graph, precision, calibration)
                 onnx.save(reduced, graph_file(folder, precision, gradient))
             title = "spectra and gradient" if gradient else "spectra"
-            results[title] = compare(folder, gradient, arguments.batches, arguments.rounds, arguments.threads)
+            results[title] = compare(
+                arguments.checkpoint, folder, gradient, arguments.batches, arguments.rounds, arguments.threads
+            )
     fp32 = {title: rates["ONNX Runtime fp32"] for title, rates in results.items()}
     cost = [f"{fp32['spectra'][b] / fp32['spectra and gradient'][b]:.2f}" for b in arguments.batches]
     print(f"\nA gradient costs {', '.join(cost)} forward passes in float32 (batch {arguments.batches}).")

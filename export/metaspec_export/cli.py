@@ -55,6 +55,13 @@ def export(
         str, typer.Option(help="Precisions to publish, comma-separated: fp32, fp16 (GPU), int8 (CPU).")
     ] = "fp32",
     gradient: Annotated[bool, typer.Option(help="Publish the gradient model, too.")] = True,
+    half_weights: Annotated[
+        bool,
+        typer.Option(
+            "--half-weights",
+            help="Store weights in float16 and compute in float32: half the size; refused past a change of 1e-4.",
+        ),
+    ] = False,
     symmetric: Annotated[
         bool,
         typer.Option(
@@ -104,7 +111,12 @@ def export(
     from metaspec_export.source import read_source
 
     variants = Variants(
-        name, parse_precisions(precision), gradient, images if symmetric else None, engines=tensorrt_engines
+        name,
+        parse_precisions(precision),
+        gradient,
+        images if symmetric else None,
+        engines=tensorrt_engines,
+        half_weights=half_weights,
     )
     number = version or next_version(repository, variants.names)
     require_free(repository, number, variants.names)
