@@ -18,6 +18,7 @@ from typing import TypeAlias
 from metaspec_contract.model import DEFAULT_MODEL, forward_model, gradient_model, is_gradient_model
 from metaspec_server.blocking import in_thread
 from metaspec_server.core.errors import StillLoading, UnknownModel
+from metaspec_server.core.heap import trim_heap
 from metaspec_server.core.served_model import Load, NotYet, ServedModel
 from metaspec_server.repository import ModelFile, RepositoryError, Unreadable, read_repository
 
@@ -418,7 +419,11 @@ class Registry:
     def _release(self, model: ServedModel) -> None:
         task = asyncio.create_task(self._retire(model))
         self._leaving.add(task)
-        task.add_done_callback(self._leaving.discard)
+        task.add_done_callback(self._left)
+
+    def _left(self, task: asyncio.Task[None]) -> None:
+        self._leaving.discard(task)
+        in_thread(trim_heap)  # only now is the model gone
 
     async def _retire(self, model: ServedModel) -> None:
         try:
