@@ -29,6 +29,8 @@ def client(server: RunningServer) -> Iterator[triton.InferenceServerClient]:
     [
         ("POST", "/predict"),
         ("POST", "/gradient"),
+        ("POST", "/gdsii/read"),
+        ("POST", "/gdsii/write"),
         ("GET", "/contract"),
         ("GET", "/metrics"),
         ("GET", "/v2"),
@@ -46,11 +48,11 @@ def test_unknown_names_in_the_query(server: RunningServer, method: str, path: st
         answer = http.request(method, path + "?wavelength_nm=450")
     assert answer.status_code == (400 if path.startswith("/v2") else 422)
     message = answer.json()["error" if path.startswith("/v2") else "detail"]
-    known = (
-        "known are channels, dtype, model, priority, version, wavelengths_nm"
-        if path in ("/predict", "/gradient")
-        else ""
-    )
+    known = ""
+    if path in ("/predict", "/gradient"):
+        known = "known are channels, dtype, model, priority, version, wavelengths_nm"
+    elif path.startswith("/gdsii/"):
+        known = "known are cell, layer, model"
     assert message == f"wavelength_nm: unknown name in the query; {known or 'this route takes none'}"
 
 

@@ -22,6 +22,8 @@ def document(server: RunningServer) -> schemathesis.BaseSchema:
 ROUTES = {
     "/predict": "POST",
     "/gradient": "POST",
+    "/gdsii/read": "POST",
+    "/gdsii/write": "POST",
     "/contract": "GET",
     "/metrics": "GET",
     "/v2": "GET",
@@ -39,7 +41,7 @@ ROUTES = {
 }
 GOOD, BAD = schemathesis.GenerationMode.POSITIVE, schemathesis.GenerationMode.NEGATIVE
 CASES = [(path, GOOD) for path in ROUTES] + [
-    (path, BAD) for path in ("/predict", "/gradient", "/v2/models/{model}/infer")
+    (path, BAD) for path in ("/predict", "/gradient", "/gdsii/write", "/v2/models/{model}/infer")
 ]
 
 
@@ -64,6 +66,8 @@ def test_documentation_lists_every_route(server: RunningServer) -> None:
     assert {
         "/predict",
         "/gradient",
+        "/gdsii/read",
+        "/gdsii/write",
         "/contract",
         "/metrics",
         "/v2",

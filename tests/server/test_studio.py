@@ -214,7 +214,7 @@ def test_values_under_the_pointer_and_pinned_curves(page: Page, expected: Expect
     assert texts(page, "#pinned td") == efficiencies(before)
     box = page.evaluate("document.getElementById('plot').getBoundingClientRect().toJSON()")
     page.mouse("mouseMoved", box["left"] + 0.6 * box["width"], box["top"] + 0.5 * box["height"])
-    match = re.search(r"(\d+) nm", text(page, "#legend .where"))
+    match = re.search(r"(\d+) nm", text(page, "#plot .reader text"))
     assert match
     at = int(match[1]) - 400
     assert texts(page, "#legend b") == [f"{value:.3f}" for value in after[:, at]]
@@ -238,6 +238,7 @@ def test_where_solid_would_help(page: Page, expected_gradient: ExpectedGradient)
     weight = np.zeros_like(cotangent)
     weight[0, 3, :100] = 1 / 100
     np.testing.assert_allclose(cotangent, weight, atol=1e-7)
+    page.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
     shown = pixels(page)
     click(page, "[data-edit=clear]")
     settled(page)
@@ -296,7 +297,7 @@ def test_a_phone_needs_no_sideways_scrolling(page: Page) -> None:
     page.resize(320)
     page.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
     assert page.evaluate("document.documentElement.scrollWidth") <= 320
-    for selector in ("#structure", "#plot", "#efficiency"):
+    for selector in ("#structure", "#plot", "#efficiency td:last-child", "#steps"):
         box = page.evaluate(f"document.querySelector('{selector}').getBoundingClientRect().toJSON()")
         assert box["right"] <= 320, selector
 

@@ -120,12 +120,12 @@ export class Plot {
     });
     this.legend.replaceChildren(
       ...entries.map(({ name, now, before }) => make("span", { className: `entry channel-${name}` },
-        make("i", { className: "swatch" }), name, make("b", {}, shown(now)), ...(before === null ? [] : [make("small", {}, shown(before))]))),
-      make("span", { className: "where" }, at === null ? "" : `${wavelengths[at]} nm`));
+        make("i", { className: "swatch" }), name, make("b", {}, shown(now)), ...(before === null ? [] : [make("small", {}, shown(before))]))));
     this.reader.replaceChildren();
     if (at === null) return;
-    const x = s.x(wavelengths[at]);
+    const x = s.x(wavelengths[at]), left = x > s.right - 70;
     this.reader.append(svg("line", { x1: x, x2: x, y1: MARGIN.top, y2: s.bottom }),
+      svg("text", { x: left ? x - 6 : x + 6, y: MARGIN.top + 14, "text-anchor": left ? "end" : "start" }, `${wavelengths[at]} nm`),
       ...entries.map(({ name, now }) => svg("circle", { class: `channel-${name}`, cx: x, cy: s.y(now), r: 3.5 })));
     this.root.setAttribute("aria-valuenow", wavelengths[at]);
     this.root.setAttribute("aria-valuetext",
