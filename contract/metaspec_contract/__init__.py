@@ -7,6 +7,7 @@
 - `spectra`: spectra of structures, labelled.
 - `source`: sources of spectra: their interface, and how they are found.
 - `provenance`: what a network was trained on.
+- `conditions`: what a model takes beside the structure, and the check of what users give for it.
 - `model`: a model's metadata, and the check of its tensors and answers against them.
 - `run_folder`: the reports of `metaspec optimise` and `metaspec-simulate verify`.
 - `files`: atomic writes of whole files; reading `.npy` without pickle.

@@ -1,8 +1,8 @@
 """A served model: names, metadata, and the check of its tensors and answers against the metadata.
 
 A model file is an ONNX graph from a structure to spectra, or, for a gradient model, from a structure and a cotangent to spectra
-and the vector-Jacobian product. Its metadata are JSON in the file's `metadata_props`, under `METADATA_KEY`. Contradictions
-are refused, naming both sides: a model that is served with wrong labels is worse than none.
+and the vector-Jacobian product; either may take conditions as well. Its metadata are JSON in the file's `metadata_props`, under
+`METADATA_KEY`. Contradictions are refused, naming both sides: a model that is served with wrong labels is worse than none.
 """
 
 from __future__ import annotations
@@ -14,8 +14,18 @@ from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
+from metaspec_contract.conditions import Condition, require_unique
 from metaspec_contract.detectors import CHANNELS, DETECTORS, SPREAD
 from metaspec_contract.process import CompleteProcess
 from metaspec_contract.provenance import DataSource, require_same_device
@@ -25,7 +35,10 @@ METADATA_KEY = "metaspec"
 """Key of the metadata in an ONNX file's `metadata_props`, and of the parameter in Triton's `config.pbtxt`."""
 
 SCHEMA_VERSION = 2
-"""Version of the metadata that this release writes; it also reads version 1."""
+"""Version of the metadata that this release writes for models without conditions; it also reads version 1."""
+
+CONDITIONS_VERSION = 3
+"""Version of the metadata of models with conditions, which earlier releases refuse instead of leaving an input out."""
 
 STRUCTURE, COTANGENT, SPECTRA, GRADIENT = "structure", "cotangent", "spectra", "gradient"
 """Names of a model's tensors."""
@@ -146,13 +159,14 @@ class ModelMetadata(BaseModel):
         merged_greens: whether G1 and G2 both hold the mean of the two, because only that was taught.
         units: unit of the spectra, the wavelengths and the spread.
         input: meaning of the structure's values.
+        conditions: what the model takes beside the structure; left out where there are none.
         forward_passes: passes through the network for each structure.
         training: how the model was trained.
     """
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
-    schema_version: Literal[1, 2]
+    schema_version: Literal[1, 2, 3]
     name: str
     kind: Literal["forward", "vjp"]
     process: CompleteProcess
@@ -161,6 +175,7 @@ class ModelMetadata(BaseModel):
     merged_greens: bool = False
     units: dict[str, str]
     input: InputMeaning
+    conditions: tuple[Condition, ...] = ()
     forward_passes: int = Field(1, ge=1)
     training: Training | None = None
 
@@ -183,7 +198,30 @@ class ModelMetadata(BaseModel):
             raise ValueError(
                 f"wavelengths_nm are {_range(wavelengths)}, but those of the process are {_range(expected)}{apart}"
             )
+        self._check_conditions()
         return self
+
+    def _check_conditions(self) -> None:
+        """Refuse conditions that contradict each other, the process or the schema's version."""
+        if self.conditions and self.schema_version < CONDITIONS_VERSION:
+            raise ValueError(
+                f"schema_version must be {CONDITIONS_VERSION} in a model with conditions, got {self.schema_version}"
+            )
+        require_unique(self.conditions)
+        for condition in self.conditions:
+            fixed = getattr(self.process, condition.name) if condition.name in type(self.process).model_fields else None
+            if fixed is not None and condition.default != fixed:
+                raise ValueError(
+                    f"condition {condition.name} has the default {condition.default}, but the process has {fixed}"
+                )
+
+    @model_serializer(mode="wrap")
+    def _without_empty_conditions(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """As earlier versions wrote it, for a model without conditions."""
+        document: dict[str, Any] = handler(self)
+        if not self.conditions:
+            document.pop("conditions", None)
+        return document
 
     @property
     def spectra_shape(self) -> tuple[int, int]:
@@ -194,9 +232,12 @@ class ModelMetadata(BaseModel):
     def tensors(self) -> tuple[dict[str, tuple[int, ...]], dict[str, tuple[int, ...]]]:
         """Inputs and outputs that the graph must have: shape of one row, by name."""
         structure, spectra = (1, *self.process.structure_shape), self.spectra_shape
+        conditions = {condition.name: condition.shape for condition in self.conditions}
         if self.kind == "vjp":
-            return {STRUCTURE: structure, COTANGENT: spectra}, {SPECTRA: spectra, GRADIENT: structure}
-        return {STRUCTURE: structure}, {SPECTRA: spectra}
+            gradients = {condition.gradient: condition.shape for condition in self.conditions}
+            inputs = {STRUCTURE: structure, COTANGENT: spectra, **conditions}
+            return inputs, {SPECTRA: spectra, GRADIENT: structure, **gradients}
+        return {STRUCTURE: structure, **conditions}, {SPECTRA: spectra}
 
 
 def parse_metadata(properties: Mapping[str, str]) -> ModelMetadata:
@@ -254,7 +295,8 @@ def check_same_device(metadata: ModelMetadata, other: ModelMetadata, ours: str, 
         theirs: name of the other model, for the message.
 
     Raises:
-        ModelMismatch: processes, channels or merged greens differ; both sides are named.
+        ModelMismatch: processes, channels or merged greens differ, or a gradient model lacks a condition of its forward model;
+            both sides are named.
     """
     try:
         require_same_device(metadata, other, ours, theirs)
@@ -265,6 +307,18 @@ def check_same_device(metadata: ModelMetadata, other: ModelMetadata, ours: str, 
             f"{ours} has the channels {', '.join(metadata.channels)}, {theirs} has {', '.join(other.channels)}; "
             "publish it under another name"
         )
+    if metadata.kind == "vjp" and other.kind == "forward":
+        _check_same_conditions(metadata, other, ours, theirs)
+    elif metadata.kind == "forward" and other.kind == "vjp":
+        _check_same_conditions(other, metadata, theirs, ours)
+
+
+def _check_same_conditions(gradient: ModelMetadata, forward: ModelMetadata, ours: str, theirs: str) -> None:
+    """A gradient model takes all conditions of its forward model; it may take more, as it is published first."""
+    known = {condition.name: condition for condition in gradient.conditions}
+    for condition in forward.conditions:
+        if (found := known.get(condition.name)) != condition:
+            raise ModelMismatch(f"{theirs} takes {condition}, {ours} takes {found or f'no {condition.name}'}")
 
 
 def check_answers(metadata: ModelMetadata, answers: Mapping[str, NDArray[Any]], rows: int) -> None:
@@ -290,8 +344,14 @@ def check_answers(metadata: ModelMetadata, answers: Mapping[str, NDArray[Any]], 
             raise ModelMismatch(f"output {name} has dtype {array.dtype}, expected float32")
         finite = np.isfinite(array).all(axis=tuple(range(1, array.ndim)))
         if not finite.all():
-            kind = _PROBES[int(np.flatnonzero(~finite)[0]) % len(_PROBES)]
-            raise ModelMismatch(f"output {name} is not finite for a structure that is {kind}")
+            row = int(np.flatnonzero(~finite)[0])
+            at = "".join(
+                f", at {condition} {', '.join(f'{value:g}' for value in values[row])}"
+                for condition, values in _probed_conditions(metadata, rows).items()
+            )
+            raise ModelMismatch(
+                f"output {name} is not finite for a structure that is {_PROBES[row % len(_PROBES)]}{at}"
+            )
     if metadata.merged_greens:
         first, second = (answers[SPECTRA][:, CHANNELS.index(name)] for name in DETECTORS["G"])
         if rows and (apart := float(np.abs(first - second).max())) > _GREENS_ROUNDING:
@@ -304,7 +364,9 @@ _PROBES = ("empty", "full", "random")  # in turn
 
 
 def probes(metadata: ModelMetadata, rows: int, dtype: np.dtype[Any] | None = None) -> dict[str, NDArray[Any]]:
-    """Inputs to try a model with: empty, full and random structures in turn, and random cotangents.
+    """Inputs to try a model with: empty, full and random structures in turn, random cotangents, conditions over their range.
+
+    Both ends of each range are among them if there are two rows or more.
 
     Args:
         metadata: metadata of the model.
@@ -313,8 +375,11 @@ def probes(metadata: ModelMetadata, rows: int, dtype: np.dtype[Any] | None = Non
     """
     generator = np.random.default_rng(0)
     inputs: dict[str, NDArray[Any]] = {}
+    conditions = _probed_conditions(metadata, rows)
     for name, shape in metadata.tensors[0].items():
-        if name == STRUCTURE:
+        if name in conditions:
+            array = conditions[name]
+        elif name == STRUCTURE:
             array = generator.integers(0, 2, (rows, *shape), np.uint8).astype(np.float32)
             array[_PROBES.index("empty") :: len(_PROBES)] = 0
             array[_PROBES.index("full") :: len(_PROBES)] = 1
@@ -324,7 +389,19 @@ def probes(metadata: ModelMetadata, rows: int, dtype: np.dtype[Any] | None = Non
     return inputs
 
 
+def _probed_conditions(metadata: ModelMetadata, rows: int) -> dict[str, NDArray[np.float32]]:
+    """Values of the conditions in probes, float32 (rows, size), in other orders from one to the next."""
+    generator = np.random.default_rng(1)
+    values = {}
+    for condition in metadata.conditions:
+        steps = np.linspace(condition.low, condition.high, rows, dtype=np.float32)
+        values[condition.name] = np.stack([generator.permutation(steps) for _ in range(condition.size)], axis=1)
+    return values
+
+
 def _why(metadata: ModelMetadata, name: str, shape: tuple[int, ...]) -> str:
+    if name not in (STRUCTURE, GRADIENT, COTANGENT, SPECTRA):
+        return f", expected {_shape(shape)}: the metadata name a condition of {shape[0]} value{'s' * (shape[0] > 1)} in a row"
     if name in (STRUCTURE, GRADIENT):
         pixels = metadata.process.pixels
         return f", expected {_shape(shape)}: a structure of its process has {pixels} x {pixels} pixels"

@@ -19,7 +19,7 @@ from metaspec_contract.process import LATER
 from metaspec_contract.run_folder import RunReport, VerifyReport
 
 DOCUMENTS: dict[str, type[BaseModel]] = {
-    "model-metadata-2": ModelMetadata,
+    "model-metadata-3": ModelMetadata,
     "report-1": RunReport,
     "verify-1": VerifyReport,
 }

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from metaspec_contract import html
+from metaspec_contract.conditions import Condition
 from metaspec_contract.process import Process
 from metaspec_contract.spectra import MERGED_GREENS, Spectra, label
 
@@ -54,6 +55,7 @@ class SourceInfo:
         channels: names of the channels.
         merged_greens: whether G1 and G2 both hold the mean of the two.
         simulated: whether the spectra are simulated by a solver; otherwise, a model predicts them.
+        conditions: what it takes beside the structures, as keyword arguments; see `Source`.
     """
 
     name: str
@@ -63,6 +65,7 @@ class SourceInfo:
     channels: tuple[str, ...]
     merged_greens: bool
     simulated: bool = field(default=False, kw_only=True)
+    conditions: tuple[Condition, ...] = field(default=(), kw_only=True)
 
     @property
     def label(self) -> str:
@@ -90,27 +93,58 @@ class SourceInfo:
         """Names and values of a short description."""
         process, wavelengths = self.process, self.wavelengths_nm
         device = f"{process.solid.name} on {process.substrate.name}, period {process.period_um:g} um"
-        return [
+        entries = [
             ("name", self.label),
             ("channels", "/".join(self.channels) + (f" ({MERGED_GREENS})" if self.merged_greens else "")),
             ("wavelengths", f"{len(wavelengths)} wavelengths from {wavelengths[0]:g} to {wavelengths[-1]:g} nm"),
             ("structures", f"{self.pixels[0]} x {self.pixels[1]} pixels"),
             ("device", f"{device}, thickness {process.thickness_um:g} um, detectors {process.distance_um:g} um below"),
         ]
+        return entries + [("conditions", "; ".join(map(str, self.conditions)))] * bool(self.conditions)
 
 
-class Evaluation(NamedTuple):
-    """An objective and its gradient at N structures.
+class Gradients(NamedTuple):
+    """The gradient of sum(cotangent * spectra) with respect to everything that a source takes.
 
     Attributes:
-        value: values of the objective, (N,).
-        gradient: gradient with respect to the density of every pixel, float32 (N, y, x).
-        spectra: spectra of the structures.
+        structure: with respect to the density of every pixel, float32 (N, y, x), or (N, K, y, x) for K cotangents of each
+            structure.
+        conditions: with respect to each condition, by name: float32 (N,) or (N, K); for a vector, one more axis.
     """
 
+    structure: NDArray[np.float32]
+    conditions: dict[str, NDArray[np.float32]]
+
+
+class _Evaluation(NamedTuple):
     value: NDArray[Any]
     gradient: NDArray[np.float32]
     spectra: Spectra
+
+
+class Evaluation(_Evaluation):
+    """An objective and its gradient at N structures: `value, gradient, spectra = evaluation`.
+
+    Args:
+        value: values of the objective, (N,).
+        gradient: gradient with respect to the density of every pixel, float32 (N, y, x).
+        spectra: spectra of the structures.
+        conditions: gradient with respect to each condition, by name, as in `Gradients`; none by default.
+    """
+
+    conditions: dict[str, NDArray[np.float32]]
+
+    def __new__(
+        cls,
+        value: NDArray[Any],
+        gradient: NDArray[np.float32],
+        spectra: Spectra,
+        conditions: dict[str, NDArray[np.float32]] | None = None,
+    ) -> Self:
+        """The three values as a tuple, which holds the gradients of conditions as well."""
+        evaluation = super().__new__(cls, value, gradient, spectra)
+        evaluation.conditions = conditions or {}
+        return evaluation
 
     def __repr__(self) -> str:
         value = np.array2string(self.value, precision=4, threshold=8, edgeitems=2)
@@ -121,6 +155,12 @@ class Source(Protocol):
     """A source of spectra and their gradients.
 
     A subclass defines `predict`, `gradient` and `metadata`, and inherits the rest.
+
+    A source whose description names conditions takes each as a keyword argument of `predict`, `gradient` and
+    `predict_and_gradient`: a number, an array of one for each structure, or None for the default
+    (`conditions.check_conditions`, which raises `InvalidCondition` before anything is computed). It has a further method
+    `gradients(structures, cotangent, **conditions)`, which returns `Gradients`: the gradient with respect to the structure and
+    to each condition. The latter is also in the `conditions` of an `Evaluation`.
     """
 
     @abstractmethod

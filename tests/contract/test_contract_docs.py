@@ -18,7 +18,7 @@ EXAMPLES = re.findall(r"```python\n(.*?)```\n\n```text\n(.*?)```", TEXT, re.DOTA
 
 
 def test_every_example_has_its_output() -> None:
-    assert len(EXAMPLES) == TEXT.count("```python") == 5
+    assert len(EXAMPLES) == TEXT.count("```python") == 6
 
 
 @pytest.mark.parametrize(("example", "output"), EXAMPLES)

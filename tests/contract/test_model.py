@@ -155,7 +155,7 @@ RANGE = "but those of the process are 301 from 400 to 700 nm"
         (METADATA | {"process": PROCESS | {"wavelength_step_nm": 1e-9}}, "process: wavelength_step_nm must give .*"),
         (METADATA | {"process": None}, "process: Input should be .*, got None"),
         # others
-        (METADATA | {"schema_version": 3}, "schema_version: Input should be 1 or 2, got 3"),
+        (METADATA | {"schema_version": 4}, "schema_version: Input should be 1, 2 or 3, got 4"),
         (METADATA | {"forward_passes": 0}, "forward_passes: Input should be .* 1, got 0"),
         (METADATA | {"units": {"spectra": 1}}, r"units\.spectra: Input should be a valid string, got 1"),
         (METADATA | {"training": {"network": "Net"}}, r"training\.parameters: Field required"),

@@ -59,6 +59,13 @@ def test_schemas_are_schemas(name: str) -> None:
     [
         {},
         {"schema_version": 1},
+        {
+            "schema_version": 3,
+            "conditions": [
+                {"name": "distance_um", "unit": "um", "low": 1, "high": 3, "default": 2.5},
+                {"name": "incidence", "unit": "degrees", "low": -20, "high": 20, "default": [0, 0], "size": 2},
+            ],
+        },
         {"name": gradient_model(METADATA["name"]), "kind": "vjp"},
         {"channels": [*METADATA["channels"], "spread"], "forward_passes": 4, "merged_greens": True},
         {"training": {"network": "Net", "parameters": 7, "preset": "field", "data": [{"name": "old"}]}},
@@ -67,14 +74,15 @@ def test_schemas_are_schemas(name: str) -> None:
 )
 def test_metadata(change: Document) -> None:
     document = METADATA | change
-    assert DOCUMENTS["model-metadata-2"].model_validate_json(json.dumps(document))
-    validator("model-metadata-2").validate(document)
+    assert DOCUMENTS["model-metadata-3"].model_validate_json(json.dumps(document))
+    validator("model-metadata-3").validate(document)
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        {"schema_version": 3},
+        {"schema_version": 4},
+        {"conditions": [{"name": "distance_um", "unit": "um", "low": 1, "high": 3, "default": "2.5"}]},
         {"kind": "inverse"},
         {"channels": []},
         {"wavelengths_nm": ["400", "500"]},
@@ -85,7 +93,7 @@ def test_metadata(change: Document) -> None:
     ],
 )
 def test_metadata_that_are_refused(change: Document) -> None:
-    assert not validator("model-metadata-2").is_valid(METADATA | change)
+    assert not validator("model-metadata-3").is_valid(METADATA | change)
 
 
 def test_reports(report: Document, verified: Document) -> None:

@@ -18,6 +18,7 @@ from metaspec_contract.model import DEFAULT_MODEL, gradient_model
 from metaspec_contract.process import Process
 from metaspec_server.engines import OnnxEngine
 from metaspec_server.repository import RepositoryError, find_models
+from metaspec_testing.conditioned_models import conditioned_gradient_model, conditioned_model
 from metaspec_testing.servers import RunningServer, running_server
 from metaspec_testing.small_models import METADATA, small_gradient_model, small_model, write_repository
 
@@ -258,7 +259,7 @@ MISFITS: dict[str, tuple[Change, str]] = {
     ),
     "a fixed batch": (fixed_batch, "expected [N, fixed, ...]"),
     "no metadata": (silent, 'no "metaspec" entry in its metadata_props'),
-    "a schema of the future": (stated(schema_version=3), "schema_version"),
+    "a schema of the future": (stated(schema_version=4), "schema_version"),
 }
 
 
@@ -310,3 +311,14 @@ def test_a_gradient_that_is_not_finite(tmp_path: Path) -> None:
 def test_metadata_of_both_schemas_are_read(tmp_path: Path, schema: int) -> None:
     (file,) = find_models(write_repository(tmp_path, small_model(METADATA | {"schema_version": schema})))[DEFAULT_MODEL]
     assert OnnxEngine(file).about.metadata.schema_version == schema
+
+
+@pytest.mark.parametrize("make", [conditioned_model, conditioned_gradient_model])
+def test_a_model_with_conditions_is_refused(tmp_path: Path, make: Change) -> None:
+    model = make()
+    ((file,),) = find_models(write_repository(tmp_path, model)).values()
+    message = (
+        r"it takes conditions, which this server does not pass on: distance_um between 1 and 3 um, default 2\.5; inc"
+    )
+    with pytest.raises(RepositoryError, match=message):
+        OnnxEngine(file)

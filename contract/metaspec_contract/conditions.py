@@ -1,0 +1,195 @@
+"""Conditions: named real numbers that a model or solver takes beside each structure, such as the distance of the detectors.
+
+Each has a unit, a range and a default, and one value or a vector of values for each row of a batch. A model's graph has an
+input (N, size) for each, and a gradient model an output of the same shape, the gradient with respect to it. What users give is
+checked and completed here, by the same rule in client, server and solver.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Self, TypeAlias
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
+
+ConditionValue: TypeAlias = ArrayLike | None
+"""What users give for a condition: a number for all rows, an array of one for each row, or None for the default."""
+
+_RESERVED = frozenset(
+    (
+        *("structure", "cotangent", "spectra"),
+        *("structures", "objective", "conditions", "self"),
+        *("model", "version", "channels", "wavelengths_nm", "dtype", "priority"),
+    )
+)
+"""Names of tensors, of arguments of sources, and of what the routes of a server take."""
+
+_GRADIENT_PREFIX = "gradient"
+
+
+class InvalidCondition(ValueError):
+    """A value that is none of a condition, or a condition that does not exist.
+
+    The message states what was expected and what came.
+
+    Attributes:
+        name: name of the condition.
+    """
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(f"{name} {reason}")
+        self.name = name
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.name, str(self).removeprefix(f"{self.name} "))
+
+
+class Condition(BaseModel):
+    """One condition of a model. Further fields are allowed.
+
+    Attributes:
+        name: name of the keyword argument, of the field on the wire, and of the input in the graph.
+        unit: unit of its values; "" if they have none.
+        low: smallest value that the model was made for.
+        high: largest value that the model was made for.
+        default: value where none is given: a number, or `size` numbers.
+        size: number of values in each row: 1 for a number, more for a vector.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    name: str
+    unit: str
+    low: FiniteFloat
+    high: FiniteFloat
+    default: FiniteFloat | tuple[FiniteFloat, ...]
+    size: int = Field(default=1, ge=1, le=1024)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if not re.fullmatch(r"[a-z][a-z0-9_]{0,63}", self.name):
+            raise ValueError(f"name must be 1 to 64 of a-z, 0-9 and _ and begin with a letter, got {self.name!r}")
+        if self.name in _RESERVED or self.name.startswith(_GRADIENT_PREFIX):
+            raise ValueError(f"name must not be that of another tensor or argument, got {self.name!r}")
+        if not self.low < self.high:
+            raise ValueError(f"low must be below high, got {self.low:g} and {self.high:g}")
+        if not isinstance(self.default, tuple) and self.size > 1:
+            raise ValueError(f"default must be {self.size} numbers for size {self.size}, got {self.default:g}")
+        if isinstance(self.default, tuple) and (self.size == 1 or len(self.default) != self.size):
+            expected = "a number" if self.size == 1 else f"{self.size} numbers"
+            raise ValueError(f"default must be {expected} for size {self.size}, got {len(self.default)} numbers")
+        if outside := [value for value in self.defaults if not self.low <= value <= self.high]:
+            raise ValueError(f"default must lie between {self.range}, got {outside[0]:g}")
+        return self
+
+    @property
+    def defaults(self) -> tuple[float, ...]:
+        """The default values of one row."""
+        return self.default if isinstance(self.default, tuple) else (self.default,)
+
+    @property
+    def shape(self) -> tuple[int]:
+        """Shape of one row of its tensor."""
+        return (self.size,)
+
+    @property
+    def gradient(self) -> str:
+        """Name of the output of a gradient model that holds the gradient with respect to it."""
+        return f"{_GRADIENT_PREFIX}_{self.name}"
+
+    @property
+    def range(self) -> str:
+        """Its range in words: "1 and 3 um"."""
+        return f"{self.low:g} and {self.high:g}{f' {self.unit}' if self.unit else ''}"
+
+    def __str__(self) -> str:
+        default = ", ".join(f"{value:g}" for value in self.defaults)
+        return f"{self.name} between {self.range}, default {default if self.size == 1 else f'({default})'}"
+
+    def check(self, value: ConditionValue, count: int) -> NDArray[np.float32]:
+        """What a user gave, as float32 (count, size); the default where it is None.
+
+        Args:
+            value: a number, or an array (count,) or (count, 1) of numbers; for a vector, an array (size,) for all rows, or
+                (count, size).
+            count: number of rows.
+
+        Raises:
+            InvalidCondition: another shape, no numbers, not finite, or outside the range, in float32.
+        """
+        if value is None:
+            value = self.default
+        if np.ma.is_masked(value):
+            raise InvalidCondition(self.name, "must be given everywhere, got a masked array: use its method filled")
+        try:
+            array = np.asarray(value)
+        except ValueError as error:
+            raise InvalidCondition(self.name, f"must be an array: {error}") from None
+        if array.dtype.kind not in "uif":
+            raise InvalidCondition(self.name, f"must be numbers between {self.range}, got {array.dtype}")
+        rows = _rows(array, count, self.size)
+        if rows is None:
+            raise InvalidCondition(self.name, f"must be {self._shapes(count)}, got an array {array.shape}")
+        with np.errstate(over="ignore"):  # what overflows becomes inf and is refused
+            checked = rows.astype(np.float32, "C")
+        low, high = np.float32(self.low), np.float32(self.high)  # as the values are, so that both ends are in it
+        if not ((checked >= low) & (checked <= high)).all():  # this form also rejects NaN
+            row, component = (int(i) for i in np.argwhere(~((checked >= low) & (checked <= high)))[0])
+            where = f" at structure {row}" if array.shape and count > 1 and len(array) == count else ""
+            raise InvalidCondition(self.name, f"must lie between {self.range}, got {rows[row, component]:.9g}{where}")
+        return checked
+
+    def _shapes(self, count: int) -> str:
+        if self.size == 1:
+            return f"a number, or ({count},): one for each structure"
+        return f"({self.size},), or ({count}, {self.size}) for each structure"
+
+
+def _rows(array: NDArray[Any], count: int, size: int) -> NDArray[Any] | None:
+    """An array as (count, size); None if its shape is none of those that a user may give."""
+    if array.shape == (() if size == 1 else (size,)):
+        return np.broadcast_to(array, (count, size))
+    if array.shape == (count, size) or (size == 1 and array.shape == (count,)):
+        return array.reshape(count, size)
+    return None
+
+
+def check_conditions(
+    conditions: Iterable[Condition], given: Mapping[str, ConditionValue], count: int
+) -> dict[str, NDArray[np.float32]]:
+    """The values of all conditions of a model for a batch, float32 (count, size) by name: those given, defaults for the others.
+
+    Args:
+        conditions: conditions of the model.
+        given: what the user gave, by name; see `Condition.check`.
+        count: number of structures in the batch.
+
+    Raises:
+        InvalidCondition: the model has no condition of this name, or a value is none of it. The message names the condition,
+            its range and its unit.
+
+    Example:
+        >>> distance = Condition(name="distance_um", unit="um", low=1, high=3, default=2.5)
+        >>> check_conditions([distance], {"distance_um": [1.25, 2]}, 2)["distance_um"].ravel().tolist()
+        [1.25, 2.0]
+    """
+    known = {condition.name: condition for condition in conditions}
+    for name in given:
+        if name not in known:
+            taken = "; ".join(map(str, known.values())) or "none"
+            raise InvalidCondition(name, f"is no condition of this model, which takes {taken}")
+    return {name: condition.check(given.get(name), count) for name, condition in known.items()}
+
+
+def require_unique(conditions: Sequence[Condition]) -> None:
+    """Refuse two conditions of one name.
+
+    Raises:
+        ValueError: there are two; the name is in the message.
+    """
+    names = [condition.name for condition in conditions]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f"conditions must have different names, got {twice[0]} twice")
