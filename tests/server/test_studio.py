@@ -278,6 +278,17 @@ def test_a_server_that_dies_and_returns(browser: Page, small_repository: Path) -
         assert text(page, "#status").startswith("diffractionnet version 1, ")
 
 
+def test_a_server_that_requires_a_key(browser: Page, small_repository: Path, tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text("page: secret-of-the-page infer\n")
+    with running_server("--repository", str(small_repository), "--api-keys", str(tmp_path / "keys")) as server:
+        browser.open(server.url)
+        browser.wait("document.getElementById('results').dataset.state === 'failed'")
+        assert "expected a valid API key" in text(browser, "#status")
+        choose(browser, "#key", "secret-of-the-page")
+        settled(browser)
+        assert text(browser, "#status").startswith("diffractionnet version 1, ")
+
+
 def test_light_and_dark_are_switched_live(page: Page) -> None:
     def painted(scheme: str) -> list[int]:
         page.prefer(scheme)
