@@ -17,11 +17,12 @@ DOCUMENTS = (
     "docs/export.md",
     "docs/inverse-design.md",
     "docs/server.md",
+    "docs/studio.md",
     "docs/training.md",
     "docs/trust.md",
 )
 MENTION = re.compile(r"`(diffractionnet\w*)` ([0-9a-f]{12})\b")
-MEASURED = re.compile(r"benchmarks/(?:speedup|serving_bench|design_bench|trust|gradients|invrs_check)\.py")
+MEASURED = re.compile(r"benchmarks/(?:speedup|serving_bench|studio|design_bench|trust|gradients|invrs_check)\.py")
 EARLIER = re.compile(r"network of step \d")  # of the table in docs/training.md: said to be another one
 
 
