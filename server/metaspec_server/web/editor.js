@@ -67,7 +67,7 @@ export class Editor {
   lock(locked) {
     this.cancel();
     this.locked = locked;
-    this.density = null;
+    this.density = this.gradient = null;
     this.changed(false);
     this.repaint();
   }

@@ -3,7 +3,7 @@
 import { Away, comesBack } from "./api.js";
 
 export class Latest {
-  // `ask(signal)` makes a request and returns what `arrived` takes; `state(name, error)` is told "computing", "current",
+  // `ask()` makes a request and returns what `arrived` takes; `state(name, error)` is told "computing", "current",
   // "failed" and "away"; after "away", when the server is back, `returned` is awaited.
   constructor({ ask, arrived, state, returned }) {
     Object.assign(this, { ask, arrived, state, returned, running: false, again: false, away: false });
@@ -17,8 +17,8 @@ export class Latest {
     while (this.again) {
       this.again = false;
       try {
-        const answer = await this.ask();
-        if (this.arrived(answer, this.again) !== false && !this.again) this.state("current");
+        this.arrived(await this.ask());
+        if (!this.again) this.state("current");
       } catch (error) {
         await this.recover(error);
       }

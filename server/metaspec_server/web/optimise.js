@@ -33,7 +33,7 @@ export class Optimise {
     const running = this.run !== null;
     for (const name of SETTINGS) $(name).disabled = running;
     $("starts").disabled = running || $("from").value !== "random";
-    for (const name of ["model", "mend", "open", "open-folder"]) $(name).disabled = running;
+    for (const name of ["model", "key", "mend", "open", "open-folder"]) $(name).disabled = running;
     for (const control of document.querySelectorAll("[data-edit], #gallery button")) control.disabled = running;
     $("run-start").disabled = running;
     $("run-pause").disabled = $("run-stop").disabled = !running;

@@ -22,7 +22,7 @@ const STATES = { computing: "computing …", current: "", failed: "not computed"
 // What the parts of the page share: the editor, facts of the server, the model in use, and the newest spectra.
 class Studio {
   constructor(contract, structure) {
-    Object.assign(this, { contract, model: null, merits: null, spectra: null, loaded: [] });
+    Object.assign(this, { contract, model: null, described: false, merits: null, spectra: null, loaded: [] });
     const { pixels, quadrants } = contract;
     this.editor = new Editor($("structure"), quadrants, pixels, structure, {
       changed: (final) => this.changed(final),
@@ -78,7 +78,7 @@ class Studio {
     const wanted = $("model").value || new URLSearchParams(location.search).get("model") || this.contract.default_model;
     const { known, loaded } = await models(this.contract.gradient_suffix);
     this.loaded = loaded;
-    this.model = null;  // it may be another one by now
+    this.described = false;  // the model may be another one by now
     $("model").replaceChildren(...[...new Set([...known, wanted])].map((name) =>
       make("option", { value: name, selected: name === wanted }, name)));
   }
@@ -92,7 +92,7 @@ class Studio {
   async ask() {
     if (!$("model").value) await this.listModels();
     const name = $("model").value;
-    if (this.model?.name !== name) await this.use(await describe(name, packed(this.editor.structure)));
+    if (!this.described || this.model.name !== name) await this.use(await describe(name, packed(this.editor.structure)));
     const started = performance.now();
     return { ...await predict(name, packed(this.editor.structure)), milliseconds: performance.now() - started };
   }
@@ -120,6 +120,7 @@ class Studio {
   async use(model) {
     const { process, channels, wavelengths_nm: wavelengths } = model.parameters;
     this.model = model;
+    this.described = true;
     this.merits = new Merits(this.contract, { wavelengths, channels });
     const offered = objectives(this.merits, this.contract.colours);
     this.overlay.offer(offered);
