@@ -24,6 +24,7 @@ from metaspec.optimise import History, Problem, Result, run
 from metaspec.optimise import by_name as optimiser
 from metaspec.topology import Parameterisation, feature_size, without_small_features
 from metaspec_contract.files import write_json
+from metaspec_contract.links import structure_link
 from metaspec_contract.process import Process
 from metaspec_contract.report_page import refresh_page
 from metaspec_contract.run_folder import Merit, Unpolished, VerifiedDesign, VerifyReport, read_report
@@ -333,6 +334,15 @@ def test_the_page_holds_its_pictures(folder: Path) -> None:
     assert "metaspec-simulate verify" in page
     assert 'href="design_002.gds"' in page
     assert "http://" not in page.replace(json.loads((folder / "report.json").read_text())["url"], "")  # loads nothing
+
+
+def test_the_page_links_its_designs_to_the_studio(folder: Path) -> None:
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    report = read_report(folder)
+    for design in report.designs:
+        link = structure_link(str(report.url), np.load(folder / f"design_{design.rank:03d}.npy"), report.model)
+        assert f'<a href="{link}">' in page
+    assert (link or "").startswith(f"{report.url}/?model=diffractionnet#structure=")
 
 
 def test_the_page_shows_what_is_added_to_the_folder(folder: Path, tmp_path: Path) -> None:
