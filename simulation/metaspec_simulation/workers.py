@@ -38,10 +38,12 @@ class Job(NamedTuple):
 
     Attributes:
         density: density, float64 (y, x).
+        distances_um: distances of the detectors, float64 (D,); one for a gradient.
         cotangent: weights of the spectra for the gradient; None for the spectra alone.
     """
 
     density: Array
+    distances_um: NDArray[np.float64]
     cotangent: Cotangent | None
 
 
@@ -49,20 +51,23 @@ class Result(NamedTuple):
     """What became of a job.
 
     Attributes:
-        spectra: float32 (4, W).
+        spectra: float32 (D, 4, W).
         gradient: float32 (y, x) or (C, y, x); None if the job had no cotangent.
+        slope: derivative of the spectra by the distance, float32 (4, W); None if the job had no cotangent.
     """
 
     spectra: NDArray[np.float32]
-    gradient: NDArray[np.float32] | None
+    gradient: NDArray[np.float32] | None = None
+    slope: NDArray[np.float32] | None = None
 
 
 def do(solver: Solver, job: Job) -> Result:
     """Do a job in this process."""
     if job.cotangent is None:
-        return Result(solver.simulate(job.density).spectra, None)
-    simulation, gradient = solver.gradient(job.density, job.cotangent)
-    return Result(simulation.spectra, gradient)
+        return Result(solver.at_distances(job.density, job.distances_um))
+    (distance,) = job.distances_um
+    simulation, gradient, slope = solver.gradient_with_slope(job.density, job.cotangent, distance)
+    return Result(simulation.spectra[None], gradient, slope)
 
 
 class Workers:
@@ -114,8 +119,7 @@ class Workers:
                 else:
                     worker.number = None
                     left -= 1
-                    spectra, *gradient = reply.arrays
-                    yield number, Result(spectra, gradient[0] if gradient else None)
+                    yield number, Result(*reply.arrays)
         finally:
             for worker in [worker for worker in self._all if worker.number is not None]:
                 self._all.remove(worker)
@@ -195,11 +199,11 @@ class _Worker:
         """Give it a job."""
         self.number = number
         if job.cotangent is None:
-            self.send(_Message("simulate", (job.density,)))
+            self.send(_Message("simulate", (job.density, job.distances_um)))
         elif callable(job.cotangent):
-            self.send(_Message("ask", (job.density,)))
+            self.send(_Message("ask", (job.density, job.distances_um)))
         else:
-            self.send(_Message("gradient", (job.density, job.cotangent)))
+            self.send(_Message("gradient", (job.density, job.distances_um, job.cotangent)))
 
     def send(self, message: _Message) -> None:
         """Send a message, to nobody if the worker has ended: the end of its output tells."""
@@ -237,8 +241,8 @@ def main() -> None:
                 _Message("ask", (spectra,)).write(out)
                 return inbox.get().arrays[0]
 
-            cotangent = None if kind == "simulate" else ask if kind == "ask" else arrays[1]
-            done = do(solver, Job(arrays[0], cotangent))
+            cotangent = None if kind == "simulate" else ask if kind == "ask" else arrays[2]
+            done = do(solver, Job(arrays[0], arrays[1], cotangent))
             _Message("done", tuple(array for array in done if array is not None)).write(out)
     except Exception as error:
         _Message("error", text=f"{type(error).__name__}: {error}").write(out)

@@ -18,6 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from metaspec.objectives import MinEfficiency, TargetSpectra
 from metaspec.torch import spectra_of
+from metaspec_contract.conditions import InvalidCondition
 from metaspec_contract.process import Process
 from metaspec_contract.source import InvalidCotangent, Source, SourceError, find_source
 from metaspec_contract.spectra import Spectra
@@ -74,6 +75,7 @@ def test_it_is_found_and_describes_itself(source: SolverSource) -> None:
     assert find_source("solver") is SolverSource
     info = source.metadata()
     assert info.simulated
+    assert [str(condition) for condition in info.conditions] == ["distance_um between 0 and 100 um, default 2.5"]
     assert info.label.startswith("solver (24 cells, longest 10 um/c, metaspec-lab ")
     assert info.process == Process()
     assert info.spectra_shape == (4, 301)
@@ -160,14 +162,14 @@ def test_what_is_refused(source: SolverSource, structure: Structure) -> None:
         make(cells=2)
 
 
-@pytest.mark.parametrize("damaged", [0, 1])
+@pytest.mark.parametrize("damaged", [0, 1, 2])
 def test_what_is_kept_is_not_computed_again(
     structure: Structure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damaged: int
 ) -> None:
     with make(cache=tmp_path / "kept") as source:
         first = source.predict_and_gradient(structure, MinEfficiency(0.05))
     files = sorted((tmp_path / "kept").iterdir())
-    assert len(files) == 2  # spectra and a gradient
+    assert len(files) == 3  # spectra, their derivative by the distance, and a gradient
     content = files[damaged].read_bytes()
     files[damaged].write_bytes(content[:100])
     with make(cache=tmp_path / "kept") as source:
@@ -184,9 +186,96 @@ def test_what_is_kept_is_not_computed_again(
     for one in (again, kept):
         np.testing.assert_array_equal(one.value, first.value)
         np.testing.assert_array_equal(one.gradient, first.gradient)
+        np.testing.assert_array_equal(one.conditions["distance_um"], first.conditions["distance_um"])
     for changes in ({"longest": 9.0}, {"cells": 26}, {"process": Process(thickness_um=0.5)}):
         with make(cache=tmp_path / "kept", **changes) as other, pytest.raises(AssertionError, match="computed again"):
             other.predict(structure)
+
+
+def test_spectra_at_several_distances_come_from_one_simulation(
+    source: SolverSource, structure: Structure, three: Structure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each is what a solver of a process with that distance finds; the default is the process's."""
+    distances = [1.25, 2.5, 3.0]
+    expected = np.stack(
+        [Solver(Process(distance_um=one), 24, longest=LONGEST).simulate(structure).spectra for one in distances]
+    )
+    assert np.abs(expected[0] - expected[1]).max() > 0.01
+    forward, calls = Solver._forward, []
+
+    def counted(self: Solver, *arguments: Any, **more: Any) -> Any:
+        calls.append(arguments)
+        return forward(self, *arguments, **more)
+
+    monkeypatch.setattr(Solver, "_forward", counted)
+    found = source.predict(np.stack([structure] * 3), distance_um=distances).values
+    assert len(calls) == 1
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    np.testing.assert_array_equal(found[1:2], source.predict(structure).values)
+    mixed = source.predict(np.concatenate([three, three]), distance_um=[1.25, 2.5, 2.5, 3.0, 1.25, 2.5]).values
+    np.testing.assert_allclose(mixed[[0, 3]], expected[[0, 2]], atol=1e-6)
+    np.testing.assert_allclose(mixed[1:3], source.predict(three[1:]).values, atol=1e-6)
+    np.testing.assert_allclose(mixed[4], source.predict(three[1], distance_um=1.25).values[0], atol=1e-6)
+
+
+def test_gradients_at_other_distances(source: SolverSource, structure: Structure, three: Structure) -> None:
+    """With respect to the structure as of a process with that distance, to the distance as of central differences."""
+    density, weights = 0.1 + 0.8 * three[:2], np.random.default_rng(0).standard_normal((2, 2, 4, 301))
+    distances, step = np.array([1.25, 2.0]), 1e-3
+    found = source.gradients(density, weights, distance_um=distances)
+    other = Solver(Process(distance_um=1.25), 24, longest=LONGEST).gradient(density[0], weights[0])[1]
+    np.testing.assert_allclose(found.structure[0], other, atol=1e-6 * np.abs(other).max())
+    np.testing.assert_array_equal(source.gradient(density, weights, distance_um=distances), found.structure)
+    up, down = (source.predict(density, distance_um=distances + sign * step).values.astype(float) for sign in (1, -1))
+    expected = np.einsum("nkcw,ncw->nk", weights, up - down) / (2 * step)
+    assert np.abs(expected).min() > 0.1
+    assert found.conditions["distance_um"].shape == (2, 2)
+    np.testing.assert_allclose(found.conditions["distance_um"], expected, rtol=2e-3, atol=2e-3)
+    evaluation = source.predict_and_gradient(density[:1], MinEfficiency(0.05), distance_um=1.25)
+    _, cotangent = MinEfficiency(0.05)(evaluation.spectra)
+    again = source.gradients(density[:1], cotangent, distance_um=1.25)
+    np.testing.assert_array_equal(evaluation.gradient, again.structure)
+    np.testing.assert_allclose(evaluation.conditions["distance_um"], again.conditions["distance_um"], rtol=1e-6)
+    np.testing.assert_allclose(
+        evaluation.spectra.values, source.predict(density[0], distance_um=1.25).values, atol=1e-6
+    )
+
+
+def test_distances_that_are_refused(source: SolverSource, three: Structure) -> None:
+    for given, message in (
+        ({"distance_um": -1}, "distance_um must lie between 0 and 100 um, got -1"),
+        (
+            {"distance_um": [1, 2]},
+            r"distance_um must be a number, or \(3,\): one for each structure, got an array \(2,\)",
+        ),
+        ({"distance": 1}, "distance is no condition of this model, which takes distance_um between 0 and 100 um, def"),
+    ):
+        with pytest.raises(InvalidCondition, match=message):
+            source.predict(three, **given)
+        with pytest.raises(InvalidCondition, match=message):
+            source.gradients(three, np.zeros((4, 301)), **given)
+        with pytest.raises(InvalidCondition, match=message):
+            source.predict_and_gradient(three, MinEfficiency(0.05), **given)
+
+
+def test_what_is_kept_is_kept_for_its_distance(
+    structure: Structure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with make(cache=tmp_path) as source:
+        first = source.predict_and_gradient(structure, MinEfficiency(0.05), distance_um=1.25)
+        two = source.predict(np.stack([structure] * 2), distance_um=[2.0, 2.5])
+    monkeypatch.setattr(Solver, "_forward", refuse)
+    with make(cache=tmp_path) as source:
+        again = source.predict_and_gradient(structure, MinEfficiency(0.05), distance_um=1.25)
+        for one, other in zip(first, again, strict=True):
+            np.testing.assert_array_equal(one, other)
+        np.testing.assert_array_equal(first.conditions["distance_um"], again.conditions["distance_um"])
+        kept = source.predict(np.stack([structure] * 3), distance_um=[1.25, 2.5, 2.0]).values
+        np.testing.assert_array_equal(kept, [first.spectra.values[0], two.values[1], two.values[0]])
+        with pytest.raises(AssertionError, match="computed again"):
+            source.predict(structure, distance_um=1.3)
+        with pytest.raises(AssertionError, match="computed again"):
+            source.predict_and_gradient(structure, MinEfficiency(0.05), distance_um=2.0)
 
 
 def refuse(*args: object, **more: object) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -106,21 +106,38 @@ class Solver:
         self._pulse = pulse(self.grid, process)
         self._incident = self._incident_amplitude()
 
-    def simulate(self, structure: ArrayLike) -> Simulation:
+    def simulate(self, structure: ArrayLike, distance_um: float | None = None) -> Simulation:
         """Simulate one structure under both polarisations.
 
         Args:
             structure: structure or density, (y, x), 0 = void and 1 = solid. A density mixes the permittivities of void and
                 solid linearly at every frequency, as density-based topology optimisation does.
+            distance_um: distance of the detectors from the bottom of the patterned layer; that of the process by default.
 
         Raises:
             InvalidStructure: another shape, or values outside [0, 1].
         """
         density = self._density(structure)
-        return self._simulation(self._forward(density, keep=False))
+        return self._simulation(self._forward(density, keep=False), distance_um)
+
+    def at_distances(self, structure: ArrayLike, distances_um: Iterable[float]) -> NDArray[np.float32]:
+        """Spectra of one structure at D distances of the detectors, from one simulation: float32 (D, 4, W).
+
+        Args:
+            structure: as for `simulate`.
+            distances_um: distances from the bottom of the patterned layer.
+
+        Raises:
+            InvalidStructure: as for `simulate`.
+        """
+        recordings = self._forward(self._density(structure), keep=False)
+        return np.stack([self._simulation(recordings, distance).spectra for distance in distances_um])
 
     def gradient(
-        self, structure: ArrayLike, cotangent: ArrayLike | Callable[[NDArray[np.float32]], ArrayLike]
+        self,
+        structure: ArrayLike,
+        cotangent: ArrayLike | Callable[[NDArray[np.float32]], ArrayLike],
+        distance_um: float | None = None,
     ) -> tuple[Simulation, NDArray[np.float32]]:
         """The gradient of sum(cotangent * spectra) with respect to the density of every pixel, by the adjoint method.
 
@@ -133,6 +150,7 @@ class Solver:
             structure: structure or density as for `simulate`.
             cotangent: weights of the spectra, (4, W), or (C, 4, W) for the gradients of C sums; or a function that returns
                 them, called with the spectra, float32 (4, W), between the forward and the adjoint runs.
+            distance_um: as for `simulate`.
 
         Returns:
             The simulation, and the gradient, float32 (y, x) or (C, y, x).
@@ -141,14 +159,27 @@ class Solver:
             InvalidStructure: as for `simulate`.
             ValueError: the cotangent has another shape or is not finite.
         """
+        simulation, gradient, _ = self.gradient_with_slope(structure, cotangent, distance_um)
+        return simulation, gradient
+
+    def gradient_with_slope(
+        self,
+        structure: ArrayLike,
+        cotangent: ArrayLike | Callable[[NDArray[np.float32]], ArrayLike],
+        distance_um: float | None = None,
+    ) -> tuple[Simulation, NDArray[np.float32], NDArray[np.float32]]:
+        """What `gradient` returns, and the derivative of the spectra by the distance, float32 (4, W), in 1 / um.
+
+        The derivative of sum(cotangent * spectra) by the distance is sum(cotangent * derivative).
+        """
         density = self._density(structure)
         if not callable(cotangent):
             self._weights(cotangent)  # refused before the runs
         forward = self._forward(density, keep=True, both=True)
-        simulation = self._simulation(forward)
+        simulation = self._simulation(forward, distance_um)
         weights = self._weights(cotangent(simulation.spectra) if callable(cotangent) else cotangent)
-        gradients = self._backward(density, forward, weights.reshape(-1, *simulation.spectra.shape))
-        return simulation, gradients.reshape(*weights.shape[:-2], *density.shape)
+        gradients = self._backward(density, forward, weights.reshape(-1, *simulation.spectra.shape), distance_um)
+        return simulation, gradients.reshape(*weights.shape[:-2], *density.shape), self._slope(forward, distance_um)
 
     def orders(self, structure: ArrayLike) -> farfield.Complex:
         """Fourier orders of E just under one structure, by simulation.
@@ -268,14 +299,14 @@ class Solver:
         back, through = (spectra[:, n] / scale[:, None, None, None] for n, scale in enumerate(self._incident))
         return Recording((back, through), intervals, energy / largest, history)
 
-    def _simulation(self, recordings: list[Recording]) -> Simulation:
-        back, through = (np.stack(planes) for planes in zip(*(one.planes for one in recordings), strict=True))
+    def _simulation(self, recordings: list[Recording], distance_um: float | None = None) -> Simulation:
+        back = np.stack([one.planes[0] for one in recordings])
         grid, zero = self.grid, self._order
         for polarisation in (0, 1):  # the source sheet radiates upwards, too, with the same amplitude
             back[polarisation, :, polarisation, zero, zero] -= 1
         incident_power = self._above.s_scale[:, zero, zero] ** 2
         back = self._above.continuous(back, (grid.top - grid.reflected) * grid.dz - grid.face_um, 0.0)
-        through = self._below.continuous(through, self._offset_um, self.process.distance_um)
+        through = self._at_detectors(recordings, distance_um)
         reflected = self._power(self._above, back) / incident_power
         flux = farfield.flux_map(through, self._below.magnetic(through)).mean(axis=0) / incident_power[:, None, None]
         spectra = np.einsum("cyx,wyx->cw", self._quadrants, flux)
@@ -288,19 +319,43 @@ class Solver:
             duration=max(one.intervals for one in recordings) * grid.interval * grid.dt,
         )
 
-    def _backward(self, density: Array, forward: list[Recording], cotangents: Array) -> NDArray[np.float32]:
+    def _slope(self, recordings: list[Recording], distance_um: float | None) -> NDArray[np.float32]:
+        """Derivative of the spectra by the distance, (4, W): every order turns by its kz."""
+        waves, electric = self._below, self._at_detectors(recordings, distance_um)
+        turning = (1j * waves.kz[:, None] * electric).astype(np.complex64)
+        flux = farfield.flux_map(turning, waves.magnetic(electric)) + farfield.flux_map(
+            electric, waves.magnetic(turning)
+        )
+        incident_power = self._above.s_scale[:, self._order, self._order] ** 2
+        slope = np.einsum("cyx,wyx->cw", self._quadrants, flux.mean(axis=0) / incident_power[:, None, None])
+        return slope.astype(np.float32)
+
+    def _at_detectors(self, recordings: list[Recording], distance_um: float | None) -> farfield.Complex:
+        """Orders of E at the detectors, (2, W, 2, ky, kx)."""
+        through = np.stack([one.planes[1] for one in recordings])
+        return self._below.continuous(through, *self._to_detectors(distance_um))
+
+    def _to_detectors(self, distance_um: float | None) -> tuple[float, float]:
+        """Distances of the recorded plane and of the detectors from the lower face of the patterned layer."""
+        return self._offset_um, self.process.distance_um if distance_um is None else distance_um
+
+    def _backward(
+        self, density: Array, forward: list[Recording], cotangents: Array, distance_um: float | None
+    ) -> NDArray[np.float32]:
         """Gradients of sum(cotangent * spectra) with respect to the density of every pixel, float32 (C, y, x).
 
         Args:
             density: density, (y, x).
             forward: runs of both polarisations, with their history.
             cotangents: weights of the spectra, (C, 4, W).
+            distance_um: as for `simulate`.
         """
         fractions = fill_fractions(density, self.grid.cells)
         weights = np.einsum("kcw,cyx->kwyx", cotangents, self._quadrants)
         weights /= 2 * self._above.s_scale[:, self._order, self._order, None, None] ** 2
+        sheets = [self._sheets(one, weights, distance_um) for one in forward]
         x, y = self._in_parallel(
-            [partial(run_back, self.grid, fractions, one, self._sheets(one, weights)) for one in forward]
+            [partial(run_back, self.grid, fractions, one, theirs) for one, theirs in zip(forward, sheets, strict=True)]
         )
         by_pixel = [
             pull_back((ex + ey, fx + fy, gx + gy), self.grid.cells, self.process.pixels)
@@ -308,9 +363,9 @@ class Solver:
         ]
         return np.stack(by_pixel).astype(np.float32)
 
-    def _sheets(self, recording: Recording, weights: Array) -> list[Sheet]:
+    def _sheets(self, recording: Recording, weights: Array, distance_um: float | None) -> list[Sheet]:
         """The sources of the adjoint runs of one polarisation, from weights of the flux, (C, W, P, P)."""
-        waves, to_detectors = self._below, (self._offset_um, self.process.distance_um)
+        waves, to_detectors = self._below, self._to_detectors(distance_um)
         through = waves.continuous(recording.planes[1], *to_detectors)
         magnetic = waves.magnetic(through)
 
