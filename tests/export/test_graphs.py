@@ -150,7 +150,8 @@ def test_operators_that_leave_the_gpu_are_named() -> None:
 def test_reduced_precision(traced: Traced, precision: Precision, process: Process) -> None:
     gradient_model = traced[1]
     reduced = reduce(gradient_model, precision, STRUCTURES)
-    assert reduced.ByteSize() < gradient_model.ByteSize()
+    if precision == "fp16":  # the backward pass of int8 has its weights in float32, beside those of the forward pass
+        assert reduced.ByteSize() < gradient_model.ByteSize()
     cotangent = np.random.default_rng(1).standard_normal((5, 4, 31), np.float32)
     cotangent *= np.array([1, 1e-6, 0, 1e4, 1], np.float32)[:, None, None]
     expected, got = (
@@ -168,11 +169,10 @@ def test_reduced_precision(traced: Traced, precision: Precision, process: Proces
 
 
 def test_int8_quantises_convolutions_of_the_forward_pass_only(graph: Graph) -> None:
-    forward, joint = (
-        sum(node.op_type == "QLinearConv" for node in reduce(graph(name), "int8", STRUCTURES).graph.node)
-        for name in ("diffractionnet", "diffractionnet_vjp")
-    )
-    assert forward == joint == 6  # two in each residual block
+    forward, joint = (reduce(graph(name), "int8", STRUCTURES) for name in ("diffractionnet", "diffractionnet_vjp"))
+    for model in (forward, joint):
+        assert sum(node.op_type == "QLinearConv" for node in model.graph.node) == 6  # two in each residual block
+    assert forward.ByteSize() < graph("diffractionnet").ByteSize()
 
 
 def test_colours_without_wavelengths_do_not_count() -> None:
