@@ -27,7 +27,12 @@ try:
 except ImportError as error:
     raise missing_extra("metaspec.jax needs", "jax", "jax") from error
 
+from metaspec._bridges.jax_exit import wait_at_exit
+from metaspec._bridges.jax_linear import linear_map
+
 __all__ = ["spectra_function"]
+
+_ONCE = f"{FIRST_DERIVATIVES_ONLY}; use jax.grad, jax.vjp or jax.jacrev, once"
 
 
 def __dir__() -> list[str]:
@@ -38,7 +43,8 @@ def spectra_function(source: Source) -> Callable[[Array], Array]:
     """A function from densities to spectra, differentiable once in reverse mode.
 
     It works under `jit` and `vmap`: a call is one batch of predictions, and the backward pass one batch of gradients.
-    This function itself requests the source's description, for the shapes.
+    This function itself requests the source's description, for the shapes. A process that ends waits for predictions
+    and gradients that it has begun, at most a minute.
 
     Args:
         source: a `Surrogate` or another source; not an `AsyncSurrogate`.
@@ -47,7 +53,8 @@ def spectra_function(source: Source) -> Callable[[Array], Array]:
         A function from density (..., y, x), of the pixels of the source's process, 1 is solid and 0 is void, any real
         dtype, to spectra (..., channels, wavelengths) with the same dtype, or JAX's default one if that is not a
         floating-point dtype. It raises `InvalidStructure` for another shape or dtype when it is traced; what
-        `Source.predict` raises, JAX wraps.
+        `Source.predict` raises, JAX wraps. A second derivative and one in forward mode (`jvp`, `jacfwd`, `hessian`)
+        raise `TypeError`; one in forward mode does before anything is requested, under `jit` when it is compiled.
 
     Raises:
         SourceError: the description could not be requested.
@@ -56,7 +63,7 @@ def spectra_function(source: Source) -> Callable[[Array], Array]:
     check_source(source)
     info = source.metadata()
 
-    @jax.custom_vjp
+    @jax.custom_jvp
     def spectra_of_wide(density: Array) -> Array:
         result = jax.ShapeDtypeStruct((*density.shape[:-2], *info.spectra_shape), density.dtype)  # type: ignore[no-untyped-call]
         spectra: Array = jax.pure_callback(predict, result, density, vmap_method="expand_dims")
@@ -76,17 +83,17 @@ def spectra_function(source: Source) -> Callable[[Array], Array]:
         array = np.asarray(density)
         return pull_back(source, array, np.asarray(cotangent)).astype(array.dtype)
 
+    @spectra_of_wide.defjvp
+    def differentiate(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+        (density,), (tangent,) = primals, tangents
+        result = (*density.shape[:-2], *info.spectra_shape)
+        # First: in forward mode it raises, and nothing has been requested by then.
+        derivative = linear_map(density, tangent, shape=result, transpose=gradient_of, refusal=_ONCE)
+        return spectra_of_wide(density), derivative
+
+    @gradient_of.defjvp
     def refuse(*_: Any) -> Any:
-        raise TypeError(FIRST_DERIVATIVES_ONLY)
-
-    def forward(density: Array) -> tuple[Array, Array]:
-        return spectra_of_wide(density), density
-
-    def backward(density: Array, cotangent: Array) -> tuple[Array]:
-        return (gradient_of(density, cotangent),)
-
-    spectra_of_wide.defvjp(forward, backward)
-    gradient_of.defjvp(refuse)
+        raise TypeError(_ONCE)
 
     def spectra_of(density: Array) -> Array:
         if np.ma.is_masked(density):
@@ -100,6 +107,7 @@ def spectra_function(source: Source) -> Callable[[Array], Array]:
             )
         if not jnp.issubdtype(density.dtype, jnp.floating):
             density = density.astype(float)
+        wait_at_exit()
         wide = density.astype(jnp.promote_types(density.dtype, jnp.float32))  # NumPy has no bfloat16
         return spectra_of_wide(wide).astype(density.dtype)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -241,12 +243,114 @@ def test_jax_vmap_is_one_request(
     assert requests(server.url) - before <= 3
 
 
+def pushed(f: Callable[[jax.Array], jax.Array]) -> Callable[[jax.Array], jax.Array]:
+    return lambda x: jax.jvp(f, (x,), (x,))[1]
+
+
+REFUSED = {
+    "jvp": pushed,
+    "jvp of jit": lambda f: pushed(jax.jit(f)),
+    "jit of jvp": lambda f: jax.jit(pushed(f)),
+    "jacfwd": jax.jacfwd,
+    "jit of jacfwd": lambda f: jax.jit(jax.jacfwd(f)),
+    "vmap of jvp": lambda f: lambda x: jax.vmap(pushed(f))(jnp.stack([x, x])),
+    "jvp of checkpoint": lambda f: pushed(jax.checkpoint(f)),
+    "hessian": jax.hessian,
+    "jit of hessian": lambda f: jax.jit(jax.hessian(f)),
+    "jacrev of jacfwd": lambda f: jax.jacrev(jax.jacfwd(f)),
+    "jit of grad of grad": lambda f: jax.jit(jax.grad(jax.grad(f))),
+}
+
+
+@pytest.mark.parametrize("transform", REFUSED.values(), ids=REFUSED)
+def test_jax_refuses_other_derivatives_before_anything_is_sent(
+    surrogate: Surrogate, density: Array, transform: Callable[..., Any]
+) -> None:
+    spectra, before = spectra_function(surrogate), surrogate.sent
+    with pytest.raises(TypeError, match=f"{ONCE}.*; use jax.grad, jax.vjp or jax.jacrev, once"):
+        transform(lambda x: (spectra(x * density[0]) ** 2).sum())(jnp.float32(1.0))
+    assert surrogate.sent == before
+
+
 def test_jax_refuses_second_derivatives(surrogate: Surrogate, density: Array) -> None:
     spectra = spectra_function(surrogate)
     with pytest.raises(TypeError, match=ONCE):
         jax.grad(jax.grad(lambda x: (spectra(x * density[0]) ** 2).sum()))(jnp.float32(1.0))
-    with pytest.raises(TypeError, match="forward-mode"):
-        jax.jacfwd(lambda x: spectra(x * density[0]).sum())(jnp.float32(1.0))
+
+
+@pytest.mark.parametrize("outer", [lambda f: f, jax.jit], ids=["eager", "jit"])
+def test_jax_gradients_through_its_transformations(
+    surrogate: Surrogate,
+    density: Array,
+    weight: Array,
+    expected_gradient: ExpectedGradient,
+    outer: Callable[..., Any],
+) -> None:
+    spectra = spectra_function(surrogate)
+
+    def loss(x: jax.Array, w: jax.Array) -> jax.Array:
+        return (spectra(x) * w).sum()
+
+    def scanned(x: jax.Array, w: jax.Array) -> Any:
+        return jax.lax.scan(lambda total, row: (total + loss(*row), None), jnp.float32(0), (x, w))[0]
+
+    def mapped(x: jax.Array, w: jax.Array) -> Any:
+        return jax.vmap(jax.jit(loss))(x, w).sum()
+
+    def chosen(x: jax.Array, w: jax.Array) -> Any:
+        return jax.lax.cond(x.sum() > 0, loss, lambda x, w: x.sum(), x, w)
+
+    def linearised(x: jax.Array, w: jax.Array) -> Any:
+        _, derivative = jax.linearize(spectra, x)
+        return jax.linear_transpose(derivative, x)(w)[0]
+
+    def by_last_axis(x: jax.Array, w: jax.Array) -> Any:
+        return jax.vmap(jax.grad(loss), in_axes=(2, 0))(jnp.moveaxis(x, 0, 2), w)
+
+    wanted = expected_gradient(density, weight)
+    of_losses = [jax.grad(f) for f in (loss, scanned, mapped, chosen, jax.checkpoint(loss))]
+    for gradient in (*of_losses, linearised, by_last_axis):
+        np.testing.assert_allclose(outer(gradient)(jnp.asarray(density), jnp.asarray(weight)), wanted, atol=1e-5)
+
+
+LEFT_BEHIND = """
+import sys, time
+import jax, jax.numpy as jnp
+from metaspec import Surrogate
+from metaspec.jax import spectra_function
+
+class Slow(Surrogate):
+    def predict(self, structures, **options):
+        time.sleep(0.5)
+        return super().predict(structures, **options)
+
+spectra = spectra_function(Slow(sys.argv[1]))
+density = jnp.full((128, 128), 0.5)
+
+def loss(scale, density=density):
+    return (spectra(scale * density) ** 2).sum()
+
+for refused, scale in ((jax.jacfwd, 1.0), (jax.hessian, 1.0), (jax.grad, 1), (lambda f: jax.grad(jax.grad(f)), 1.0)):
+    try:
+        refused(loss)(scale)
+    except TypeError:
+        print("refused")
+step = jax.jit(jax.value_and_grad(loss))
+large = jnp.ones((1500, 1500))
+for waits in (jax.block_until_ready, id):    # the second time, all is compiled
+    late = large @ large @ large / 1500**2    # JAX computes this, and what depends on it, while the script goes on
+    waits(step(1.0, late[:128, :128] * density))
+print("end")
+"""
+
+
+def test_jax_processes_end_in_order_while_requests_are_in_flight(server: RunningServer) -> None:
+    """JAX's threads abort a process that ends while they compute, with status 134, or block it."""
+    for _ in range(3):
+        ended = subprocess.run(
+            [sys.executable, "-c", LEFT_BEHIND, server.url], capture_output=True, text=True, timeout=240
+        )
+        assert (ended.returncode, ended.stdout, ended.stderr) == (0, "refused\n" * 4 + "end\n", "")
 
 
 @pytest.mark.parametrize("dtype", [jnp.uint8, jnp.bool_, jnp.int32])

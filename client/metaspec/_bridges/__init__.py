@@ -1,0 +1,1 @@
+"""What the bridges to JAX need of its internals."""
