@@ -125,7 +125,7 @@ class _Evaluation(NamedTuple):
 class Evaluation(_Evaluation):
     """An objective and its gradient at N structures: `value, gradient, spectra = evaluation`.
 
-    Args:
+    Attributes:
         value: values of the objective, (N,).
         gradient: gradient with respect to the density of every pixel, float32 (N, y, x).
         spectra: spectra of the structures.
