@@ -204,7 +204,7 @@ def field(network: DiffractionFieldNet, maps: Tensor) -> Tensor:
 def propagating(network: DiffractionFieldNet) -> Tensor:
     """Which orders propagate: 0 or 1, (nodes, ky, kx)."""
     layer = network.propagation
-    orders = layer.phase_cos.flatten(1) ** 2 + layer.phase_sin[..., 0, :].flatten(1) ** 2 > 0.5
+    orders = layer.phase.cosine.flatten(1) ** 2 + layer.phase.sine[..., 0, :].flatten(1) ** 2 > 0.5
     size = len(layer.transform)
     return orders.float().T.reshape(-1, size, size)
 

@@ -50,7 +50,7 @@ def test_a_network_gets_the_process_of_the_data(other_run: Path, other: Path) ->
     ours, default = (Propagation(each, 32, network.config.wavelength_nodes) for each in (process, Process()))
     for name, buffer in network.propagation.named_buffers():
         assert torch.equal(buffer, ours.get_buffer(name)), name
-    assert not torch.equal(network.propagation.phase_cos, default.phase_cos)
+    assert not torch.equal(network.propagation.phase.cosine, default.phase.cosine)
     assert network(torch.zeros(1, 1, 128, 128)).shape == (1, 2, 2, 151)
 
 

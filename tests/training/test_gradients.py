@@ -236,11 +236,13 @@ class Interrupted(Solver):
         super().__init__(process, cells, decay, longest=15, threads=threads)
         self.calls = 0
 
-    def gradient(self, structure: ArrayLike, cotangent: Any) -> tuple[Simulation, NDArray[np.float32]]:
+    def gradient(
+        self, structure: ArrayLike, cotangent: Any, distance_um: float | None = None
+    ) -> tuple[Simulation, NDArray[np.float32]]:
         self.calls += 1
         if self.calls == 2:
             os.kill(os.getpid(), signal.SIGINT)
-        return super().gradient(structure, cotangent)
+        return super().gradient(structure, cotangent, distance_um)
 
 
 def test_an_interrupted_report_keeps_its_gradients(

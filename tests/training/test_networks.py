@@ -224,3 +224,38 @@ def test_the_splines_of_a_field_net_can_be_refined(density: torch.Tensor) -> Non
 def test_sizes_that_cannot_be(settings: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         DiffractionNetConfig(**settings)  # type: ignore[arg-type]
+
+
+def test_a_field_net_takes_the_distance_for_each_row(density: torch.Tensor) -> None:
+    """As a network of a process with that distance predicts from the same weights; it says so only where a range is set."""
+    process = Process()
+    config = DiffractionFieldNetConfig(
+        stem=8, width=32, blocks=1, coarse_head=True, distance_range_um=(1.0, 3.0), process=process
+    )
+    network = DiffractionFieldNet(config).eval()
+    assert [str(condition) for condition in network.conditions] == ["distance_um between 1 and 3 um, default 2.5"]
+    assert DiffractionFieldNet(DiffractionFieldNetConfig(stem=8, width=32, blocks=1)).conditions == ()
+    assert DiffractionFieldNetConfig.from_dict(config.to_dict()) == config
+    nearer = replace(config, process=process.model_copy(update={"distance_um": 1.25}))
+    other = DiffractionFieldNet(nearer).eval()
+    other.load_state_dict(network.state_dict())
+    low_fidelity, distance = torch.tensor([False, True]), torch.tensor([[2.5], [1.25]])
+    with torch.inference_mode():
+        found = network(density, low_fidelity, distance_um=distance)
+        torch.testing.assert_close(found[0], network(density, low_fidelity)[0], atol=0, rtol=0)
+        torch.testing.assert_close(found[1], other(density, low_fidelity)[1], atol=1e-6, rtol=0)
+        moved = network.at(density, torch.zeros(2, 1, 2), low_fidelity, distance)[:, 0]
+        torch.testing.assert_close(moved, found, atol=1e-3, rtol=0)
+    assert (found - network(density, low_fidelity)).abs()[1].max() > 1e-3
+
+
+@pytest.mark.parametrize("limits", [(3.0, 1.0), (0.0, 3.0), (1.0, 2.0), (2.6, 3.0)])
+def test_ranges_of_the_distance_that_cannot_be(limits: tuple[float, float]) -> None:
+    low, high = limits
+    message = (
+        rf"distance_range_um must ascend, above 0, and hold distance_um of the process, 2.5, got {low:g} and {high:g}$"
+    )
+    with pytest.raises(ValueError, match=message):
+        DiffractionFieldNetConfig(distance_range_um=limits, process=Process())
+    with pytest.raises(ValueError, match=message):
+        DiffractionFieldNetConfig(distance_range_um=limits).for_process(Process())

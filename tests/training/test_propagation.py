@@ -74,6 +74,45 @@ def test_spectra_are_those_of_the_angular_spectrum_in_complex_exponentials(proce
     assert np.abs(got.numpy() - expected).max() < 1e-6 * max(1, np.abs(expected).max())
 
 
+def at_distance(process: Process, distance_um: float) -> Process:
+    return process.model_copy(update={"distance_um": distance_um})
+
+
+@pytest.mark.parametrize("process", [DEFAULT, NARROW], ids=["default", "narrow"])
+def test_spectra_at_a_distance_for_each_row(process: Process) -> None:
+    """In single precision, from 1 to 3 um, against float64; at the distance of the process not a bit differs."""
+    distances = [1.0, 1.25, 1.9993, 2.3217, 2.75, 3.0]
+    predicted = 2 * torch.cat([maps(0), maps(5)])
+    orders = orders_of(process, predicted)
+    layer = Propagation(process, BASIS, NODES)
+    got = layer(predicted, torch.tensor(distances)[:, None])
+    exact = [float(np.float32(distance)) for distance in distances]
+    expected = np.concatenate([spectra_of(at_distance(process, one), orders[n : n + 1]) for n, one in enumerate(exact)])
+    assert got.dtype == torch.float32
+    assert np.abs(got.numpy() - expected).max() < 1e-6 * max(1, np.abs(expected).max())
+    assert np.abs(expected - spectra_of(process, orders)).max() > 0.1
+    default = torch.full((6, 1), process.distance_um)
+    assert torch.equal(layer(predicted, default), layer(predicted))
+    shift = torch.zeros(6, 1, 2)
+    assert torch.equal(layer.at(predicted, shift, default), layer.at(predicted, shift))
+    np.testing.assert_allclose(  # up to the flux harmonics that are left out
+        layer.at(predicted, shift, torch.tensor(distances)[:, None])[:, 0].numpy(), got.numpy(), atol=0.02
+    )
+
+
+def test_the_gradient_with_respect_to_the_distance() -> None:
+    """By central differences of the direct formulation."""
+    layer, predicted, step = Propagation(DEFAULT, BASIS, NODES), maps(2), 1e-4
+    distance = torch.tensor([[1.0], [1.7], [2.5]], requires_grad=True)
+    weights = torch.randn(3, 4, 301, generator=torch.Generator().manual_seed(3))
+    (gradient,) = torch.autograd.grad((weights * layer(predicted, distance)).sum(), distance)
+    orders = orders_of(DEFAULT, predicted)
+    for n, one in enumerate(distance.flatten().tolist()):
+        up, down = (spectra_of(at_distance(DEFAULT, one + sign * step), orders[n : n + 1]) for sign in (1, -1))
+        expected = (weights[n].double().numpy() * (up - down)).sum() / (2 * step)
+        assert float(gradient[n, 0]) == pytest.approx(expected, rel=1e-4, abs=1e-3 * np.abs(up - down).max() / step)
+
+
 def test_orders_are_fourier_coefficients() -> None:
     predicted = maps(1)
     real, imag = Propagation(DEFAULT, BASIS, NODES).orders(predicted)

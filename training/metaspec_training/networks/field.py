@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from metaspec_contract.conditions import Condition
 from metaspec_contract.process import Process
 from metaspec_training.networks.beam import BeamFeatures
 from metaspec_training.networks.layers import CircularConv, FourierMixing, NetworkConfig, ResidualBlock, on_grid
@@ -33,6 +34,8 @@ class DiffractionFieldNetConfig(NetworkConfig):
         coarse_head: whether to learn, in a separate head, the difference that a coarser simulation grid makes to the field.
             Low-fidelity labels then do not pull the predictions, which are for the finer grid, towards the coarser one.
         beam: whether the network reads a crude solution, that of a scalar wave (`BeamPropagation`).
+        distance_range_um: smallest and largest distance of the detectors that the network takes as a condition; None for
+            none. No weight depends on it.
         process: the device, whose geometry and materials enter the propagation; None for that of the data, or for the
             default device without data.
 
@@ -47,8 +50,16 @@ class DiffractionFieldNetConfig(NetworkConfig):
     wavelength_nodes: int = 76
     coarse_head: bool = False
     beam: bool = False
+    distance_range_um: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
+        if self.distance_range_um is not None and self.process is not None:
+            low, high = self.distance_range_um
+            if not 0 < low < high or not low <= self.process.distance_um <= high:
+                raise ValueError(
+                    "model.config.distance_range_um must ascend, above 0, and hold distance_um of the process, "
+                    f"{self.process.distance_um:g}, got {low:g} and {high:g}"
+                )
         for name, unit in (("stem", 8), ("width", 16)):  # channels in a group of a normalisation
             if (size := getattr(self, name)) < unit or size % unit:
                 raise ValueError(f"model.config.{name} must be a positive multiple of {unit}, got {size}")
@@ -71,12 +82,22 @@ class DiffractionFieldNetConfig(NetworkConfig):
 
 
 class DiffractionFieldNet(nn.Module):
-    """Density (B, 1, y, x), 1 = solid and 0 = void, to efficiencies (B, 2, 2, wavelengths)."""
+    """Density (B, 1, y, x), 1 = solid and 0 = void, to efficiencies (B, 2, 2, wavelengths).
+
+    Attributes:
+        conditions: what it takes beside the density, as keyword arguments (B, size): the distance of the detectors, if the
+            settings state a range.
+    """
 
     def __init__(self, config: DiffractionFieldNetConfig | None = None) -> None:
         super().__init__()
         self.config = config = config or DiffractionFieldNetConfig()
         self.process = config.process or Process()
+        self.conditions: tuple[Condition, ...] = ()
+        if config.distance_range_um is not None:
+            low, high = config.distance_range_um
+            default = self.process.distance_um
+            self.conditions = (Condition(name="distance_um", unit="um", low=low, high=high, default=default),)
         stem, width, basis = config.stem, config.width, config.spectral_basis
         self.stem = nn.Sequential(
             CircularConv(1, stem, 5, stride=2),
@@ -103,10 +124,11 @@ class DiffractionFieldNet(nn.Module):
                 nn.init.zeros_(parameter)
         self.propagation = Propagation(self.process, basis, config.wavelength_nodes)
 
-    def forward(self, density: Tensor, low_fidelity: Tensor | None = None) -> Tensor:
+    def forward(self, density: Tensor, low_fidelity: Tensor | None = None, distance_um: Tensor | None = None) -> Tensor:
+        """Spectra at distances (B, 1) of the detectors, those of the process by default; structures as for `maps`."""
         maps = self.maps(density, low_fidelity)
         with torch.autocast(maps.device.type, enabled=False):  # interference needs more than 8 bits of phase
-            spectra: Tensor = self.propagation(_at_least_float32(maps))
+            spectra: Tensor = self.propagation(_at_least_float32(maps), distance_um)
         return spectra.unflatten(1, (2, 2))
 
     def maps(self, density: Tensor, low_fidelity: Tensor | None = None) -> Tensor:
@@ -145,20 +167,27 @@ class DiffractionFieldNet(nn.Module):
         other.load_state_dict(state)
         return other
 
-    def at(self, density: Tensor, shift: Tensor, low_fidelity: Tensor | None = None) -> Tensor:
+    def at(
+        self,
+        density: Tensor,
+        shift: Tensor,
+        low_fidelity: Tensor | None = None,
+        distance_um: Tensor | None = None,
+    ) -> Tensor:
         """Spectra of the structure at other positions over the detectors, from one prediction of the field.
 
         Args:
             density: (B, 1, y, x), of the pixels of the process.
             shift: translations along rows and columns in 128ths of the period, (B, K, 2).
             low_fidelity: as for `maps`.
+            distance_um: as for `forward`.
 
         Returns:
             Spectra (B, K, 2, 2, wavelengths); at shift (0, 0) those of `forward`, except for flux harmonics above 13.
         """
         maps = self.maps(density, low_fidelity)
         with torch.autocast(maps.device.type, enabled=False):
-            spectra: Tensor = self.propagation.at(_at_least_float32(maps), shift)
+            spectra: Tensor = self.propagation.at(_at_least_float32(maps), shift, distance_um)
         return spectra.unflatten(2, (2, 2))
 
 

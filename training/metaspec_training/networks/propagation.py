@@ -18,6 +18,7 @@ from metaspec_contract.structures import PIXELS
 from metaspec_simulation.physics.farfield import HARMONICS, max_order, window_harmonics
 from metaspec_training.networks.beam import INDEX
 from metaspec_training.networks.harmonics import along, exponentials, harmonics, permute_along
+from metaspec_training.networks.phase import Phase
 from metaspec_training.networks.translation import Translation
 
 GRID = 16
@@ -33,8 +34,6 @@ class Propagation(nn.Module):
     transform: Tensor
     to_exponentials: Tensor
     splines: Tensor
-    phase_cos: Tensor
-    phase_sin: Tensor
     same: Tensor
     crossed: Tensor
     parts_exchanged: Tensor
@@ -70,7 +69,14 @@ class Propagation(nn.Module):
         kz = np.sqrt(np.maximum(squared, (0.1 * index * k0) ** 2))
         same = np.concatenate([kz + kx**2 / kz, kz + ky**2 / kz], axis=3) / k0
         # The network predicts the field without the common phase of the layer: it varies slowly with wavelength.
-        phase = np.sqrt(np.maximum(squared, 0)) * process.distance_um + common_phase(process, node)
+        turning = np.sqrt(np.maximum(squared, 0)).reshape(count**2, nodes)
+        self.phase = Phase(
+            turning,
+            process.distance_um,
+            turning * process.distance_um + common_phase(process, node),
+            propagating.reshape(count**2, nodes),
+            (order[:, None] ** 2 + order**2).ravel(),  # orders of one length turn alike
+        )
         # The stem's strides keep every eighth pixel, starting with the first.
         position = (np.arange(GRID) * (PIXELS // GRID) + 0.5) / PIXELS
         # A half-period window is (1 +- square wave) / 2 along each axis. In the basis of its eigenvectors it is diagonal.
@@ -86,8 +92,6 @@ class Propagation(nn.Module):
             ("transform", harmonics(highest, position).T / GRID),
             ("to_exponentials", np.stack([exponential.real, exponential.imag])),
             ("splines", spline_basis(1000 / node, basis).T),
-            ("phase_cos", (propagating * np.cos(phase)).reshape(count**2, 1, 1, 1, nodes)),
-            ("phase_sin", (propagating * np.sin(phase) * [[-1], [1]]).reshape(count**2, 1, 1, 2, nodes)),
             ("same", same.reshape(count**2, 1, 2, 1, nodes)),
             # Derivatives by x and y make sines of cosines and cosines of sines, which are the negative orders here.
             ("crossed", (-kx * ky / kz / k0).reshape(count**2, 1, 1, 1, nodes)),
@@ -104,13 +108,19 @@ class Propagation(nn.Module):
         self.register_buffer("components_crossed", negative, persistent=False)
         self.register_buffer("parts_exchanged", torch.tensor([1, 0]), persistent=False)
 
-    def forward(self, maps: Tensor) -> Tensor:
-        flux = self.quadrants @ self._products(maps, self.windows)
+    def forward(self, maps: Tensor, distance_um: Tensor | None = None) -> Tensor:
+        """The flux through the quadrants.
+
+        Args:
+            maps: the field, (B, 8 * basis, 16, 16).
+            distance_um: distances of the detectors, (B, 1); those of the process by default.
+        """
+        flux = self.quadrants @ self._products(maps, self.windows, distance_um)
         return _sum(flux) @ self.interpolation
 
-    def at(self, maps: Tensor, shift: Tensor) -> Tensor:
+    def at(self, maps: Tensor, shift: Tensor, distance_um: Tensor | None = None) -> Tensor:
         """The flux with the structure moved by shifts (B, K, 2) in 128ths of the period: (B, K, 4, wavelengths)."""
-        coefficients = self.point_harmonics @ _sum(self._products(maps, self.points))
+        coefficients = self.point_harmonics @ _sum(self._products(maps, self.points, distance_um))
         return self.translation(coefficients, shift) @ self.interpolation
 
     def orders(self, maps: Tensor) -> tuple[Tensor, Tensor]:
@@ -121,10 +131,11 @@ class Propagation(nn.Module):
         orders = torch.einsum("ki,lj,bijpcw->bpcwkl", matrix, matrix, torch.complex(*field.unbind(5)))
         return orders.real, orders.imag
 
-    def _products(self, maps: Tensor, matrix: Tensor) -> Tensor:
+    def _products(self, maps: Tensor, matrix: Tensor, distance_um: Tensor | None) -> Tensor:
         """E times H at the detectors, each multiplied by a matrix (K, orders) along both axes before: (B, K K, 8 nodes)."""
         e = self._orders(maps)
-        e = e * self.phase_cos + permute_along(e, 4, self.parts_exchanged) * self.phase_sin
+        cosine, sine = self.phase(distance_um)
+        e = e * cosine + permute_along(e, 4, self.parts_exchanged) * sine
         # H is (Hy, -Hx) of plane waves with E: the factors of (Ex, Ey) in the flux.
         crossed = permute_along(e.flatten(1, 3), 1, self.components_crossed).unflatten(1, e.shape[1:4])
         h = e * self.same + crossed * self.crossed
