@@ -171,7 +171,7 @@ def draw_history(history: History, *, objective: str) -> Figure:
 
 
 def _leave_out_penalties(ax: Axes, history: History) -> None:
-    """Limit the axis where penalties, such as that of the minimum feature size, push the values far below all others."""
+    """Limit the axis where a problem's penalties push the values far below all others."""
     usual = np.concatenate([history.value[:1].ravel(), history.binary_value.max(axis=1)])
     low, high = usual.min(), max(usual.max(), history.value.max())
     if np.isfinite([low, high]).all() and history.value.min() < low - 0.5 * (high - low) < high:

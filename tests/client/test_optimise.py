@@ -97,7 +97,7 @@ def test_the_gradient_is_that_of_the_value(surrogate: Surrogate, robust: dict[st
     problem = Problem(surrogate, MinEfficiency(0.05), Parameterisation(80.0, "diagonal"), **robust)
     latent = random_latents(3, seed=5)
     direction = random_latents(3, seed=6) - 0.5
-    value, gradient, _ = problem.evaluate(latent, 4.0)
+    value, gradient, _, _ = problem.evaluate(latent, 4.0)
     assert gradient is not None
     ahead, behind = (problem.score(latent + step * direction, 4.0).value for step in (0.002, -0.002))
     expected: Array = (ahead - behind) / 0.004
@@ -598,6 +598,18 @@ def test_the_gradient_includes_the_minimum_feature_size(surrogate: Surrogate, ru
     assert (weights > 1).all()
     np.testing.assert_allclose(other.gradient - bound.gradient, weights[:, None, None] * by_latent, atol=1e-12)
     assert (violation > 0).all()
+    np.testing.assert_array_equal(bound.objective, other.value)
+
+
+def test_the_history_shows_the_objective_without_the_penalty_of_the_minimum_feature_size(ruled: Problem) -> None:
+    """Which at this steepness is larger than the objective."""
+    latent, seen = random_latents(2, seed=5), list[Progress]()
+    result = run(ruled, Adam(latent, 0.05), steps=1, betas=[64.0], progress=False, callback=seen.append)
+    spectra = ruled.source.predict(ruled.parameterisation.density(latent, 64.0))
+    objective = np.asarray(ruled.objective(spectra)[0])
+    assert (ruled.evaluate(latent, 64.0).value < 0).all()
+    np.testing.assert_allclose(result.history.value[0], objective, rtol=1e-5)
+    np.testing.assert_allclose(seen[0].value, objective, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["lbfgs", "cmaes"])

@@ -156,13 +156,14 @@ def run(
                     refinement = refinement or _refinement(problem, record)
                     _refine(problem, refinement)
                     latent, value, binary = record.latent, refinement.value, refinement.result()
+                    objective = value
                 else:
                     if step and beta != betas[step - 1]:
                         optimiser.restart()
                     latent = optimiser.ask()
                     gradient = optimiser.needs_gradient
                     score = problem.evaluate(latent, beta, step) if gradient else problem.score(latent, beta)
-                    value = score.value
+                    value, objective = score.value, score.objective
                     if step in checked:
                         structure = problem.parameterisation.binary(latent)
                         again = score if beta == np.inf else problem.score(latent, structure=structure)
@@ -170,7 +171,7 @@ def run(
                     optimiser.tell(value, score.gradient)
                 if step in checked:
                     record.check(step, checked.index(step), latent=latent, **binary._asdict())
-                record.value[step] = value
+                record.value[step] = objective
                 following = next_stage(betas, step) if waiting.is_over(beta, value, record.best) else step + 1
                 if following == steps and step not in checked:  # the last structures are evaluated, too
                     following = step + 1

@@ -30,11 +30,14 @@ class Score(NamedTuple):
         value: values of the objective, float64 (N,); with variants, that of the worst or their mean; less the penalties.
         gradient: gradient with respect to the latents, float64 (N, y, x); None if not requested.
         spectra: spectra of the nominal structures.
+        objective: values without the penalty on features below the minimum feature size, float64 (N,): what progress and
+            history show.
     """
 
     value: Array
     gradient: Array | None
     spectra: Spectra
+    objective: Array
 
 
 class Problem:
@@ -119,11 +122,12 @@ class Problem:
             value = value - self._penalty(nominal)
             by_density = np.sum([penalty.cotangent(nominal) for penalty in self.penalties], axis=0)
             gradient = gradient - self.parameterisation.pull_back(latent, by_density, beta)
+        objective = value
         if self.parameterisation.min_feature_nm is not None and beta >= RULE_FROM:
             violation, by_latent = self.parameterisation.violation(latent, beta)
             weight = _RULE * beta**3
             value, gradient = value - weight * violation, gradient - weight * by_latent
-        return Score(value, gradient, spectra)
+        return Score(value, gradient, spectra, objective)
 
     def _variants(self, step: int | None = None) -> list[Variant]:
         """All variants, the nominal one in between or first."""
@@ -172,7 +176,8 @@ class Problem:
             nominal = self.parameterisation.binary(latent) if structure is None else np.asarray(structure)
         densities = np.stack([variant.density(latent, nominal, beta) for variant in self._variants()])
         values, weights, _, spectra = self._predict(densities.astype(np.uint8) if beta == np.inf else densities)
-        return Score((weights * values).sum(axis=0) - self._penalty(nominal.astype(np.float64)), None, spectra)
+        value = (weights * values).sum(axis=0) - self._penalty(nominal.astype(np.float64))
+        return Score(value, None, spectra, value)
 
     def _penalty(self, nominal: Array) -> Array:
         """Sum of the penalties of nominal densities, (N,)."""

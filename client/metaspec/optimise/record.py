@@ -27,7 +27,7 @@ class Progress:
         step: number of completed steps.
         steps: total number of steps.
         beta: steepness of the projection in the last step.
-        value: values of the objective in the last step, (M,).
+        value: values of the objective in the last step, (M,), without the penalty of a minimum feature size.
         best: value of the best binary structure of each row so far, (M,).
         structure: best binary structure of each row so far, uint8 (M, y, x).
     """
@@ -46,7 +46,7 @@ class History:
 
     Attributes:
         beta: steepness of the projection, (steps,); infinite for binary structures.
-        value: values of the objective, (steps, M).
+        value: values of the objective, (steps, M), without the penalty of a minimum feature size.
         checked: steps in which the thresholded structures were evaluated, (checks,).
         binary_value: values of the thresholded structures, (checks, M).
     """
@@ -139,7 +139,7 @@ class Record:
     """A run so far, as arrays of fixed shapes, which are stored in the checkpoint.
 
     Attributes:
-        value: values of the objective, (steps, M).
+        value: values of the objective, (steps, M), without the penalty of a minimum feature size.
         binary_value: values of the thresholded structures, (checks, M).
         bits: thresholded structures as packed bits, uint8 (checks, M, bytes).
         best: best binary value of each row, (M,).
