@@ -32,7 +32,8 @@ import numpy as np
 import onnxruntime
 import tritonclient.grpc
 import tritonclient.http
-from serving_bench import model_of, repository_of
+from contenders import repository_of
+from serving_bench import model_of
 
 from metaspec_testing.servers import running_server
 from metaspec_testing.triton import PACKAGES, python_repository, start_triton
