@@ -75,7 +75,9 @@ def test_exceptions(no_proxy: str, direct: bool, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("kind", [Surrogate, AsyncSurrogate])
-@pytest.mark.parametrize("proxy", ["ftp://someone:secret@proxy:3128", "http://", "http://proxy:99999", "http://[::1"])
+@pytest.mark.parametrize(
+    "proxy", ["ftp://someone:secret@proxy:3128", "http://", "http://proxy:99999", "http://[::1", "htp:/proxy"]
+)
 def test_settings_that_are_no_proxy(kind: type, proxy: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("https_proxy", proxy)
     with pytest.raises(ValueError, match=r"^https_proxy must be http://host:port.*add it to NO_PROXY$") as caught:

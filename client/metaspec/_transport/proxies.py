@@ -33,7 +33,7 @@ def proxy_for(url: str) -> str | None:
     advice = f"to connect to {host} directly, add it to NO_PROXY"
     try:
         found = httpx.Proxy(proxy).url
-        valid = bool(found.host) and 0 < (found.port or 80) < 2**16
+        valid = bool(found.host) and 0 < (found.port or 80) < 2**16 and found.path == "/"  # htp:/host is a host htp
     except (ValueError, httpx.InvalidURL):
         valid = False
     if not valid:
