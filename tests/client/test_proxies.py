@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from metaspec import AsyncSurrogate, Surrogate
+from metaspec import AsyncSurrogate, ServerUnreachable, Surrogate
 from metaspec._transport.proxies import proxy_for
 from metaspec_testing.scripted import good, scripted
 
@@ -72,6 +72,16 @@ def test_exceptions(no_proxy: str, direct: bool, monkeypatch: pytest.MonkeyPatch
     assert proxy_for("http://server.lab.example:8000") == (None if direct else PROXY)
     assert proxy_for("https://server.lab.example:8000") is None
     assert proxy_for("http://10.1.2.3:8000") == (None if no_proxy in ("*", "10.0.0.0/8") else PROXY)
+
+
+async def test_a_proxy_that_does_not_answer_is_named(nobody: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTP_PROXY", f"http://someone:secret@{nobody}")
+    named = rf"^no connection to http://metaspec\.invalid through the proxy http://{nobody}: "
+    with Surrogate("http://metaspec.invalid", retries=0) as surrogate, pytest.raises(ServerUnreachable, match=named):
+        surrogate.metadata()
+    async with AsyncSurrogate("http://metaspec.invalid", retries=0) as asynchronous:
+        with pytest.raises(ServerUnreachable, match=named):
+            await asynchronous.metadata()
 
 
 @pytest.mark.parametrize("kind", [Surrogate, AsyncSurrogate])

@@ -30,7 +30,7 @@ from metaspec._errors import (
 )
 from metaspec._transport.cancellation import Cancellation, Cancelled
 from metaspec._transport.protocol import Reply, Request, check_id
-from metaspec._transport.proxies import proxy_for
+from metaspec._transport.proxies import proxy_for, without_password
 from metaspec._version import USER_AGENT
 
 _PIECE = 2**18  # bytes of a body copied at a time
@@ -61,6 +61,7 @@ class HttpTransport:
     def __init__(self, url: str, api_key: str | None, timeout: float) -> None:
         self._url, self._timeout = url, timeout
         self._client, self._transport = _settings(url, api_key, timeout, connections=1)
+        self._proxy: str | None = self._transport["proxy"]
         self._idle: deque[_Connection] = deque()  # its methods are atomic
         self._closed = False
 
@@ -76,7 +77,7 @@ class HttpTransport:
             reply = decode(request, response, content)
         except httpx.RequestError as error:
             connection.close()
-            raise _failure(error, self._url, self._timeout) from error
+            raise _failure(error, self._url, self._timeout, self._proxy) from error
         except (ServerBusy, ServerError, ModelUnavailable, NotAllowed, RequestTooLarge):
             self._keep(connection)  # an answer, read to its end
             raise
@@ -149,6 +150,7 @@ class AsyncHttpTransport:
     def __init__(self, url: str, api_key: str | None, timeout: float, connections: int) -> None:
         self._url, self._timeout = url, timeout
         client, transport = _settings(url, api_key, timeout, connections)
+        self._proxy: str | None = transport["proxy"]
         self._client = httpx.AsyncClient(transport=httpx.AsyncHTTPTransport(**transport), **client)
 
     async def send(self, request: Request) -> Reply:
@@ -161,7 +163,7 @@ class AsyncHttpTransport:
                 async for chunk in response.aiter_bytes():
                     content += chunk
         except httpx.RequestError as error:
-            raise _failure(error, self._url, self._timeout) from error
+            raise _failure(error, self._url, self._timeout, self._proxy) from error
         return decode(request, response, content)
 
     async def close(self) -> None:
@@ -308,9 +310,10 @@ def retry_after(response: httpx.Response) -> float | None:
         return None
 
 
-def _failure(error: httpx.RequestError, url: str, timeout: float) -> MetaSpecError:
+def _failure(error: httpx.RequestError, url: str, timeout: float, proxy: str | None) -> MetaSpecError:
+    through = f" through the proxy {without_password(proxy)}" if proxy else ""
     if isinstance(error, httpx.ReadTimeout | httpx.WriteTimeout):
-        return DeadlineExceeded(f"{url} did not answer within {timeout:g} s")
+        return DeadlineExceeded(f"{url} did not answer within {timeout:g} s{through}")
     if isinstance(error, httpx.DecodingError):
         return ProtocolError(f"the answer from {url} cannot be read: {error}")
-    return ServerUnreachable(f"no connection to {url}: {error or type(error).__name__}")
+    return ServerUnreachable(f"no connection to {url}{through}: {error or type(error).__name__}")

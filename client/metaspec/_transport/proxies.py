@@ -37,8 +37,7 @@ def proxy_for(url: str) -> str | None:
     except (ValueError, httpx.InvalidURL):
         valid = False
     if not valid:
-        scheme, _, address = proxy.partition("://")
-        shown = f"{scheme}://{address.rpartition('@')[2]}"  # without a password
+        shown = without_password(proxy)
         raise ValueError(
             f"{name} must be http://host:port, https://host:port or socks5://host:port, got {shown!r}; {advice}"
         )
@@ -47,6 +46,12 @@ def proxy_for(url: str) -> str | None:
             f'{name} is a SOCKS proxy, which needs socksio: pip install "httpx[socks]"; {advice}', name="socksio"
         )
     return proxy
+
+
+def without_password(proxy: str) -> str:
+    """URL of a proxy for messages."""
+    scheme, _, address = proxy.partition("://")
+    return f"{scheme}://{address.rpartition('@')[2]}"
 
 
 def is_loopback(host: str) -> bool:
