@@ -10,16 +10,13 @@ from typing import Any
 from fastapi import Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
 from starlette.responses import FileResponse, JSONResponse
 from starlette.routing import Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
-from metaspec_contract.structures import InvalidStructure
 from metaspec_contract.validation import reason
 from metaspec_server import __version__
-from metaspec_server.core.errors import ServiceError
 from metaspec_server.core.keys import ApiKeys
 from metaspec_server.core.service import Service
 from metaspec_server.http import contract, gdsii, oip, oip_control_routes, rest
@@ -28,10 +25,12 @@ from metaspec_server.http.auth import Guard
 from metaspec_server.http.compression import Compression
 from metaspec_server.http.cross_origin import cross_origin
 from metaspec_server.http.draining import Draining
+from metaspec_server.http.error_answers import EXPECTED, answer_to
 from metaspec_server.http.error_bodies import ErrorBodies
+from metaspec_server.http.hot_routes import HotRoutes
 from metaspec_server.http.openapi import add_security
 from metaspec_server.http.paths import Paths
-from metaspec_server.http.problems import Problem, problem_of
+from metaspec_server.http.problems import Problem
 from metaspec_server.http.query import knows_query
 from metaspec_server.ops.metrics import Metrics
 from metaspec_server.ops.telemetry import traced
@@ -81,7 +80,6 @@ def create_app(service: Service, metrics: Metrics, api_keys: ApiKeys) -> ASGIApp
         license_info={"name": "Apache-2.0"},
     )
     app.state.service = service
-    app.router.routes.extend(oip.HOT_ROUTES)
     for router in _ROUTERS:
         app.include_router(router)
     files = StaticFiles(directory=_WEB, packages=[_SWAGGER_UI])
@@ -108,14 +106,11 @@ def create_app(service: Service, metrics: Metrics, api_keys: ApiKeys) -> ASGIApp
         """Metrics in Prometheus' text format."""
         return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
-    @app.exception_handler(Problem)
-    async def problem(request: Request, error: Problem) -> Response:
-        return error.response_for(request.url.path)
+    async def problem(request: Request, error: Exception) -> Response:
+        return answer_to(error, request.url.path)
 
-    @app.exception_handler(ServiceError)
-    @app.exception_handler(InvalidStructure)
-    async def service_error(request: Request, error: ServiceError | InvalidStructure) -> Response:
-        return await problem(request, problem_of(error))
+    for kind in (*EXPECTED, Exception):
+        app.add_exception_handler(kind, problem)
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> Response:
@@ -135,23 +130,14 @@ def create_app(service: Service, metrics: Metrics, api_keys: ApiKeys) -> ASGIApp
         field = ".".join(str(part) for part in first["loc"][1:]) or str(first["loc"][0])
         return await problem(request, Problem(422, f"{field}: {reason(first)}", field=field))
 
-    @app.exception_handler(ClientDisconnect)
-    async def disconnected(request: Request, error: ClientDisconnect) -> Response:
-        return await problem(request, Problem(400, "the connection was closed before the body was complete"))
-
-    @app.exception_handler(Exception)
-    async def unexpected(request: Request, error: Exception) -> Response:
-        # uvicorn closes the connection after an exception: the caller is told.
-        headers = {"Connection": "close"}
-        detail = "an unexpected error; the server's log has the traceback"
-        return await problem(request, Problem(500, detail, headers=headers))
-
     routes = [route for one in (app, *_ROUTERS) for route in one.routes if isinstance(route, Route)]
     for route in routes:
         promised = (int(status) for status in getattr(route, "responses", {}))
         metrics.expect(route.path, sorted({200, 500, *(status for status in promised if status > 500)}))
     metrics.expect(UNKNOWN_ROUTE, (401, 403, 404))
-    guarded = cross_origin(Guard(Compression(ErrorBodies(app)), api_keys), service.settings.cors_origins)
+    guarded = cross_origin(
+        Guard(Compression(HotRoutes(ErrorBodies(app), app)), api_keys), service.settings.cors_origins
+    )
     return AccessLog(Draining(traced(Paths(guarded, service.settings.root_path)), service), metrics)
 
 

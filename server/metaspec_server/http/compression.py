@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import zlib
 from dataclasses import dataclass
+from functools import lru_cache
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -139,6 +140,7 @@ class _Answer:
         return await off_loop(_SLOWNESS * len(data), work)
 
 
+@lru_cache(64)  # clients send few different ones
 def choose_coding(accept: str) -> Coding:
     """The coding that an Accept-Encoding header prefers.
 

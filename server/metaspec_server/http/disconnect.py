@@ -16,20 +16,28 @@ T = TypeVar("T")
 async def cancel_on_disconnect(request: Request, work: Coroutine[Any, Any, T]) -> T:
     """Result of work for a request whose body has been read; the work is cancelled when the caller disconnects.
 
+    The work runs in the task of the request: only the watch for the caller takes a task of its own.
+
     Raises:
         ClientDisconnect: the caller has disconnected.
     """
-    working, leaving = asyncio.create_task(work), asyncio.create_task(_disconnected(request))
+    task = asyncio.current_task()
+    assert task is not None
+    left = False
+
+    async def watch() -> None:
+        nonlocal left
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        left = True
+        task.cancel()
+
+    watching = asyncio.create_task(watch())
     try:
-        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        if working.done():
-            return working.result()
-        raise ClientDisconnect
+        return await work
+    except asyncio.CancelledError:
+        if not left or task.uncancel():  # by somebody else, too, such as the server at its end
+            raise
+        raise ClientDisconnect from None
     finally:
-        for task in (working, leaving):
-            task.cancel()
-
-
-async def _disconnected(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
+        watching.cancel()

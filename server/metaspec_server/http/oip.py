@@ -6,7 +6,6 @@ from typing import Any
 
 from fastapi import APIRouter, Depends, Request, Response
 from starlette.responses import JSONResponse
-from starlette.routing import Route
 
 from metaspec_server.core.errors import StillLoading
 from metaspec_server.core.tensors import total_bytes
@@ -17,10 +16,10 @@ from metaspec_server.http.oip_answer import answer_bytes, encode_response
 from metaspec_server.http.oip_body import read_request, service_of
 from metaspec_server.http.oip_codec import HEADER_LENGTH
 from metaspec_server.http.openapi import INFER_ANSWERS, INFER_BODY, oip_errors
-from metaspec_server.http.query import check_query, knows_query
+from metaspec_server.http.query import knows_query
 from metaspec_server.http.request_body import RequestBody
 
-__all__ = ["HOT_ROUTES", "router"]
+__all__ = ["infer", "router"]
 
 router = APIRouter(prefix="/v2", tags=["Open Inference Protocol"], dependencies=[Depends(knows_query())])
 
@@ -105,17 +104,3 @@ async def infer(request: Request, model: str, version: str | None = None) -> Res
             nbytes, encode_response, asked, results, shared_memory, served.name, served.version
         )
         return Response(content, headers=headers)
-
-
-async def _plain_infer(request: Request) -> Response:
-    version = request.path_params.get("version")
-    request.scope["route"] = HOT_ROUTES[version is not None]  # as FastAPI sets it, for the metrics
-    check_query(request)
-    return await infer(request, request.path_params["model"], version)
-
-
-HOT_ROUTES = [
-    Route("/v2/models/{model}/infer", _plain_infer, methods=["POST"]),
-    Route("/v2/models/{model}/versions/{version}/infer", _plain_infer, methods=["POST"]),
-]
-"""The same routes without FastAPI, whose overhead is a quarter of the time of a small request; it documents them."""

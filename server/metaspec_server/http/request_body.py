@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import zlib
 
-from fastapi import Request
+from starlette.requests import ClientDisconnect, Request
 
 from metaspec_server.core.memory import Lease
 from metaspec_server.core.threads import off_loop
@@ -49,7 +49,7 @@ class RequestBody:
             raise self._too_large()
         self.lease, self.encoding = lease, encoding
         self.declared = int(length) if length is not None and encoding == "identity" else None
-        self._chunks = request.stream()
+        self._next_message, self._complete = request.receive, False
         self._inflate = None if encoding == "identity" else zlib.decompressobj(wbits=47)  # gzip or zlib, by its header
         self._compressed = b""  # received, but not decompressed
         self._pending = memoryview(b"")  # decompressed, but not read
@@ -121,13 +121,18 @@ class RequestBody:
 
     async def _receive(self) -> bytes:
         """The next bytes as they were sent; empty at the end of the body."""
-        patience = self._patience + self._received / _BYTES_PER_SECOND
-        try:
-            async with asyncio.timeout_at(self._started + patience):
-                chunk: bytes = await anext(self._chunks, b"")
-        except TimeoutError:
-            detail = f"only {self._received} bytes of the body came in {patience:.0f} s"
-            raise Problem(408, detail, headers={"Connection": "close"}) from None
+        chunk = b""
+        while not (chunk or self._complete):
+            patience = self._patience + self._received / _BYTES_PER_SECOND
+            try:
+                async with asyncio.timeout_at(self._started + patience):
+                    message = await self._next_message()
+            except TimeoutError:
+                detail = f"only {self._received} bytes of the body came in {patience:.0f} s"
+                raise Problem(408, detail, headers={"Connection": "close"}) from None
+            if message["type"] == "http.disconnect":
+                raise ClientDisconnect
+            chunk, self._complete = message.get("body", b""), not message.get("more_body", False)
         self._received += len(chunk)
         if self._received > self._limit:
             raise self._too_large()

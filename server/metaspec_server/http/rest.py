@@ -27,7 +27,7 @@ from metaspec_server.http.rest_body import read_body
 from metaspec_server.http.rest_codec import Body, InvalidBody
 from metaspec_server.http.selection import Selection
 
-__all__ = ["content_type_of", "router"]
+__all__ = ["Choice", "content_type_of", "gradient", "predict", "router"]
 
 _QUERY = Depends(knows_query("model", "version", "dtype", "priority", repeated=("channels", "wavelengths_nm")))
 
@@ -49,16 +49,25 @@ class Choice:
         priority: 1 for an interactive request, which goes ahead of others; 2, or 0, for the default.
     """
 
-    model: Annotated[str, Query(description="name of the model")] = DEFAULT_MODEL
-    version: Annotated[str | None, Query(description="version of the model; the newest by default")] = None
+    model: str = DEFAULT_MODEL
+    version: str | None = None
+    channels: list[str] | None = None
+    wavelengths_nm: list[float] | None = None
+    dtype: Literal["float32", "float16"] = "float32"
+    priority: int = 0
+
+
+async def _choice(  # FastAPI would call a class, or a function that is not async, in a thread
+    model: Annotated[str, Query(description="name of the model")] = DEFAULT_MODEL,
+    version: Annotated[str | None, Query(description="version of the model; the newest by default")] = None,
     channels: Annotated[
         list[str] | None,
         Query(description="channels: detectors, and the spread of models over symmetric images; all by default"),
-    ] = None
+    ] = None,
     wavelengths_nm: Annotated[
         list[Number] | None, Query(description="wavelengths in nm; the model's own by default")
-    ] = None
-    dtype: Annotated[Literal["float32", "float16"], Query(description="dtype of the answer")] = "float32"
+    ] = None,
+    dtype: Annotated[Literal["float32", "float16"], Query(description="dtype of the answer")] = "float32",
     priority: Annotated[
         int,
         spelled(f"[0-{LOWEST_PRIORITY}]", f"a whole number from 0 to {LOWEST_PRIORITY}"),
@@ -67,11 +76,13 @@ class Choice:
             le=LOWEST_PRIORITY,
             description="1 for an interactive request, which goes ahead of others; 0 or 2 for others",
         ),
-    ] = 0
+    ] = 0,
+) -> Choice:
+    return Choice(model, version, channels, wavelengths_nm, dtype, priority)
 
 
 @router.post("/predict", openapi_extra=PREDICT_BODY, responses=ANSWERS)
-async def predict(request: Request, choice: Annotated[Choice, Depends()]) -> Response:
+async def predict(request: Request, choice: Annotated[Choice, Depends(_choice)]) -> Response:
     """Spectra of structures: the efficiency of each detector at each wavelength.
 
     A model over symmetric images of a structure (`diffractionnet_symmetric`) has a channel "spread" after the detectors: the
@@ -97,7 +108,7 @@ async def predict(request: Request, choice: Annotated[Choice, Depends()]) -> Res
 
 
 @router.post("/gradient", openapi_extra=GRADIENT_BODY, responses=ANSWERS)
-async def gradient(request: Request, choice: Annotated[Choice, Depends()]) -> Response:
+async def gradient(request: Request, choice: Annotated[Choice, Depends(_choice)]) -> Response:
     """Spectra of structures, and the gradient of sum(cotangent * spectra) with respect to the density of every pixel.
 
     With the derivative of an objective with respect to the spectra as cotangent, that is the objective's gradient (a
