@@ -288,7 +288,7 @@ class Service:
         with tracer.start_as_current_span(f"compute {model.name}") as span:
             span.set_attributes({"metaspec.version": model.version, "metaspec.structures": count(rows)})
             results = await model.queue.submit(rows, timeout, row_keys, priority)
-        await off_loop(total_bytes(results), _check_finite, results, rows)
+        await off_loop(total_bytes(results) // 4, _check_finite, results, rows)  # numbers of four bytes
         return results
 
     def _load_failed(self, name: str, version: int, reason: str) -> None:

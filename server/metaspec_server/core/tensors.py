@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from metaspec_contract.model import GRADIENT, TensorSpec
-from metaspec_contract.structures import as_density, pack_binary, unpack
+from metaspec_contract.structures import as_density, check_structures, pack_binary, unpack
 from metaspec_server.core.errors import OutOfRange
 
 __all__ = ["Piece", "Rows", "as_dtype", "compact", "count", "gather", "is_packed", "total_bytes"]
@@ -61,16 +61,25 @@ def total_bytes(arrays: Mapping[str, NDArray[Any]]) -> int:
     return sum(array.nbytes for array in arrays.values())
 
 
-def compact(structures: NDArray[Any], dtype: DTypeLike) -> NDArray[Any]:
-    """Structures as they wait in the queue: packed bits where all are binary, otherwise densities.
+def compact(structures: NDArray[Any], spec: TensorSpec) -> NDArray[Any]:
+    """Check structures, and return them as they wait in the queue: packed bits where all are binary, otherwise densities.
 
     Args:
-        structures: output of `metaspec_contract.structures.check_structures`.
-        dtype: dtype of the densities.
+        structures: array (N, y, x) or (N, 1, y, x), or what else `check_structures` takes.
+        spec: the model's tensor of structures.
+
+    Raises:
+        InvalidStructure: another shape or dtype, or values that are not in [0, 1].
     """
+    shapes = spec.pixels, (1, *spec.pixels)
+    if len(structures) and structures.shape[1:] in shapes and structures.dtype.kind in "buif":
+        packed = pack_binary(structures)
+        if packed is not None:  # all values are 0 or 1: there is nothing else to check
+            return packed
+    structures = check_structures(structures, spec.pixels)
     if structures.dtype.kind == "f":
-        structures = as_density(structures, dtype)
-    packed = pack_binary(structures)
+        structures = as_density(structures, spec.dtype)
+    packed = pack_binary(structures)  # rounding may have made them binary
     return structures if packed is None else packed
 
 

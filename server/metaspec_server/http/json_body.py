@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from itertools import chain
 from typing import Any
 
@@ -72,7 +73,7 @@ def to_array(value: object) -> NDArray[np.float64]:
     """
     shape: list[int] = []
     level: list[Any] = [value]
-    while level and set(map(type, level)) == {list}:
+    while level and type(level[0]) is list and set(map(type, level)) == {list}:
         lengths = set(map(len, level))
         if len(lengths) > 1:
             raise ValueError("expected evenly nested lists, got ragged ones")
@@ -83,6 +84,9 @@ def to_array(value: object) -> NDArray[np.float64]:
     array = np.empty(len(level))
     for start in range(0, len(level), _PART):  # the interpreter does nothing else while it converts a part
         part = level[start : start + _PART]
+        with suppress(TypeError, ValueError):  # whole numbers up to 255, as in binary structures: twice as fast
+            array[start : start + _PART] = np.frombuffer(bytes(part), np.uint8)
+            continue
         if others := set(map(type, part)) - {int, float, bool}:
             names = sorted(_NAMES.get(kind, kind.__name__) for kind in others)
             raise ValueError(f"expected evenly nested lists of numbers, got {names[0]}")

@@ -99,7 +99,8 @@ async def infer(request: Request, model: str, version: str | None = None) -> Res
         memory.shrink(total_bytes(rows))
         await memory.grow(answer_bytes(served, asked), service.settings.request_timeout)
         results = await cancel_on_disconnect(request, service.infer(served, rows, asked.timeout, asked.priority))
-        nbytes = total_bytes(results)
+        copied = all(output.binary or output.place for output in asked.outputs.values())  # not written as text
+        nbytes = total_bytes(results) // (8 if copied else 1)
         content, headers = await off_loop(
             nbytes, encode_response, asked, results, shared_memory, served.name, served.version
         )

@@ -19,7 +19,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metaspec_contract.model import STRUCTURE, TensorSpec
-from metaspec_contract.structures import check_structures
 from metaspec_server.core.errors import TooManyStructures
 from metaspec_server.core.shared_memory import Place
 from metaspec_server.core.tensors import Rows, compact
@@ -245,7 +244,7 @@ def _decode(tensor: Input, array: NDArray[Any]) -> NDArray[Any]:
     if tensor.packed:
         return array
     if name == STRUCTURE:
-        return compact(check_structures(array, spec.pixels), spec.dtype)
+        return compact(array, spec)
     with np.errstate(over="ignore"):
         decoded = array.astype(spec.dtype, copy=False)
     finite = np.isfinite(decoded)

@@ -15,7 +15,7 @@ import orjson
 from numpy.typing import NDArray
 
 from metaspec_contract.model import TensorSpec
-from metaspec_contract.structures import InvalidStructure, check_structures
+from metaspec_contract.structures import InvalidStructure
 from metaspec_server.core.errors import TooManyStructures
 from metaspec_server.core.tensors import compact
 from metaspec_server.http.accept import weights
@@ -122,7 +122,7 @@ def decode_structures(array: NDArray[Any], spec: TensorSpec) -> NDArray[Any]:
     """
     if array.dtype == np.bool_ and (largest := array.view(np.uint8).max()) > 1:
         raise InvalidStructure(f"structures: the bytes of booleans must be 0 or 1, got {largest}")
-    return compact(check_structures(array, spec.pixels), spec.dtype)
+    return compact(array, spec)
 
 
 def decode_raw(
