@@ -85,7 +85,7 @@ def test_a_layout_that_takes_minutes_is_refused_while_others_are_answered(
     rng = np.random.default_rng(0)
     library = gdstk.Library(unit=1e-6, precision=1e-9)
     cell = library.new_cell("STARS")
-    for _ in range(200):  # whose union takes minutes
+    for _ in range(500):  # whose union takes minutes
         cell.add(gdstk.Polygon(list(map(tuple, rng.uniform(0, 2, (60, 2)))), layer=1))
     library.write_gds(tmp_path / "stars.gds")
     message = refusal(server, (tmp_path / "stars.gds").read_bytes())
