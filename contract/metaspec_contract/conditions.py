@@ -184,6 +184,19 @@ def check_conditions(
     return {name: condition.check(given.get(name), count) for name, condition in known.items()}
 
 
+def spread_conditions(conditions: Iterable[Condition], count: int) -> dict[str, NDArray[np.float32]]:
+    """Values that cover the range of each condition evenly, with both ends if there are two or more: float32 (count, size).
+
+    The order differs from one condition, or component of a vector, to the next.
+    """
+    generator = np.random.default_rng(1)
+    values = {}
+    for condition in conditions:
+        steps = np.linspace(condition.low, condition.high, count, dtype=np.float32)
+        values[condition.name] = np.stack([generator.permutation(steps) for _ in range(condition.size)], axis=1)
+    return values
+
+
 def require_unique(conditions: Sequence[Condition]) -> None:
     """Refuse two conditions of one name.
 

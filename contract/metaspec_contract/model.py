@@ -25,7 +25,7 @@ from pydantic import (
     model_validator,
 )
 
-from metaspec_contract.conditions import Condition, require_unique
+from metaspec_contract.conditions import Condition, require_unique, spread_conditions
 from metaspec_contract.detectors import CHANNELS, DETECTORS, SPREAD
 from metaspec_contract.process import CompleteProcess
 from metaspec_contract.provenance import DataSource, require_same_device
@@ -347,7 +347,7 @@ def check_answers(metadata: ModelMetadata, answers: Mapping[str, NDArray[Any]], 
             row = int(np.flatnonzero(~finite)[0])
             at = "".join(
                 f", at {condition} {', '.join(f'{value:g}' for value in values[row])}"
-                for condition, values in _probed_conditions(metadata, rows).items()
+                for condition, values in spread_conditions(metadata.conditions, rows).items()
             )
             raise ModelMismatch(
                 f"output {name} is not finite for a structure that is {_PROBES[row % len(_PROBES)]}{at}"
@@ -375,7 +375,7 @@ def probes(metadata: ModelMetadata, rows: int, dtype: np.dtype[Any] | None = Non
     """
     generator = np.random.default_rng(0)
     inputs: dict[str, NDArray[Any]] = {}
-    conditions = _probed_conditions(metadata, rows)
+    conditions = spread_conditions(metadata.conditions, rows)
     for name, shape in metadata.tensors[0].items():
         if name in conditions:
             array = conditions[name]
@@ -387,16 +387,6 @@ def probes(metadata: ModelMetadata, rows: int, dtype: np.dtype[Any] | None = Non
             array = generator.standard_normal((rows, *shape), np.float32)
         inputs[name] = array.astype(dtype or np.float32)
     return inputs
-
-
-def _probed_conditions(metadata: ModelMetadata, rows: int) -> dict[str, NDArray[np.float32]]:
-    """Values of the conditions in probes, float32 (rows, size), in other orders from one to the next."""
-    generator = np.random.default_rng(1)
-    values = {}
-    for condition in metadata.conditions:
-        steps = np.linspace(condition.low, condition.high, rows, dtype=np.float32)
-        values[condition.name] = np.stack([generator.permutation(steps) for _ in range(condition.size)], axis=1)
-    return values
 
 
 def _why(metadata: ModelMetadata, name: str, shape: tuple[int, ...]) -> str:

@@ -12,6 +12,7 @@ import onnx
 import torch
 from torch import nn
 
+from metaspec_contract.conditions import spread_conditions
 from metaspec_contract.model import DEFAULT_MODEL, ModelMismatch
 from metaspec_contract.provenance import require_same_device
 from metaspec_export import tensorrt, triton_config
@@ -20,11 +21,20 @@ from metaspec_export.graph import forward_graph, gradient_graph, require_portabl
 from metaspec_export.half_weights import halve, require_close
 from metaspec_export.inspection import newest_metadata, require_answers
 from metaspec_export.metadata import ExportedMetadata, attach, common_facts, images_of, measure
-from metaspec_export.parity import GRADIENT_TOLERANCE, TOLERANCE, check_gradient_parity, check_parity, run, session
+from metaspec_export.parity import (
+    GRADIENT_TOLERANCE,
+    TOLERANCE,
+    check_gradient_parity,
+    check_parity,
+    is_gradient,
+    run,
+    session,
+)
 from metaspec_export.precision import TOLERANCES, Precision, deviation, reduce, require_within
 from metaspec_export.publish import Publication, model_name
 from metaspec_export.source import COMPARED, Source
 from metaspec_simulation.dataset import Samples
+from metaspec_training.networks.layers import conditions_of
 from metaspec_training.networks.symmetric import SymmetricNetwork
 
 Report = Callable[[str], None]
@@ -175,22 +185,22 @@ def _in_precision(
     graph: onnx.ModelProto, precision: Precision, source: Source, halved: set[str], report: Report
 ) -> tuple[onnx.ModelProto, dict[str, Any]]:
     """The graph in a precision, with the weights of some names stored in half, within its tolerance, and what was measured."""
-    samples = source.samples
-    model = reduce(graph, precision, samples.of("train").structures)
+    samples, conditions = source.samples, conditions_of(source.network)
+    model = reduce(graph, precision, samples.of("train").structures, conditions)
     if halved:
-        model = _with_half_weights(model, halved, samples, report)
+        model = _with_half_weights(model, halved, source, report)
     served = session(model.SerializeToString())
     if precision == "fp32":
         return model, {"metrics": measure(served, source)}
     validation = samples.of("validation", COMPARED).structures
     cotangent = None
-    if len(served.get_inputs()) > 1:
+    if is_gradient(served):
         shape = (len(validation), *served.get_outputs()[0].shape[1:])
         cotangent = np.random.default_rng(0).standard_normal(shape, np.float32)
     exact = session(graph.SerializeToString())
-    found = deviation(
-        tuple(run(served, validation, cotangent)), tuple(run(exact, validation, cotangent)), samples.process
-    )
+    given = spread_conditions(conditions, len(validation))
+    got, expected = (tuple(run(one, validation, cotangent, conditions=given)) for one in (served, exact))
+    found = deviation(got, expected, samples.process)
     require_within(found, precision)
     report(
         f"{precision} deviates from fp32 by {found.mean_abs:.1e} in the mean, {found.max_abs:.1e} at most"
@@ -207,15 +217,16 @@ def _in_precision(
     }
 
 
-def _with_half_weights(model: onnx.ModelProto, names: set[str], samples: Samples, report: Report) -> onnx.ModelProto:
+def _with_half_weights(model: onnx.ModelProto, names: set[str], source: Source, report: Report) -> onnx.ModelProto:
     """The graph with weights stored in half precision, held against what it was on validation structures."""
-    stored, structures = halve(model, names), samples.of("validation", COMPARED).structures
+    stored, structures = halve(model, names), source.samples.of("validation", COMPARED).structures
+    given = spread_conditions(conditions_of(source.network), len(structures))
     spectra = []
     for one in (model, stored):
         served = session(one.SerializeToString())
         shape = (len(structures), *served.get_outputs()[0].shape[1:])
-        cotangent = np.zeros(shape, np.float32) if len(served.get_inputs()) > 1 else None
-        spectra.append(run(served, structures, cotangent)[0])
+        cotangent = np.zeros(shape, np.float32) if is_gradient(served) else None
+        spectra.append(run(served, structures, cotangent, conditions=given)[0])
     change = float(np.abs(spectra[0] - spectra[1]).max())
     require_close(change)
     report(f"Weights stored in half precision change an efficiency by {change:.1e} at most.")

@@ -64,9 +64,14 @@ def _computes(metadata: ExportedMetadata) -> str:
     detectors = [channel for channel in metadata.channels if channel != SPREAD]
     text = f"""From a structure, (N, 1, 128, 128) with 1 = solid, to the efficiencies of the detectors {", ".join(detectors)},
 (N, {channels}, {wavelengths})."""
+    if metadata.conditions:
+        taken = "; ".join(map(str, metadata.conditions))
+        text += f" It takes conditions for each structure: {taken}. Errors are those at the defaults."
     if metadata.kind == "vjp":
         text += """ With a cotangent of the shape of the efficiencies, also to the gradient of their sum weighted by
 the cotangent, of the shape of the structure."""
+        if metadata.conditions:
+            text += " Likewise to the gradients with respect to the conditions."
     return text + (_spread(metadata) if SPREAD in metadata.channels else "")
 
 

@@ -7,7 +7,7 @@ quantised once, before, so that margins are copied as bytes. Everything else sta
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +16,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
+from metaspec_contract.conditions import Condition, spread_conditions
 from metaspec_contract.model import COTANGENT, STRUCTURE
 
 _BATCH = 16
@@ -39,7 +40,9 @@ class _Convolution:
     source: str
 
 
-def quantise_convolutions(model: onnx.ModelProto, structures: NDArray[np.uint8]) -> onnx.ModelProto:
+def quantise_convolutions(
+    model: onnx.ModelProto, structures: NDArray[np.uint8], conditions: Sequence[Condition] = ()
+) -> onnx.ModelProto:
     """A copy of a graph whose forward 3 x 3 convolutions of several channels are computed in 8-bit integers.
 
     In a gradient graph only the forward pass is quantised: the range of a cotangent cannot be known beforehand.
@@ -47,9 +50,11 @@ def quantise_convolutions(model: onnx.ModelProto, structures: NDArray[np.uint8])
     Args:
         model: graph in float32.
         structures: structures that the range of activations is measured on, (N, 128, 128).
+        conditions: conditions of the model, whose values cover their ranges.
     """
     found = list(_convolutions(model))
-    ranges = _ranges(model, {name for one in found for name in (one.source, one.node.output[0])}, structures)
+    names = {name for one in found for name in (one.source, one.node.output[0])}
+    ranges = _ranges(model, names, structures, conditions)
     quantised = onnx.ModelProto()
     quantised.CopyFrom(model)
     graph = quantised.graph
@@ -145,7 +150,9 @@ def _padding(
     return sorted(nodes, key=lambda node: order[id(node)]), sources[0]
 
 
-def _ranges(model: onnx.ModelProto, names: set[str], structures: NDArray[np.uint8]) -> dict[str, tuple[float, float]]:
+def _ranges(
+    model: onnx.ModelProto, names: set[str], structures: NDArray[np.uint8], conditions: Sequence[Condition]
+) -> dict[str, tuple[float, float]]:
     """Smallest and largest value of tensors of a graph on structures; cotangents are zero, since they do not enter."""
     watched = onnx.ModelProto()
     watched.CopyFrom(model)
@@ -153,11 +160,13 @@ def _ranges(model: onnx.ModelProto, names: set[str], structures: NDArray[np.uint
     watched.graph.output.extend(onnx.ValueInfoProto(name=name) for name in sorted(names))
     session = ort.InferenceSession(watched.SerializeToString(), providers=["CPUExecutionProvider"])
     others = {value.name: value.shape[1:] for value in session.get_inputs() if value.name != STRUCTURE}
+    given = spread_conditions(conditions, len(structures))
     ranges = dict.fromkeys(sorted(names), (0.0, 0.0))  # zero is in every range, so that it is exact
     for start in range(0, len(structures), _BATCH):
         density = structures[start : start + _BATCH, None].astype(np.float32)
         feed = {STRUCTURE: density}
         feed |= {name: np.zeros((len(density), *shape), np.float32) for name, shape in others.items()}
+        feed |= {name: values[start : start + _BATCH] for name, values in given.items()}
         for name, values in zip(ranges, session.run(list(ranges), feed), strict=True):
             low, high = ranges[name]
             ranges[name] = min(low, float(values.min())), max(high, float(values.max()))

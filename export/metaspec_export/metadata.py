@@ -15,8 +15,10 @@ from onnx import numpy_helper
 from pydantic import ConfigDict, Field
 from scipy.stats import spearmanr
 
+from metaspec_contract.conditions import check_conditions
 from metaspec_contract.detectors import CHANNELS, SPREAD
 from metaspec_contract.model import (
+    CONDITIONS_VERSION,
     METADATA_KEY,
     SCHEMA_VERSION,
     STRUCTURE,
@@ -27,9 +29,10 @@ from metaspec_contract.model import (
     check_tensors,
     parse_metadata,
 )
-from metaspec_export.parity import run
+from metaspec_export.parity import is_gradient, run
 from metaspec_export.precision import Precision
 from metaspec_export.source import Source
+from metaspec_training.networks.layers import conditions_of
 from metaspec_training.networks.symmetric import SymmetricNetwork
 from metaspec_training.report.evaluation import errors, uselessness
 
@@ -84,6 +87,7 @@ def common_facts(source: Source, images: int, revision: str) -> dict[str, Any]:
         revision: revision of the code.
     """
     network, provenance = source.network, source.provenance
+    conditions = [condition.model_dump(mode="json") for condition in conditions_of(network)]
     channels, units = list(provenance.channels), {"spectra": _EFFICIENCY, "wavelengths": "nm"}
     if images > 1:
         channels.append(SPREAD)
@@ -95,13 +99,14 @@ def common_facts(source: Source, images: int, revision: str) -> dict[str, Any]:
         data=list(provenance.data),
     )
     return {
-        "schema_version": SCHEMA_VERSION,
+        "schema_version": CONDITIONS_VERSION if conditions else SCHEMA_VERSION,
         "process": provenance.process.model_dump(mode="json"),
         "wavelengths_nm": provenance.process.wavelengths_nm.tolist(),
         "channels": channels,
         "merged_greens": provenance.merged_greens,
         "units": units,
         "input": {"name": STRUCTURE, "solid": 1.0, "void": 0.0},
+        "conditions": conditions,
         "forward_passes": images,
         "training": training.model_dump(mode="json"),
         "evaluated_on": source.evaluated_on,
@@ -111,7 +116,7 @@ def common_facts(source: Source, images: int, revision: str) -> dict[str, Any]:
 
 
 def measure(session: ort.InferenceSession, source: Source) -> dict[str, Any]:
-    """Errors of the graph itself on the validation and test splits, as ONNX Runtime computes it.
+    """Errors of the graph itself on the validation and test splits, as ONNX Runtime computes it, at defaults of conditions.
 
     For a graph with a spread, also quantiles of its mean over wavelengths, and Spearman's rank correlation of that mean
     with the mean absolute error.
@@ -121,12 +126,15 @@ def measure(session: ort.InferenceSession, source: Source) -> dict[str, Any]:
         source: samples of the splits, and the mean spectrum that they are compared with.
     """
     measured: dict[str, Any] = {}
-    gradient = len(session.get_inputs()) > 1
+    gradient = is_gradient(session)
     for split in ("validation", "test"):
         part = source.samples.of(split)
         shape = (len(part), *session.get_outputs()[0].shape[1:])
         cotangent = np.zeros(shape, np.float32) if gradient else None
-        prediction, spread = np.split(run(session, part.structures, cotangent)[0], [len(CHANNELS)], axis=1)
+        default = check_conditions(conditions_of(source.network), {}, len(part))
+        prediction, spread = np.split(
+            run(session, part.structures, cotangent, conditions=default)[0], [len(CHANNELS)], axis=1
+        )
         measured[split] = {
             "count": len(part),
             "of": source.counts[split],

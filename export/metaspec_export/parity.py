@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +14,10 @@ from numpy.typing import NDArray
 from torch import nn
 from tqdm import tqdm
 
+from metaspec_contract.conditions import check_conditions, spread_conditions
 from metaspec_contract.model import COTANGENT, STRUCTURE
 from metaspec_export.errors import ExportRefused
+from metaspec_training.networks.layers import conditions_of
 from metaspec_training.report.evaluation import predict
 
 TOLERANCE = 1e-5
@@ -50,8 +53,17 @@ def session(graph: bytes) -> ort.InferenceSession:
     return ort.InferenceSession(graph, providers=["CPUExecutionProvider"])
 
 
+def is_gradient(graph: ort.InferenceSession) -> bool:
+    """Whether a loaded graph takes a cotangent."""
+    return any(value.name == COTANGENT for value in graph.get_inputs())
+
+
 def run(
-    graph: ort.InferenceSession, structures: NDArray[Any], cotangent: Array | None = None, batch: int = 16
+    graph: ort.InferenceSession,
+    structures: NDArray[Any],
+    cotangent: Array | None = None,
+    batch: int = 16,
+    conditions: Mapping[str, Array] | None = None,
 ) -> list[Array]:
     """All outputs of a graph.
 
@@ -60,6 +72,7 @@ def run(
         structures: structures, (N, 128, 128).
         cotangent: cotangents (N, channels, wavelengths), for a gradient graph.
         batch: structures in a batch.
+        conditions: values of all conditions of the graph by name, (N, size).
     """
     parts = []
     starts = range(0, len(structures), batch)
@@ -68,6 +81,7 @@ def run(
         feed = {STRUCTURE: np.ascontiguousarray(structures[rows, None], np.float32)}
         if cotangent is not None:
             feed[COTANGENT] = cotangent[rows]
+        feed |= {name: values[rows] for name, values in (conditions or {}).items()}
         parts.append(graph.run(None, feed))
     return [np.concatenate(part) for part in zip(*parts, strict=True)]
 
@@ -78,21 +92,29 @@ def check_parity(network: nn.Module, graph: bytes, structures: NDArray[np.uint8]
     Args:
         network: network in PyTorch.
         graph: serialised forward graph.
-        structures: structures to compare on, (N, 128, 128): in batches, and the first one alone, too.
+        structures: structures to compare on, (N, 128, 128): in batches, and the first one alone, too. Conditions take values
+            over their range, and their defaults.
 
     Raises:
         ParityError: the difference exceeds `TOLERANCE`, or a value is not finite.
     """
     served = session(graph)
     worst = 0.0
+    conditions = conditions_of(network)
     for rows in (structures[:1], structures):
-        (got,) = run(served, rows)
-        worst = max(worst, _spectra_difference(got, predict(network, rows)))
+        default = check_conditions(conditions, {}, len(rows))
+        worst = max(worst, _spectra_difference(run(served, rows, conditions=default)[0], predict(network, rows)))
+        if conditions:
+            given = spread_conditions(conditions, len(rows))
+            expected = predict(network, rows, conditions=given)
+            worst = max(worst, _spectra_difference(run(served, rows, conditions=given)[0], expected))
     return worst
 
 
 def check_gradient_parity(network: nn.Module, graph: bytes, structures: NDArray[np.uint8]) -> GradientParity:
     """Compare the gradient graph with `torch.autograd`, and with central finite differences in float64.
+
+    Conditions take values over their range, and the gradients with respect to them are compared, too.
 
     Args:
         network: network in PyTorch.
@@ -105,15 +127,20 @@ def check_gradient_parity(network: nn.Module, graph: bytes, structures: NDArray[
     served = session(graph)
     generator = np.random.default_rng(0)
     spectra = autograd = 0.0
-    for rows in (structures[:1], structures):
+    largest: list[float] = []  # elements of the gradients in the whole batch: in a single row, their terms may cancel
+    for rows in (structures, structures[:1]):
+        given = spread_conditions(conditions_of(network), len(rows))
         density = torch.from_numpy(rows[:, None].astype(np.float32)).requires_grad_()
-        expected = network.eval()(density).flatten(1, -2)
+        values = {name: torch.from_numpy(array).requires_grad_() for name, array in given.items()}
+        expected = network.eval()(density, **values).flatten(1, -2)
         cotangent = generator.standard_normal(expected.shape, np.float32)
-        (wanted,) = torch.autograd.grad(expected, density, torch.from_numpy(cotangent))
-        got, gradient = run(served, rows, cotangent)
+        wanted = torch.autograd.grad(expected, (density, *values.values()), torch.from_numpy(cotangent))
+        got, *gradients = run(served, rows, cotangent, conditions=given)
         spectra = max(spectra, _spectra_difference(got, expected.detach().numpy()))
-        autograd = max(autograd, float(np.abs(gradient - wanted.numpy()).max() / wanted.abs().max()))
-    differences = _finite_differences(network, rows[:1], cotangent[:1], gradient[0, 0])
+        largest = largest or [float(one.abs().max()) for one in wanted]
+        for ours, theirs, size in zip(gradients, wanted, largest, strict=True):
+            autograd = max(autograd, float(np.abs(ours - theirs.numpy()).max()) / size)
+    differences = _finite_differences(network, rows, cotangent, given, gradients, largest)
     for name, share in (("torch.autograd", autograd), ("finite differences", differences)):
         if not share <= GRADIENT_TOLERANCE:
             raise ParityError(
@@ -130,21 +157,44 @@ def _spectra_difference(got: Array, expected: Array) -> float:
 
 
 def _finite_differences(
-    network: nn.Module, structure: NDArray[np.uint8], cotangent: Array, gradient: Array, step: float = 1e-4
+    network: nn.Module,
+    structure: NDArray[np.uint8],
+    cotangent: Array,
+    conditions: Mapping[str, Array],
+    gradients: Sequence[Array],
+    largest: Sequence[float],
+    step: float = 1e-4,
 ) -> float:
-    """Largest difference of a gradient (y, x) from central differences, at its largest pixel and three fixed ones."""
+    """Largest difference of gradients from central differences, relative to the largest elements.
+
+    With respect to the density at its largest pixel and three fixed ones, to a condition at every component.
+
+    Args:
+        network: network in PyTorch.
+        structure: one structure, (1, y, x).
+        cotangent: its cotangent, (1, channels, wavelengths).
+        conditions: its conditions by name, (1, size).
+        gradients: gradients with respect to the density and to each condition, with the batch axis.
+        largest: size of each that differences are relative to.
+        step: step of the density, and of conditions in shares of their range.
+    """
     exact = copy.deepcopy(network).double().eval()
-    density = torch.from_numpy(structure[:, None].astype(np.float64))
+    inputs = [torch.from_numpy(structure[:, None].astype(np.float64))]
+    inputs += [torch.from_numpy(values.astype(np.float64)) for values in conditions.values()]
+    steps = [step, *(step * (condition.high - condition.low) for condition in conditions_of(network))]
     weights = torch.from_numpy(cotangent.astype(np.float64))
-    largest = np.abs(gradient).argmax()
+
+    def figure(n: int, element: int, by: float) -> float:
+        moved = [one.clone() for one in inputs]
+        moved[n].view(-1)[element] += by
+        with torch.inference_mode():
+            spectra = exact(moved[0], **dict(zip(conditions, moved[1:], strict=True)))
+            return float((spectra.flatten(1, -2) * weights).sum())
+
     worst = 0.0
-    for pixel in (largest, 0, gradient.size // 3, gradient.size - 1):
-        row, column = divmod(int(pixel), gradient.shape[1])
-        values = []
-        for sign in (1, -1):
-            moved = density.clone()
-            moved[0, 0, row, column] += sign * step
-            with torch.inference_mode():
-                values.append(float((exact(moved).flatten(1, -2) * weights).sum()))
-        worst = max(worst, abs((values[0] - values[1]) / (2 * step) - float(gradient[row, column])))
-    return worst / float(np.abs(gradient).max())
+    for n, gradient in enumerate(gradients):
+        flat, by = gradient.ravel(), steps[n]
+        elements = range(flat.size) if n else (int(np.abs(flat).argmax()), 0, flat.size // 3, flat.size - 1)
+        found = max(abs((figure(n, k, by) - figure(n, k, -by)) / (2 * by) - float(flat[k])) for k in elements)
+        worst = max(worst, found / largest[n])
+    return worst

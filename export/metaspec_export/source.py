@@ -17,6 +17,7 @@ from metaspec_simulation.dataset import Samples, load, provenance
 from metaspec_training.fit.checkpoint import read_checkpoint
 from metaspec_training.fit.loss import merge_greens
 from metaspec_training.networks.field import DiffractionFieldNet
+from metaspec_training.networks.layers import conditions_of
 from metaspec_training.report.evaluation import mean_spectrum
 
 COMPARED = 64
@@ -66,10 +67,11 @@ class MeanGreens(nn.Module):
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
+        self.conditions = conditions_of(network)
 
-    def forward(self, density: Tensor) -> Tensor:
+    def forward(self, density: Tensor, **conditions: Tensor) -> Tensor:
         """Spectra whose second and third channel are equal."""
-        return merge_greens(self.network(density))
+        return merge_greens(self.network(density, **conditions))
 
 
 def read_source(checkpoint: Path, data: Sequence[Path] = (), limit: int = LIMIT) -> Source:

@@ -23,7 +23,7 @@ ENGINE_CACHE = "/var/cache/metaspec/tensorrt"
 
 WORKSPACE_BYTES = 2**30
 
-_FOR_CLIENTS = {"schema_version", "process", "wavelengths_nm", "channels", "merged_greens", "units"}
+_FOR_CLIENTS = {"schema_version", "process", "wavelengths_nm", "channels", "merged_greens", "units", "conditions"}
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,8 @@ def signature(metadata: ModelMetadata) -> Signature:
 def config_pbtxt(metadata: ModelMetadata, precision: Precision) -> str:
     """`config.pbtxt` of a model: tensors, batching, instances, warm-up, response cache, TensorRT on GPUs.
 
-    Its parameter "metaspec" holds, as JSON, what clients need and Triton's own metadata have no field for.
+    Its parameter "metaspec" holds, as JSON, what clients need and Triton's own metadata have no field for. Conditions are
+    inputs like others: Triton's onnxruntime backend refuses optional ones in models that batch. So clients send all of them.
 
     Args:
         metadata: metadata of the model.

@@ -1,4 +1,7 @@
-"""The forward graph: a trained network as ONNX, from density (N, 1, 128, 128) to spectra (N, channels, wavelengths)."""
+"""The forward graph: a trained network as ONNX, from density (N, 1, 128, 128) to spectra (N, channels, wavelengths).
+
+The conditions of a network are further inputs, (N, size) each.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +19,10 @@ from onnx_ir.passes import common as passes
 from onnxscript import optimizer
 from torch import Tensor, nn
 
+from metaspec_contract.conditions import spread_conditions
 from metaspec_contract.model import SPECTRA, STRUCTURE
 from metaspec_contract.structures import PIXELS
+from metaspec_training.networks.layers import conditions_of
 
 OPSET = 20
 """The oldest with Gelu; ONNX Runtime's CPU and CUDA providers and TensorRT 10 all read it."""
@@ -31,9 +36,10 @@ class _Served(nn.Module):
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
+        self.names = [condition.name for condition in conditions_of(network)]
 
-    def forward(self, structure: Tensor) -> Tensor:
-        return self.network(structure).flatten(1, -2)
+    def forward(self, structure: Tensor, *conditions: Tensor) -> Tensor:
+        return self.network(structure, **dict(zip(self.names, conditions, strict=True))).flatten(1, -2)
 
 
 class _GroupNorm(nn.GroupNorm):
@@ -55,18 +61,28 @@ def forward_graph(network: nn.Module, pixels: int = PIXELS) -> onnx.ModelProto:
     """Trace a network in evaluation mode, with a free batch size N.
 
     Args:
-        network: network from density (N, 1, pixels, pixels) to efficiencies (N, 2, 2, wavelengths).
+        network: network from density (N, 1, pixels, pixels), and its conditions, to efficiencies (N, 2, 2, wavelengths).
         pixels: pixels along each side of a structure.
     """
     network = copy.deepcopy(network)
     for module in network.modules():
         if type(module) is nn.GroupNorm:
             module.__class__ = _GroupNorm
-    return to_onnx(_Served(network).eval(), {STRUCTURE: torch.zeros(2, 1, pixels, pixels)}, [SPECTRA])
+    inputs = {STRUCTURE: torch.zeros(2, 1, pixels, pixels)}
+    return to_onnx(_Served(network).eval(), inputs, [SPECTRA], example_conditions(network))
+
+
+def example_conditions(network: nn.Module) -> dict[str, Tensor]:
+    """Values of a network's conditions for two structures, by name."""
+    values = spread_conditions(conditions_of(network), 2)
+    return {name: torch.from_numpy(array) for name, array in values.items()}
 
 
 def to_onnx(
-    module: nn.Module | torch.export.ExportedProgram, inputs: dict[str, Tensor], outputs: list[str]
+    module: nn.Module | torch.export.ExportedProgram,
+    inputs: dict[str, Tensor],
+    outputs: list[str],
+    conditions: dict[str, Tensor] | None = None,
 ) -> onnx.ModelProto:
     """Export a module whose inputs and outputs all have the batch as their first axis.
 
@@ -74,16 +90,18 @@ def to_onnx(
         module: module that takes the inputs in their order, or what `torch.export` made of one, with `free_batch`.
         inputs: example inputs by name, all of the same batch size.
         outputs: names of the outputs.
+        conditions: example values of conditions by name, which the module takes as `*conditions`.
     """
+    conditions = conditions or {}
     with quiet():
         program = torch.onnx.export(
             module,
-            tuple(inputs.values()),
+            (*inputs.values(), *conditions.values()),
             dynamo=True,
             opset_version=OPSET,
-            input_names=list(inputs),
+            input_names=[*inputs, *conditions],
             output_names=outputs,
-            dynamic_shapes=free_batch(inputs),
+            dynamic_shapes=free_batch(inputs, conditions),
             verbose=False,
             optimize=False,
         )
@@ -98,10 +116,16 @@ def to_onnx(
     return model
 
 
-def free_batch(inputs: dict[str, Tensor]) -> dict[str, dict[int, Any]]:
-    """The shapes of inputs, as `torch.export` takes them: the first axis is the batch N, the others are fixed."""
+def free_batch(inputs: dict[str, Tensor], conditions: dict[str, Tensor]) -> dict[str, Any]:
+    """The shapes of inputs, as `torch.export` takes them: the first axis is the batch N, the others are fixed.
+
+    Args:
+        inputs: inputs that are arguments of the module.
+        conditions: further inputs, which are its arguments `*conditions`.
+    """
     batch = torch.export.Dim("N", min=1, max=2**20)
-    return {name: {0: batch} for name in inputs}
+    shapes: dict[str, Any] = {name: {0: batch} for name in inputs}
+    return shapes | ({"conditions": ({0: batch},) * len(conditions)} if conditions else {})
 
 
 def _optimize(model: ir.Model) -> None:

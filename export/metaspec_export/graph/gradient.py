@@ -2,7 +2,7 @@
 
 With density x (N, 1, 128, 128), spectra y (N, channels, wavelengths) and a cotangent v of the shape of y, the gradient is
 v dy/dx, of the shape of x: reverse-mode differentiation of one layer (Griewank and Walther, "Evaluating Derivatives",
-2nd ed., section 3.2). For a figure of merit f(y), give v = df/dy and get df/dx.
+2nd ed., section 3.2). For a figure of merit f(y), give v = df/dy and get df/dx. For each condition c there is also v dy/dc.
 
 PyTorch's own differentiation is traced together with the network (`joint`), then exported like any network; `parity` compares
 every graph with autograd.
@@ -19,9 +19,9 @@ from torch import Tensor, fx, nn
 
 from metaspec_contract.model import COTANGENT, GRADIENT, SPECTRA, STRUCTURE
 from metaspec_contract.structures import PIXELS
-from metaspec_export.graph.forward import free_batch, to_onnx
+from metaspec_export.graph.forward import example_conditions, free_batch, to_onnx
 from metaspec_export.graph.joint import constants, decomposed_program, trace_joint
-from metaspec_training.networks.layers import CircularConv, wrap
+from metaspec_training.networks.layers import CircularConv, conditions_of, wrap
 
 
 def gradient_graph(network: nn.Module, pixels: int = PIXELS) -> onnx.ModelProto:
@@ -32,9 +32,11 @@ def gradient_graph(network: nn.Module, pixels: int = PIXELS) -> onnx.ModelProto:
     with torch.inference_mode():
         shape = network(example).flatten(1, -2).shape
     cotangent = torch.zeros(shape)  # not a tensor of inference mode, which cannot be traced
-    joint = _Joint(network, trace_joint(network, (1, pixels, pixels))).eval()
+    known, conditions = conditions_of(network), example_conditions(network)
+    joint = _Joint(network, trace_joint(network, (1, pixels, pixels), known)).eval()
     inputs = {STRUCTURE: example, COTANGENT: cotangent}
-    return to_onnx(decomposed_program(joint, inputs, free_batch(inputs)), inputs, [SPECTRA, GRADIENT])
+    program = decomposed_program(joint, inputs | conditions, free_batch(inputs, conditions))
+    return to_onnx(program, inputs, [SPECTRA, GRADIENT, *(one.gradient for one in known)], conditions)
 
 
 class _Joint(nn.Module):
@@ -45,9 +47,10 @@ class _Joint(nn.Module):
         self.network = network
         self.graph = graph
 
-    def forward(self, structure: Tensor, cotangent: Tensor) -> tuple[Tensor, Tensor]:
-        (spectra,), (gradient, *_) = self.graph([structure, *constants(self.network).values()], [cotangent])
-        return spectra, gradient
+    def forward(self, structure: Tensor, cotangent: Tensor, *conditions: Tensor) -> tuple[Tensor, ...]:
+        inputs = [structure, *conditions, *constants(self.network).values()]
+        (spectra,), gradients = self.graph(inputs, [cotangent])
+        return spectra, *gradients[: 1 + len(conditions)]
 
 
 def _write_adjoints_out(network: nn.Module) -> None:

@@ -6,6 +6,7 @@ The tracer is `torch._functorch.aot_autograd.aot_export_joint_simple`. PyTorch i
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,6 +16,8 @@ from torch._functorch.aot_autograd import aot_export_joint_simple
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 
+from metaspec_contract.conditions import Condition
+
 _aten = torch.ops.aten
 
 
@@ -23,38 +26,46 @@ def constants(network: nn.Module) -> dict[str, Tensor]:
     return dict(network.named_parameters()) | dict(network.named_buffers())
 
 
-def trace_joint(network: nn.Module, shape: tuple[int, ...]) -> fx.GraphModule:
+def trace_joint(network: nn.Module, shape: tuple[int, ...], conditions: Sequence[Condition] = ()) -> fx.GraphModule:
     """Trace forward and backward pass as one graph, with a free batch size.
 
     Args:
         network: network in evaluation mode; its output is flattened to (N, channels, wavelengths).
         shape: shape of one row of its input.
+        conditions: conditions that it takes, too.
 
     Returns:
-        A graph ([input, *constants], [cotangent]) -> ((output,), (gradient, None, ...)).
+        A graph ([input, *conditions, *constants], [cotangent]) -> ((output,), (gradient, *theirs, None, ...)).
     """
     names = list(constants(network))
 
-    def forward(x: Tensor, *values: Tensor) -> tuple[Tensor]:
-        y = torch.func.functional_call(network, dict(zip(names, values, strict=True)), (x,))
+    def forward(x: Tensor, *others: Tensor) -> tuple[Tensor]:
+        given = {condition.name: value for condition, value in zip(conditions, others, strict=False)}
+        values = dict(zip(names, others[len(conditions) :], strict=True))
+        y = torch.func.functional_call(network, values, (x,), given)
         return (y.flatten(1, -2).clone(),)  # an output that shares memory would be refused
 
     mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
-    free_batch = StatelessSymbolicContext(  # type: ignore[var-annotated]
-        dynamic_sizes=[DimDynamic.DYNAMIC, *[DimDynamic.STATIC] * len(shape)],
-        constraint_sizes=[None] * (1 + len(shape)),
-    )
-    example = torch.zeros(3, *shape, requires_grad=True)
+
+    def with_free_batch(example: Tensor) -> Tensor:
+        sizes = [DimDynamic.DUCK, *[DimDynamic.STATIC] * (example.dim() - 1)]  # DUCK: all inputs have one batch size
+        context = StatelessSymbolicContext(  # type: ignore[var-annotated]
+            dynamic_sizes=sizes, constraint_sizes=[None] * example.dim()
+        )
+        return mode.from_tensor(example, symbolic_context=context)
+
+    shapes = (shape, *(condition.shape for condition in conditions))
+    examples = [torch.zeros(3, *one, requires_grad=True) for one in shapes]
     with mode:
-        x = mode.from_tensor(example, symbolic_context=free_batch)
+        inputs = [with_free_batch(example) for example in examples]
         values = [mode.from_tensor(value.detach(), static_shapes=True) for value in constants(network).values()]
-        graph = aot_export_joint_simple(forward, (x, *values), trace_joint=True, decompositions=_decompositions())
+        graph = aot_export_joint_simple(forward, (*inputs, *values), trace_joint=True, decompositions=_decompositions())
     assert isinstance(graph, fx.GraphModule)
     return graph
 
 
 def decomposed_program(
-    joint: nn.Module, inputs: dict[str, Tensor], shapes: dict[str, dict[int, Any]]
+    joint: nn.Module, inputs: dict[str, Tensor], shapes: dict[str, Any]
 ) -> torch.export.ExportedProgram:
     """A module around a graph of `trace_joint`, as a program for the ONNX exporter.
 

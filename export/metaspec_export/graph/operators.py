@@ -13,7 +13,7 @@ from metaspec_export.errors import ExportRefused
 _ALLOWED = """
     Abs Add BatchNormalization Cast Clip Concat Conv ConvTranspose Cos DequantizeLinear Div Erf Exp Expand Gather Gelu Gemm
     Identity InstanceNormalization LayerNormalization MatMul Max Min Mul Neg Pad Pow QuantizeLinear Reciprocal ReduceMax
-    ReduceMean ReduceSum Reshape Sigmoid Sin Slice Softmax Split Sqrt Squeeze Sub Tanh Transpose Unsqueeze Where
+    ReduceMean ReduceSum Reshape Round Sigmoid Sin Slice Softmax Split Sqrt Squeeze Sub Tanh Transpose Unsqueeze Where
 """
 ALLOWED = frozenset(_ALLOWED.split())
 

@@ -13,6 +13,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from metaspec_contract.conditions import Condition
 from metaspec_contract.process import Process
 from metaspec_contract.structures import PIXELS
 
@@ -58,6 +59,15 @@ class NetworkConfig(ABC):
         """
         if self.process is not None and (difference := self.process.difference(process)):
             raise ValueError(f"model.config.process and the data are of different processes: {difference}")
+
+
+def conditions_of(network: nn.Module) -> tuple[Condition, ...]:
+    """What a network takes beside the density: each as a keyword argument, float32 (B, size), or None for the default.
+
+    A network that takes any states them in its attribute `conditions`.
+    """
+    conditions: tuple[Condition, ...] = getattr(network, "conditions", ())
+    return conditions
 
 
 def on_grid(density: Tensor) -> Tensor:

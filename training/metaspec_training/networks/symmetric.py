@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from metaspec_contract.detectors import CHANNELS
 from metaspec_contract.structures import Symmetry, symmetries
+from metaspec_training.networks.layers import conditions_of
 
 D4 = tuple(symmetries())[:8]
 """The symmetries of the square, the identity first."""
@@ -51,14 +52,19 @@ class SymmetricNetwork(nn.Module):
         if images not in GROUPS:
             raise ValueError(f"images must be one of {', '.join(map(str, GROUPS))}, got {images}")
         self.network = network
+        self.conditions = conditions_of(network)
         self.images = GROUPS[images]
         back = [np.eye(len(CHANNELS))[:, list(symmetry.channels)] for symmetry in self.images]
         self.register_buffer("back", torch.tensor(np.stack(back), dtype=torch.float32), persistent=False)
 
-    def forward(self, density: Tensor) -> Tensor:
-        """Mean and spread, (B, 5, wavelengths)."""
+    def forward(self, density: Tensor, **conditions: Tensor) -> Tensor:
+        """Mean and spread, (B, 5, wavelengths). Conditions are those of the network, and the same for all images."""
         images = torch.cat([apply_symmetry(symmetry, density) for symmetry in self.images], dim=1)
-        spectra = self.network(images.flatten(0, 1).unsqueeze(1)).flatten(1, 2)
+        repeated = {
+            name: value.unsqueeze(1).expand(-1, len(self.images), -1).flatten(0, 1)
+            for name, value in conditions.items()
+        }
+        spectra = self.network(images.flatten(0, 1).unsqueeze(1), **repeated).flatten(1, 2)
         mapped_back = self.back @ spectra.unflatten(0, (-1, len(self.images)))
         mean = mapped_back.mean(dim=1)
         deviation = _SCALE * (mapped_back - mean.unsqueeze(1))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,7 +70,13 @@ def errors(prediction: Array, target: Array, process: Process) -> Errors:
     )
 
 
-def predict(network: nn.Module, structures: NDArray[Any], batch_size: int = 32, device: str = "cpu") -> Array:
+def predict(
+    network: nn.Module,
+    structures: NDArray[Any],
+    batch_size: int = 32,
+    device: str = "cpu",
+    conditions: Mapping[str, Array] | None = None,
+) -> Array:
     """Spectra (N, 4, W) of structures or densities (N, 128, 128), in float32; (N, 5, W) by a `SymmetricNetwork`.
 
     Args:
@@ -78,14 +84,17 @@ def predict(network: nn.Module, structures: NDArray[Any], batch_size: int = 32, 
         structures: structures or densities, (N, 128, 128).
         batch_size: number of structures at a time.
         device: device to compute on, as torch names it.
+        conditions: values of the network's conditions by name, (N, size); the defaults without.
     """
     network.eval().to(device)
     parts = []
     starts = range(0, len(structures), batch_size)
     with torch.inference_mode():
         for start in tqdm(starts, "predicting", unit="batch", delay=2.0, leave=False, disable=None):
-            batch = np.ascontiguousarray(structures[start : start + batch_size, None], np.float32)
-            parts.append(network(torch.from_numpy(batch).to(device)).flatten(1, -2).cpu())
+            rows = slice(start, start + batch_size)
+            batch = np.ascontiguousarray(structures[rows, None], np.float32)
+            given = {name: torch.from_numpy(values[rows]).to(device) for name, values in (conditions or {}).items()}
+            parts.append(network(torch.from_numpy(batch).to(device), **given).flatten(1, -2).cpu())
     return torch.cat(parts).numpy()
 
 
