@@ -11,7 +11,7 @@ from metaspec import __version__
 from metaspec.optimise import NAMES
 
 EXTRAS = {"cma", "contourpy", "gdstk", "imageruler", "klayout", "matplotlib", "pymoo", "scipy"}
-FRAMEWORKS = {"torch", "jax", "botorch", "gpytorch", "optax", "invrs_opt", "totypes", "tritonclient"}
+FRAMEWORKS = {"torch", "jax", "botorch", "gpytorch", "optax", "invrs_opt", "totypes", "tritonclient", "mcp"}
 
 REFUSE = """
 import sys
@@ -101,7 +101,7 @@ for name in {NAMES}:
 
 
 def test_modules_name_their_extras() -> None:
-    modules = ["torch", "jax", "figures", "gds", "designs"]
+    modules = ["torch", "jax", "figures", "gds", "designs", "mcp"]
     program = f"""
 import importlib
 import metaspec, metaspec.colour, metaspec.objectives, metaspec.topology  # the base installation
@@ -126,6 +126,7 @@ except ImportError as error:
         'figures need matplotlib: pip install "metaspec[optimise]"',
         'layouts need gdstk: pip install "metaspec[optimise]"',
         'figures need matplotlib: pip install "metaspec[optimise]"',
+        'metaspec.mcp needs mcp: pip install "metaspec[mcp]"',
         'grpc:// needs tritonclient: pip install "metaspec[grpc]"',
         'feature sizes need imageruler: pip install "metaspec[optimise]"',
     ], done.stderr

@@ -79,6 +79,7 @@ def test_client(archives: Build, environment: Environment) -> None:
         "gds": "optimise",
         "figures": "optimise",
         "widget": "notebook",
+        "mcp": "mcp",
     }.items():
         result = environment.run("python", "-c", f"import metaspec.{module}")
         assert result.stderr.splitlines()[-1].startswith("ImportError")

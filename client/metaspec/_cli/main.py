@@ -10,14 +10,13 @@ from pathlib import Path
 from types import FrameType, ModuleType
 from typing import Annotated, Any, NoReturn
 
-import numpy as np
 import typer
-from numpy.typing import NDArray
 from rich.console import Console
 from tqdm import tqdm
 
 from metaspec import objectives, optimise
 from metaspec._cli import bulk, display, runs
+from metaspec._cli.mcp import mcp
 from metaspec._cli.polish import polish
 from metaspec._cli.sources import (
     LONGEST_WAIT,
@@ -32,17 +31,16 @@ from metaspec._cli.sources import (
     Workers,
     choose_source,
 )
-from metaspec._cli.starts import StartCell, StartFiles, StartLayer, Starts, read_starts, start_settings, starts_on
+from metaspec._cli.starts import StartCell, StartFiles, StartLayer, read_starts, start_settings, starting, starts_on
 from metaspec._design.features import import_imageruler
 from metaspec._design.filters import RADIUS_NM
 from metaspec._surrogate.base import DEFAULT_URL
 from metaspec._version import __version__
 from metaspec.optimise.stopping import Patience
-from metaspec.topology import Parameterisation
 from metaspec_contract.detectors import SPREAD
 from metaspec_contract.files import read_array, replacing
 from metaspec_contract.model import DEFAULT_MODEL
-from metaspec_contract.source import SourceError, SourceInfo
+from metaspec_contract.source import SourceError
 from metaspec_contract.spectra import MERGED_GREENS, Spectra
 
 app = typer.Typer(
@@ -267,7 +265,7 @@ def design(
         problem = optimise.Problem(origin, goal, parameterisation, robust_delta=robust_delta)
         runs.check_layouts(info.process, gds_unit_nm, contour_tolerance_nm)
         given = starts_on(drawings, info.process, parameterisation) if drawings else None
-        method, structure = _starting(optimiser, starts, seed, info, parameterisation, given)
+        method, structure = starting(optimiser, starts, seed, info, parameterisation, given)
         runs.check_answers(origin, method.needs_gradient)
         begin(out, settings)
         checkpoint = out / runs.CHECKPOINT
@@ -329,24 +327,6 @@ def _number_of_starts(context: typer.Context, starts: int, given: int) -> int:
     return given
 
 
-def _starting(
-    name: str,
-    starts: int,
-    seed: int,
-    info: SourceInfo,
-    parameterisation: Parameterisation,
-    given: Starts | None,
-) -> tuple[optimise.Optimiser, NDArray[np.uint8] | None]:
-    """The optimiser, and the binary structures of its starts where some were given: the result is never worse than they."""
-    shape, pixel_nm = info.pixels, info.process.pixel_nm
-    if given is None:
-        return optimise.by_name(name, starts, seed, shape=shape, pixel_nm=pixel_nm), None
-    method = optimise.by_name(name, starts, seed, shape=shape, pixel_nm=pixel_nm, latents=given.latent)
-    structure = parameterisation.binary(method.ask())
-    structure[: len(given.structure)] = given.structure
-    return method, structure
-
-
 def _ranked_by(objective: str, robust_delta: float, spread_penalty: float) -> str:
     """What designs of a run are ranked by, in words."""
     words = f"objective {objective}"
@@ -356,6 +336,7 @@ def _ranked_by(objective: str, robust_delta: float, spread_penalty: float) -> st
 
 
 app.command()(polish)
+app.command()(mcp)
 
 
 def _terminated(number: int, frame: FrameType | None) -> None:

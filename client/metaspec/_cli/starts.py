@@ -11,10 +11,12 @@ import numpy as np
 import typer
 from numpy.typing import NDArray
 
+from metaspec import optimise
 from metaspec.topology import Parameterisation, without_small_features
 from metaspec_contract.drawings import ENDINGS, Drawing, read_drawing
 from metaspec_contract.layouts import parse_layer
 from metaspec_contract.process import Process
+from metaspec_contract.source import SourceInfo
 
 _DIFFERING = 0.5  # per cent of the pixels: more that a filter loses is said to be lost
 _CHANGED = 1.0  # per cent of the cell: a larger change of the solid by thresholding is warned of
@@ -109,3 +111,33 @@ def starts_on(drawings: Sequence[Drawing], process: Process, parameterisation: P
         structures.append(kept)
         latents.append(latent)
     return Starts(np.concatenate(structures), np.concatenate(latents), remarks)
+
+
+def starting(
+    name: str,
+    starts: int,
+    seed: int,
+    info: SourceInfo,
+    parameterisation: Parameterisation,
+    given: Starts | None,
+) -> tuple[optimise.Optimiser, NDArray[np.uint8] | None]:
+    """The optimiser, and the binary structures of its starts where some were given: the result is never worse than they.
+
+    Args:
+        name: name of the optimiser.
+        starts: number of starts, at least that of the given ones; the others are random.
+        seed: seed of the random number generator.
+        info: description of the source.
+        parameterisation: parameterisation of the run.
+        given: given starts, if there are any.
+
+    Raises:
+        ValueError: see `metaspec.optimise.by_name`.
+    """
+    shape, pixel_nm = info.pixels, info.process.pixel_nm
+    if given is None:
+        return optimise.by_name(name, starts, seed, shape=shape, pixel_nm=pixel_nm), None
+    method = optimise.by_name(name, starts, seed, shape=shape, pixel_nm=pixel_nm, latents=given.latent)
+    structure = parameterisation.binary(method.ask())
+    structure[: len(given.structure)] = given.structure
+    return method, structure

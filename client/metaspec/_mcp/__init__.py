@@ -1,0 +1,1 @@
+"""What `metaspec.mcp` is made of: the working folder, the answers, and the tools."""
