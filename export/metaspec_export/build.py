@@ -29,6 +29,7 @@ from metaspec_export.parity import (
     is_gradient,
     run,
     session,
+    spectra_of,
 )
 from metaspec_export.precision import TOLERANCES, Precision, deviation, reduce, require_within
 from metaspec_export.publish import Publication, model_name
@@ -221,12 +222,7 @@ def _with_half_weights(model: onnx.ModelProto, names: set[str], source: Source, 
     """The graph with weights stored in half precision, held against what it was on validation structures."""
     stored, structures = halve(model, names), source.samples.of("validation", COMPARED).structures
     given = spread_conditions(conditions_of(source.network), len(structures))
-    spectra = []
-    for one in (model, stored):
-        served = session(one.SerializeToString())
-        shape = (len(structures), *served.get_outputs()[0].shape[1:])
-        cotangent = np.zeros(shape, np.float32) if is_gradient(served) else None
-        spectra.append(run(served, structures, cotangent, conditions=given)[0])
+    spectra = [spectra_of(session(one.SerializeToString()), structures, given) for one in (model, stored)]
     change = float(np.abs(spectra[0] - spectra[1]).max())
     require_close(change)
     report(f"Weights stored in half precision change an efficiency by {change:.1e} at most.")

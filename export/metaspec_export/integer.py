@@ -61,6 +61,7 @@ def quantise_convolutions(
     weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     made: dict[str, list[onnx.NodeProto]] = {}  # new nodes by the output of the convolution that they replace
     sources: set[str] = set()
+    copied_margins: set[str] = set()  # their outputs
 
     def constant(name: str, value: NDArray[np.generic] | np.generic) -> str:
         graph.initializer.append(numpy_helper.from_array(np.asarray(value), name))
@@ -78,15 +79,17 @@ def quantise_convolutions(
             sources.add(source)
             affine(source)
             nodes.append(helper.make_node("QuantizeLinear", [source, *scales], [f"{source}_quantised"]))
+        inner = {source, *(name for margin in one.margins for name in margin.output)}
         for margin in one.margins:
+            if copied_margins.intersection(margin.output):
+                continue  # of another convolution that pads the same
+            copied_margins.update(margin.output)
             copied = onnx.NodeProto()
             copied.CopyFrom(margin)
             copied.name = ""
-            inner = {source, *(name for other in one.margins for name in other.output)}
             copied.input[:] = [f"{name}_quantised" if name in inner else name for name in margin.input]
             copied.output[:] = [f"{name}_quantised" for name in margin.output]
-            if not any(set(copied.output) & set(node.output) for each in made.values() for node in each):
-                nodes.append(copied)
+            nodes.append(copied)
         kernel, scale = _per_channel(weights[one.node.input[1]])
         inputs = [
             f"{one.node.input[0]}_quantised",

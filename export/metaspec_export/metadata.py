@@ -29,7 +29,7 @@ from metaspec_contract.model import (
     check_tensors,
     parse_metadata,
 )
-from metaspec_export.parity import is_gradient, run
+from metaspec_export.parity import spectra_of
 from metaspec_export.precision import Precision
 from metaspec_export.source import Source
 from metaspec_training.networks.layers import conditions_of
@@ -126,15 +126,11 @@ def measure(session: ort.InferenceSession, source: Source) -> dict[str, Any]:
         source: samples of the splits, and the mean spectrum that they are compared with.
     """
     measured: dict[str, Any] = {}
-    gradient = is_gradient(session)
     for split in ("validation", "test"):
         part = source.samples.of(split)
-        shape = (len(part), *session.get_outputs()[0].shape[1:])
-        cotangent = np.zeros(shape, np.float32) if gradient else None
         default = check_conditions(conditions_of(source.network), {}, len(part))
-        prediction, spread = np.split(
-            run(session, part.structures, cotangent, conditions=default)[0], [len(CHANNELS)], axis=1
-        )
+        spectra = spectra_of(session, part.structures, default)
+        prediction, spread = np.split(spectra, [len(CHANNELS)], axis=1)
         measured[split] = {
             "count": len(part),
             "of": source.counts[split],

@@ -86,6 +86,15 @@ def run(
     return [np.concatenate(part) for part in zip(*parts, strict=True)]
 
 
+def spectra_of(
+    graph: ort.InferenceSession, structures: NDArray[Any], conditions: Mapping[str, Array] | None = None
+) -> Array:
+    """Spectra of a forward or gradient graph, (N, channels, wavelengths); arguments are those of `run`."""
+    shape = (len(structures), *graph.get_outputs()[0].shape[1:])
+    cotangent = np.zeros(shape, np.float32) if is_gradient(graph) else None
+    return run(graph, structures, cotangent, conditions=conditions)[0]
+
+
 def check_parity(network: nn.Module, graph: bytes, structures: NDArray[np.uint8]) -> float:
     """Largest absolute difference of spectra between PyTorch and ONNX Runtime, both float32 on the CPU.
 

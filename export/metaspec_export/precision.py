@@ -105,21 +105,21 @@ def reduce(
         structures: structures that the range of activations is measured on, (N, 128, 128).
         conditions: conditions of the model.
     """
+    if precision == "int8":
+        return quantise_convolutions(model, structures, conditions)
     copy = onnx.ModelProto()  # the converter works in place
     copy.CopyFrom(model)
     if precision == "fp32":
         return copy
-    if precision == "fp16":
-        phases = _phases(copy, conditions)
-        half: onnx.ModelProto = convert_float_to_float16(
-            copy, keep_io_types=True, op_block_list=_KEPT_FLOAT32, node_block_list=phases
-        )
-        if conditions:  # models without any stay as they were
-            _join_float32(half)
-        if any(value.name == COTANGENT for value in half.graph.input):
-            _scale_cotangent(half, conditions)
-        return half
-    return quantise_convolutions(copy, structures, conditions)
+    phases = _phases(copy, conditions)
+    half: onnx.ModelProto = convert_float_to_float16(
+        copy, keep_io_types=True, op_block_list=_KEPT_FLOAT32, node_block_list=phases
+    )
+    if conditions:  # models without any stay as they were
+        _join_float32(half)
+    if any(value.name == COTANGENT for value in half.graph.input):
+        _scale_cotangent(half, conditions)
+    return half
 
 
 def _phases(model: onnx.ModelProto, conditions: Sequence[Condition]) -> list[str]:

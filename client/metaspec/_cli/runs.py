@@ -54,6 +54,41 @@ def solid_layer(text: str) -> Layer:
     return layer
 
 
+def run_settings(
+    *,
+    objective: str,
+    steps: int,
+    starts: int,
+    optimiser: str,
+    radius_nm: float,
+    symmetry: str,
+    min_feature_nm: float,
+    seed: int,
+    stop_rule: Mapping[str, Any] | None = None,
+    robust_delta: float = 0.0,
+    spread_penalty: float = 0.0,
+    gds_layer: str = "1/0",
+) -> dict[str, Any]:
+    """Configuration fingerprint of `metaspec optimise`, compared on resume; those of starts, layouts and source come on top.
+
+    The arguments are the command's; `stop_rule` holds its patience, if there is any.
+    """
+    return {
+        "objective": objective,
+        "steps": steps,
+        **(stop_rule or {}),
+        "starts": starts,
+        "optimiser": optimiser,
+        "radius_nm": radius_nm,
+        "symmetry": symmetry,
+        "robust_delta": robust_delta,
+        "spread_penalty": spread_penalty,
+        "min_feature_nm": min_feature_nm,
+        "seed": seed,
+        "gds_layer": gds_layer,
+    }
+
+
 def layout_settings(unit_nm: float | None, tolerance_nm: float | None) -> dict[str, float]:
     """Settings of the layouts that were given."""
     given = {"gds_unit_nm": unit_nm, "contour_tolerance_nm": tolerance_nm}

@@ -14,9 +14,8 @@ from pydantic import Field
 from metaspec import objectives, optimise
 from metaspec._cli.runs import check_objective
 from metaspec._mcp import answers
-from metaspec._mcp.folder import STRUCTURES, Folder
-from metaspec._mcp.limits import Limits
-from metaspec._mcp.models import Models
+from metaspec._mcp.folder import STRUCTURES
+from metaspec._mcp.tools import Tools
 from metaspec.figures import draw_spectra, draw_structure
 from metaspec_contract.files import write_array, write_bytes
 from metaspec_contract.model import is_gradient_model
@@ -42,17 +41,8 @@ def laboratory() -> str | None:
     return None
 
 
-class Looking:
-    """The tools, which are its public methods: their docstrings and signatures are what clients are told.
-
-    Args:
-        models: models of the server.
-        folder: working folder.
-        limits: limits of a call.
-    """
-
-    def __init__(self, models: Models, folder: Folder, limits: Limits) -> None:
-        self._models, self._folder, self._limits = models, folder, limits
+class Looking(Tools):
+    """The tools that look at structures; see `Tools`."""
 
     def list_models(self) -> answers.Models:
         """List the models of the server, the device they are for, the objectives, the limits, and the working folder."""

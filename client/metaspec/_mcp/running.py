@@ -32,6 +32,7 @@ from metaspec._mcp.folder import BITS, Folder
 from metaspec._mcp.limits import Limits
 from metaspec._mcp.looking import Model, Objective, Structures, laboratory
 from metaspec._mcp.models import Models
+from metaspec._mcp.tools import Tools
 from metaspec.designs import begin, is_finished, write_designs
 from metaspec_contract.files import write_array
 from metaspec_contract.report_page import PAGE
@@ -50,17 +51,11 @@ class _OutOfTime(Exception):
     """The seconds of a call are over."""
 
 
-class Running:
-    """The tools, which are its public methods: their docstrings and signatures are what clients are told.
-
-    Args:
-        models: models of the server.
-        folder: working folder.
-        limits: limits of a call.
-    """
+class Running(Tools):
+    """The tools that take long; see `Tools`."""
 
     def __init__(self, models: Models, folder: Folder, limits: Limits) -> None:
-        self._models, self._folder, self._limits = models, folder, limits
+        super().__init__(models, folder, limits)
         self._one = anyio.Lock()
 
     async def optimise(
@@ -97,19 +92,16 @@ class Running:
             self._folder.run_folder(folder, "folder"),
             None if start is None else self._folder.inside(start, "start"),
             model or self._models.default,
-            {
-                "objective": objective,
-                "steps": steps,
-                "starts": starts,
-                "optimiser": optimiser,
-                "radius_nm": radius_nm,
-                "symmetry": symmetry,
-                "robust_delta": 0.0,
-                "spread_penalty": 0.0,
-                "min_feature_nm": min_feature_nm,
-                "seed": seed,
-                "gds_layer": "1/0",
-            },
+            runs.run_settings(
+                objective=objective,
+                steps=steps,
+                starts=starts,
+                optimiser=optimiser,
+                radius_nm=radius_nm,
+                symmetry=symmetry,
+                min_feature_nm=min_feature_nm,
+                seed=seed,
+            ),
         )
         async with self._one:
             return await to_thread.run_sync(work)
