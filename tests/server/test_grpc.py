@@ -366,7 +366,8 @@ def test_probes_without_a_key_fill_no_memory(small_repository: Path, keys: Path)
             calls = [channel.unary_unary(HEALTH).future(message, timeout=TIMEOUT) for _ in range(4)]
             assert all(call.code() in (grpc.StatusCode.OK, grpc.StatusCode.RESOURCE_EXHAUSTED) for call in calls)
             assert channel.unary_unary(HEALTH)(b"", timeout=TIMEOUT) == b"\x08\x01"
-        assert server.peak_bytes - before < 900 * 10**6
+        # One at most was received, which gRPC holds as it came, in a growing array, and as bytes. Four are 3.7 GB.
+        assert server.peak_bytes - before < 1_100 * 10**6
 
 
 @pytest.mark.parametrize(

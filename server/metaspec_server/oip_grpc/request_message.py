@@ -28,7 +28,7 @@ SMALL_MESSAGE = 64 * 1024
 """Largest number of bytes of a message without tensors."""
 
 _SMALL_TIMEOUT = 5.0  # seconds for such a message
-_PROBE_TIMEOUT = 0.2  # seconds for one of a call that needs no key
+_PROBE_TIMEOUT = 0.05  # seconds for one of a call that needs no key, which comes with the head
 _PROMPT = 8  # messages that are received at the same time, of methods with tensors, and as many of the others
 _LATE = 24  # more of them, each of which has taken longer than `_LATE_AFTER`
 _LATE_AFTER = 1.0  # seconds
