@@ -5,7 +5,7 @@ PYTHON ?= python3
 ARGS ?=
 WORKERS ?= 2
 # Each worker has a core: threads of PyTorch and NumPy would only wait for each other.
-PYTEST = OMP_NUM_THREADS=1 $(DEV_ENV)/bin/pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
+PYTEST = OMP_NUM_THREADS=1 $(DEV_ENV)/bin/pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder --durations 25
 SERVE_ENV := .venv-serve
 DEV_ENV := .venv
 LOCK_ENV := .venv-lock

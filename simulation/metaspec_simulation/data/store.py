@@ -38,8 +38,8 @@ from metaspec_simulation.physics.farfield import harmonic_orders
 READABLE = (2, SCHEMA_VERSION)
 """Schema versions that are read."""
 
-SHARD = 64
-"""Samples per shard."""
+SHARD = 32
+"""Samples per shard: what a worker that is killed costs, some ten minutes at 80 cells."""
 
 Group: TypeAlias = Any  # a zarr.Group; zarr types its members as array or group, whatever the name
 
