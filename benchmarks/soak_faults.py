@@ -13,9 +13,10 @@ import os
 import shutil
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -35,18 +36,26 @@ ONE_PIXEL = np.zeros((1, 1, PIXELS, PIXELS), np.float32)
 ONE_PIXEL[0, 0, 40, 50] = 1
 
 KILLABLE = """
-import ctypes, random, signal, sys, threading
+import ctypes, random, signal, sys, threading, time
 from metaspec_server.__main__ import main
 
-def kill(signum, frame):
-    engines = [thread for thread in threading.enumerate() if thread.name.startswith("engine")]
-    ident = ctypes.c_ulong(random.choice(engines).ident)
-    ctypes.pythonapi.PyThreadState_SetAsyncExc(ident, ctypes.py_object(SystemExit))
+def busy(engine):
+    frame = sys._current_frames().get(engine.ident)
+    return frame is not None and frame.f_code.co_name != "wait"
 
-signal.signal(signal.SIGUSR1, kill)
+def kill():
+    while True:
+        engines = [thread for thread in threading.enumerate() if thread.name.startswith("NAME ") and busy(thread)]
+        if engines:
+            ident = ctypes.c_ulong(random.choice(engines).ident)
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(ident, ctypes.py_object(SystemExit))
+            return
+        time.sleep(0.001)
+
+signal.signal(signal.SIGUSR1, lambda signum, frame: threading.Thread(target=kill, daemon=True).start())
 sys.exit(main())
-"""
-"""The server, with a signal that kills one of its engines."""
+""".replace("NAME", DEFAULT_MODEL)
+"""The server, with a signal that kills one of its engines, in the midst of a micro-batch."""
 
 
 def write_version(repository: Path, version: int, seed: int) -> None:
@@ -71,12 +80,14 @@ class Contender:
         address: address of its HTTP port, host:port.
         repository: folder of its models.
         process: its process.
+        log: lines that it has written, where its engines are threads.
     """
 
     name: str
     address: str
     repository: Path
     process: psutil.Process
+    log: list[str] = field(default_factory=list)
     version: int = 1
 
     def swap(self, seeds: int) -> None:
@@ -100,11 +111,21 @@ class Contender:
         return "" if status == 200 else f"{status} {text}"
 
     def kill_engine(self) -> None:
-        """Kill one engine."""
-        if self.name == "MetaSpec":
+        """Kill one engine, and wait until it has died.
+
+        Raises:
+            RuntimeError: none has.
+        """
+        if self.name != "MetaSpec":
+            if not self._kill_stubs(slice(-1, None)):
+                raise RuntimeError("there is no process to kill")
+            return
+        before, deadline = self._deaths(), time.monotonic() + 2 * DEADLINE
+        while self._deaths() == before:  # one that has just become idle dies when it is woken, which may be never
+            if time.monotonic() > deadline:
+                raise RuntimeError("no engine has died")
             self.process.send_signal(signal.SIGUSR1)
-        else:
-            self._kill_stubs(slice(-1, None))
+            time.sleep(0.5)
 
     def hang_engine(self) -> None:
         """Send the structure for which the model never ends, and wait for what becomes of it."""
@@ -130,9 +151,12 @@ class Contender:
         """Open files and sockets of the server."""
         return int(self.process.num_fds())
 
-    def _kill_stubs(self, which: slice = slice(None)) -> None:
+    def _deaths(self) -> int:
+        return sum("the thread of an engine has ended" in line for line in list(self.log))
+
+    def _kill_stubs(self, which: slice = slice(None)) -> int:
         """Kill processes of the forward model, the oldest first; hung ones that an unload has left behind among them."""
-        found = []
+        found, killed = [], 0
         for child in self.process.children(recursive=True):
             with suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
                 if child.name() == STUB and f"{os.sep}{DEFAULT_MODEL}{os.sep}" in " ".join(child.cmdline()):
@@ -140,6 +164,8 @@ class Contender:
         for stub in sorted(found, key=psutil.Process.create_time)[which]:
             with suppress(psutil.NoSuchProcess):
                 stub.kill()
+                killed += 1
+        return killed
 
     def _post(self, path: str, body: bytes, timeout: float = 60.0) -> tuple[int, str]:
         connection = http.client.HTTPConnection(self.address, timeout=timeout)
@@ -159,7 +185,7 @@ def metaspec(work: Path, *flags: str) -> Iterator[Contender]:
     settings = ("--repository", str(repository), "--poll-interval", "0", "--keep-versions", "1")
     limits = ("--request-timeout", str(DEADLINE), "--max-queue", "256", "--cache-mb", "0")
     with running_server(*settings, *limits, *flags, program=(sys.executable, "-c", KILLABLE)) as server:
-        yield Contender("MetaSpec", server.address, repository, psutil.Process(server.process.pid))
+        yield Contender("MetaSpec", server.address, repository, psutil.Process(server.process.pid), server.log)
 
 
 @contextmanager
