@@ -22,7 +22,7 @@ _RESERVED = frozenset(
     (
         *("structure", "cotangent", "spectra"),
         *("structures", "objective", "conditions", "self"),
-        *("model", "version", "channels", "wavelengths_nm", "dtype", "priority"),
+        *("model", "version", "channels", "wavelengths_nm", "dtype", "priority", "packed"),
     )
 )
 """Names of tensors, of arguments of sources, and of what the routes of a server take."""
@@ -128,11 +128,10 @@ class Condition(BaseModel):
             array = np.asarray(value)
         except ValueError as error:
             raise InvalidCondition(self.name, f"must be an array: {error}") from None
-        if array.dtype.kind not in "uif":
-            raise InvalidCondition(self.name, f"must be numbers between {self.range}, got {array.dtype}")
-        rows = _rows(array, count, self.size)
-        if rows is None:
-            raise InvalidCondition(self.name, f"must be {self._shapes(count)}, got an array {array.shape}")
+        self.check_head(array.dtype, array.shape, count)
+        for_all = array.shape == (() if self.size == 1 else self.shape)
+        shape = count, self.size
+        rows = np.broadcast_to(array, shape) if for_all else array.reshape(shape)
         with np.errstate(over="ignore"):  # what overflows becomes inf and is refused
             checked = rows.astype(np.float32, "C")
         low, high = np.float32(self.low), np.float32(self.high)  # as the values are, so that both ends are in it
@@ -142,19 +141,26 @@ class Condition(BaseModel):
             raise InvalidCondition(self.name, f"must lie between {self.range}, got {rows[row, component]:.9g}{where}")
         return checked
 
-    def _shapes(self, count: int) -> str:
+    def check_head(self, dtype: np.dtype[Any], shape: tuple[int, ...], count: int) -> None:
+        """Refuse an array by its dtype and shape, as `check` does, before its values are read.
+
+        Args:
+            dtype: its dtype.
+            shape: its shape.
+            count: number of rows.
+
+        Raises:
+            InvalidCondition: no numbers, or another shape than `check` takes.
+        """
+        if dtype.kind not in "uif":
+            raise InvalidCondition(self.name, f"must be numbers between {self.range}, got {dtype}")
         if self.size == 1:
-            return f"a number, or ({count},): one for each structure"
-        return f"({self.size},), or ({count}, {self.size}) for each structure"
-
-
-def _rows(array: NDArray[Any], count: int, size: int) -> NDArray[Any] | None:
-    """An array as (count, size); None if its shape is none of those that a user may give."""
-    if array.shape == (() if size == 1 else (size,)):
-        return np.broadcast_to(array, (count, size))
-    if array.shape == (count, size) or (size == 1 and array.shape == (count,)):
-        return array.reshape(count, size)
-    return None
+            shapes, expected = [(), (count,), (count, 1)], f"a number, or ({count},): one for each structure"
+        else:
+            shapes = [self.shape, (count, self.size)]
+            expected = f"({self.size},), or ({count}, {self.size}) for each structure"
+        if shape not in shapes:
+            raise InvalidCondition(self.name, f"must be {expected}, got an array {shape}")
 
 
 def check_conditions(

@@ -45,12 +45,16 @@ def client(server: RunningServer) -> Iterator[triton.InferenceServerClient]:
 )
 def test_unknown_names_in_the_query(server: RunningServer, method: str, path: str) -> None:
     with server.client() as http:
-        answer = http.request(method, path + "?wavelength_nm=450")
+        octets = {
+            "Content-Type": "application/octet-stream"
+        }  # what is wrong with the query is said before the body is read
+        answer = http.request(method, path + "?wavelength_nm=450", headers=octets)
     assert answer.status_code == (400 if path.startswith("/v2") else 422)
     message = answer.json()["error" if path.startswith("/v2") else "detail"]
     known = ""
     if path in ("/predict", "/gradient"):
-        known = "known are channels, dtype, model, priority, version, wavelengths_nm"
+        known = "known are channels, conditions, dtype, model, priority, version, wavelengths_nm; "
+        known += "wavelength_nm is no condition of this model, which takes none"
     elif path.startswith("/gdsii/"):
         known = "known are cell, layer, model"
     assert message == f"wavelength_nm: unknown name in the query; {known or 'this route takes none'}"

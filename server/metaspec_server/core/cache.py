@@ -27,7 +27,7 @@ class _Entry:
 
 
 def keys(rows: Rows) -> list[bytes]:
-    """Key of each row: the bytes of all its tensors."""
+    """Key of each row: the bytes of all its tensors, in their order."""
     blobs = [np.ascontiguousarray(array).reshape(len(array), -1).view(np.uint8) for array in rows.values()]
     flat = blobs[0] if len(blobs) == 1 else np.concatenate(blobs, axis=1)
     data, size = flat.tobytes(), flat.shape[1]

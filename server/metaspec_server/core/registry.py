@@ -315,8 +315,8 @@ class Registry:
         """Load a version, unless the same file has failed before and the reason persists."""
         key, failure = (file.name, file.version), self._failures.get((file.name, file.version))
         if failure is not None and failure.stamp == file.stamp:
-            served = {model.number for name in found for model in self._current(name, found)}
-            if failure.against is None or failure.against in served:
+            peers = {peer.number for peer in self._peers(file, found)}
+            if failure.against is None or failure.against in peers:
                 return None
         try:
             if file.problem is not None:

@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 from opentelemetry import trace
 
-from metaspec_contract.model import COTANGENT, GRADIENT
+from metaspec_contract.model import COTANGENT, SPECTRA
 from metaspec_server.core.cache import ResultCache, keys
 from metaspec_server.core.errors import EngineFailure, OutOfRange, TooManyStructures
 from metaspec_server.core.memory import MemoryBudget
@@ -217,7 +217,7 @@ class Service:
 
         Args:
             model: leased model.
-            rows: its inputs; the structure as `core.tensors.compact` makes it.
+            rows: all its inputs; the structure as `core.tensors.compact` makes it.
             timeout: seconds to compute it, if they are fewer than those of the settings.
             priority: 1 for an interactive request, which goes ahead of others; see `MicroBatcher.submit`.
 
@@ -302,12 +302,12 @@ class Service:
 def _check_finite(results: Rows, rows: Rows) -> None:
     for name, array in results.items():
         if not (np.isfinite(array.max()) and np.isfinite(array.min())):  # both are NaN where one number is
-            if name != GRADIENT:
+            if name == SPECTRA:
                 raise EngineFailure(f"the model's {name} are not finite numbers")
             largest = np.abs(rows[COTANGENT]).max()
             raise OutOfRange(f"{name}: exceeds float32 for a cotangent of up to {largest:.3g}: divide it by a constant")
 
 
 def _find(cache: ResultCache, model: ServedModel, rows: Rows) -> tuple[list[bytes], list[Rows | None]]:
-    row_keys = keys(rows)
+    row_keys = keys({spec.name: rows[spec.name] for spec in model.about.inputs})  # in one order, however they came
     return row_keys, cache.get(model.number, row_keys)

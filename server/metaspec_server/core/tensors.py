@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from metaspec_contract.model import GRADIENT, TensorSpec
+from metaspec_contract.model import GRADIENT, SPECTRA, TensorSpec
 from metaspec_contract.structures import as_density, check_structures, pack_binary, unpack
 from metaspec_server.core.errors import OutOfRange
 
@@ -92,17 +92,18 @@ def as_dtype(results: NDArray[Any], dtype: DTypeLike, name: str) -> NDArray[Any]
         name: name of the output.
 
     Raises:
-        OutOfRange: the gradient of a structure does not fit into float16.
+        OutOfRange: the gradient of a structure does not fit into float16. One with respect to a condition is a few numbers,
+            which may all be near 0: it only must not be too large.
     """
-    if name == GRADIENT and np.dtype(dtype) == np.float16:
+    if name != SPECTRA and np.dtype(dtype) == np.float16:
         axes = tuple(range(1, results.ndim))
         largest = np.maximum(results.max(axis=axes), -results.min(axis=axes))
-        most = float(np.finfo(np.float16).max)
-        wrong = (largest > most) | ((largest > 0) & (largest < _LEAST_HALF))
+        least, most = _LEAST_HALF if name == GRADIENT else 0.0, float(np.finfo(np.float16).max)
+        wrong = (largest > most) | ((largest > 0) & (largest < least))
         if wrong.any():
             raise OutOfRange(
                 f"{name}: the largest value of structure {int(wrong.argmax())} is {largest[wrong][0]:.3g}, float16 is for "
-                f"gradients from {_LEAST_HALF:.2g} to {most:g}: multiply the cotangent by a constant, or ask for float32"
+                f"gradients from {least:.2g} to {most:g}: multiply the cotangent by a constant, or ask for float32"
             )
     return results.astype(dtype, copy=False)
 

@@ -12,7 +12,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from metaspec_contract.model import COTANGENT, GRADIENT
+from metaspec_contract.model import COTANGENT, SPECTRA, STRUCTURE
 from metaspec_server.core.engine import try_out
 from metaspec_server.core.tensors import Rows, gather, is_packed
 from metaspec_server.engines.bound import Bound
@@ -87,13 +87,16 @@ class OnnxEngine:
         exponents = {
             spec.name: _normalise(self._buffers[spec.name][:rows], spec.name == COTANGENT)
             for spec in self.about.inputs
-            if not all(is_packed(piece[spec.name], spec) for piece in pieces)  # bits have no negligible numbers
+            if spec.name in (STRUCTURE, COTANGENT)  # what is negligible in a condition depends on its unit
+            and not all(is_packed(piece[spec.name], spec) for piece in pieces)  # bits have no negligible numbers
         }
         self.input_seconds = time.perf_counter() - started
         results = self._compute(rows)
         if (exponent := exponents.get(COTANGENT)) is not None:
             with np.errstate(over="ignore", under="ignore"):
-                results[GRADIENT] = np.ldexp(results[GRADIENT], exponent.reshape(-1, 1, 1, 1))
+                for name, array in results.items():
+                    if name != SPECTRA:
+                        results[name] = np.ldexp(array, _by_row(exponent, array))
         return results
 
     def twin(self) -> OnnxEngine:
@@ -169,8 +172,13 @@ def _normalise(rows: NDArray[Any], scaled: bool) -> NDArray[np.int32] | None:
         _, exponent = np.frexp(size)
         exponent[np.abs(exponent) <= _USUAL_EXPONENT] = 0
         if exponent.any():
-            np.ldexp(rows, -exponent.reshape(-1, *[1] * (rows.ndim - 1)), out=rows)
+            np.ldexp(rows, -_by_row(exponent, rows), out=rows)
         else:
             exponent = None
     rows[np.abs(rows) < _NEGLIGIBLE] = 0
     return exponent
+
+
+def _by_row(exponent: NDArray[np.int32], rows: NDArray[Any]) -> NDArray[np.int32]:
+    """The exponent of each row, in a shape that spreads over the row."""
+    return exponent.reshape(-1, *[1] * (rows.ndim - 1))

@@ -117,9 +117,6 @@ def describe_session(file: ModelFile, session: ort.InferenceSession, platform: s
         inputs = tuple(_spec(argument) for argument in session.get_inputs())
         outputs = tuple(_spec(argument) for argument in session.get_outputs())
         check_tensors(metadata, inputs, outputs)
-        if metadata.conditions:
-            taken = "; ".join(map(str, metadata.conditions))
-            raise ModelMismatch(f"it takes conditions, which this server does not pass on: {taken}")
     return Description(metadata, inputs, outputs, platform)
 
 

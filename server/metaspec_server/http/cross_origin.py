@@ -22,6 +22,7 @@ _SENT = (
 )
 _READ = (
     "Inference-Header-Content-Length",
+    "MetaSpec-Condition-Shapes",
     "MetaSpec-Dtype",
     "MetaSpec-Gradient-Shape",
     "MetaSpec-Merged-Greens",

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
 
-from metaspec_contract.structures import InvalidStructure
-from metaspec_server.core.errors import ServiceError
-from metaspec_server.http.problems import Problem, problem_of
+from metaspec_server.http.problems import DomainError, Problem, problem_of
 
 __all__ = ["EXPECTED", "answer_to"]
 
-EXPECTED = (Problem, ServiceError, InvalidStructure, ClientDisconnect)
+EXPECTED = (Problem, *get_args(DomainError), ClientDisconnect)
 """Exceptions by which a route ends a request on purpose. Any other one is a fault of the server."""
 
 
@@ -19,7 +19,7 @@ def answer_to(error: Exception, path: str) -> JSONResponse:
     """The answer to a request for a path that has ended with an exception; status 500 if it is none of `EXPECTED`."""
     if isinstance(error, Problem):
         problem = error
-    elif isinstance(error, ServiceError | InvalidStructure):
+    elif isinstance(error, DomainError):
         problem = problem_of(error)
     elif isinstance(error, ClientDisconnect):
         problem = Problem(400, "the connection was closed before the body was complete")

@@ -30,7 +30,7 @@ from metaspec_server.http.query import knows_query
 from metaspec_server.http.request_body import RequestBody
 from metaspec_server.http.rest import content_type_of
 from metaspec_server.http.rest_body import read_body
-from metaspec_server.http.rest_codec import NPY, RAW, InvalidBody
+from metaspec_server.http.rest_codec import NPY, RAW, Form, InvalidBody
 
 __all__ = ["router"]
 
@@ -87,7 +87,7 @@ async def write(
     service: Service = request.app.state.service
     with service.registry.lease(model) as served, service.memory.lease() as memory:
         raw = RequestBody(request, service.settings, memory)
-        body = await read_body(raw, content_type_of(request), served.structure, None, service.limit)
+        body = await read_body(raw, content_type_of(request), Form(served.structure, None, service.limit))
         if len(body.structures) != 1:
             raise TooManyStructures(len(body.structures), 1)
         pixels = served.structure.pixels

@@ -65,8 +65,12 @@ async def read_json(body: RequestBody, text_bytes: int, size: int | None = None)
     return await off_loop(len(data), orjson.loads, data)
 
 
-def to_array(value: object) -> NDArray[np.float64]:
+def to_array(value: object, booleans: bool = True) -> NDArray[np.float64]:
     """Evenly nested lists of numbers, or a number, as an array.
+
+    Args:
+        value: the parsed JSON.
+        booleans: whether true and false are taken, as 1 and 0.
 
     Raises:
         ValueError: the lists are ragged, nested more than four deep, or hold something else. The message states it.
@@ -84,6 +88,8 @@ def to_array(value: object) -> NDArray[np.float64]:
     array = np.empty(len(level))
     for start in range(0, len(level), _PART):  # the interpreter does nothing else while it converts a part
         part = level[start : start + _PART]
+        if not booleans and bool in map(type, part):
+            raise ValueError("expected evenly nested lists of numbers, got true or false")
         with suppress(TypeError, ValueError):  # whole numbers up to 255, as in binary structures: twice as fast
             array[start : start + _PART] = np.frombuffer(bytes(part), np.uint8)
             continue

@@ -92,10 +92,8 @@ async def infer(request: Request, model: str, version: str | None = None) -> Res
     with service.registry.lease(model, version) as served, service.memory.lease() as memory:
         body = RequestBody(request, service.settings, memory)
         header_length = request.headers.get(HEADER_LENGTH)
-        about, shared_memory = served.about, service.shared_memory
-        asked, rows = await read_request(
-            body, header_length, served.name, about.inputs, about.outputs, service.limit, shared_memory
-        )
+        shared_memory = service.shared_memory
+        asked, rows = await read_request(body, header_length, served.name, served.about, service.limit, shared_memory)
         memory.shrink(total_bytes(rows))
         await memory.grow(answer_bytes(served, asked), service.settings.request_timeout)
         results = await cancel_on_disconnect(request, service.infer(served, rows, asked.timeout, asked.priority))

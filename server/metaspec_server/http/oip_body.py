@@ -8,15 +8,16 @@ from typing import Any
 import orjson
 from fastapi import Request
 
-from metaspec_contract.model import TensorSpec
+from metaspec_server.core.engine import Description
 from metaspec_server.core.memory import Lease
 from metaspec_server.core.service import Service
 from metaspec_server.core.shared_memory import Place, SharedMemory
 from metaspec_server.core.tensors import Rows
 from metaspec_server.core.threads import off_loop
 from metaspec_server.http.json_body import read_json
-from metaspec_server.http.oip_codec import HEADER_LENGTH, InferRequest, decode_inputs, parse_request
+from metaspec_server.http.oip_codec import HEADER_LENGTH, InferRequest, parse_request
 from metaspec_server.http.oip_parameters import ProtocolError, check_fields
+from metaspec_server.http.oip_values import decode_inputs
 from metaspec_server.http.request_body import RequestBody
 
 __all__ = ["decode", "read_fields", "read_request", "read_shared", "service_of"]
@@ -62,8 +63,7 @@ async def read_request(
     body: RequestBody,
     header_length: str | None,
     model: str,
-    inputs: Sequence[TensorSpec],
-    outputs: Sequence[TensorSpec],
+    about: Description,
     limit: int,
     shared_memory: SharedMemory,
 ) -> tuple[InferRequest, Rows]:
@@ -73,14 +73,14 @@ async def read_request(
         body: body of the request.
         header_length: value of the header `HEADER_LENGTH`, if it was sent.
         model: name of the model.
-        inputs: inputs of the model.
-        outputs: outputs of the model.
+        about: description of the model.
         limit: largest number of structures.
         shared_memory: regions that tensors may be in.
 
     Raises:
         ProtocolError: a part is missing, unknown, malformed, of the wrong type, shape or length, or not finite.
         InvalidStructure: values of the structure are not in [0, 1].
+        InvalidCondition: values of a condition are not in its range.
         TooManyStructures: there are more than `limit`.
         Problem: the JSON is larger than it may be, or the body comes too slowly.
         ServiceError: there is not enough memory for it, or shared memory that it names cannot be used.
@@ -96,7 +96,7 @@ async def read_request(
         header = await read_json(body, _TEXT, length)
     except orjson.JSONDecodeError as error:
         raise ProtocolError(f"the request's JSON cannot be read: {error}") from None
-    request = await off_loop(body.size, parse_request, header, model, inputs, outputs, limit)
+    request = await off_loop(body.size, parse_request, header, model, about, limit)
     blobs = []
     for tensor in request.inputs:
         if tensor.place is not None:
@@ -110,7 +110,7 @@ async def read_request(
             blobs.append(blob)
     if left := await body.left_over():
         raise ProtocolError(f"{left} after the last tensor")
-    return request, await decode(request, blobs, inputs, shared_memory, body.lease)
+    return request, await decode(request, blobs, about, shared_memory, body.lease)
 
 
 async def read_shared(place: Place, shared_memory: SharedMemory, lease: Lease) -> bytearray:
@@ -132,21 +132,21 @@ async def read_shared(place: Place, shared_memory: SharedMemory, lease: Lease) -
 async def decode(
     request: InferRequest,
     blobs: Sequence[bytes | bytearray],
-    inputs: Sequence[TensorSpec],
+    about: Description,
     shared_memory: SharedMemory,
     lease: Lease,
 ) -> Rows:
-    """Inputs of the model, once the places of the outputs in shared memory have been checked.
+    """All inputs of the model, once the places of the outputs in shared memory have been checked.
 
     Args:
         request: the request.
         blobs: bytes of the inputs that have no `data`, in their order.
-        inputs: inputs of the model.
+        about: description of the model.
         shared_memory: regions by name.
         lease: memory of the request.
 
     Raises:
-        ProtocolError, InvalidStructure, ServiceError: as in `read_request`.
+        ProtocolError, InvalidStructure, InvalidCondition, ServiceError: as in `read_request`.
     """
     places = {name: output.place for name, output in request.outputs.items() if output.place is not None}
     for place in places.values():
@@ -154,6 +154,8 @@ async def decode(
     given = {tensor.spec.name: tensor.place for tensor in request.inputs if tensor.place is not None}
     shared_memory.check_apart(given, places)
     received = lease.nbytes
-    await lease.grow(sum(request.rows * spec.size * spec.dtype.itemsize for spec in inputs))  # unless they are binary
+    await lease.grow(
+        sum(request.rows * spec.size * spec.dtype.itemsize for spec in about.inputs)
+    )  # unless they are binary
     numbers = received // 4
-    return await off_loop(numbers, decode_inputs, request, blobs)  # each is looked at once
+    return await off_loop(numbers, decode_inputs, request, blobs, about)  # each is looked at once

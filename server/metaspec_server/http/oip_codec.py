@@ -1,11 +1,12 @@
-"""Requests of the Open Inference Protocol v2: from their JSON and bytes to tensors.
+"""Requests of the Open Inference Protocol v2: what their JSON says of tensors, checked against the model.
 
 See https://github.com/kserve/open-inference-protocol and Triton's `extension_binary_data`. A body is a JSON object; if the
 header `Inference-Header-Content-Length` gives the length of the JSON, raw tensors follow it in the order of the inputs.
 Requests over gRPC are brought into the same form (`oip_grpc.messages`).
 
 Two extensions are our own, for callers who send millions of structures: the structure may come as packed bits, UINT8 of shape
-[N, 2048], and the parameter `datatype` of an output may ask for FP16.
+[N, 2048], and the parameter `datatype` of an output may ask for FP16. Conditions are optional inputs [N, size]; one of size 1
+may come as [N].
 """
 
 from __future__ import annotations
@@ -16,13 +17,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from metaspec_contract.conditions import Condition
 from metaspec_contract.model import STRUCTURE, TensorSpec
+from metaspec_server.core.engine import Description
 from metaspec_server.core.errors import TooManyStructures
 from metaspec_server.core.shared_memory import Place
-from metaspec_server.core.tensors import Rows, compact
-from metaspec_server.http.json_body import to_array
 from metaspec_server.http.oip_parameters import (
     INPUT_PARAMETERS,
     OUTPUT_PARAMETERS,
@@ -42,7 +42,6 @@ __all__ = [
     "Input",
     "Output",
     "datatype",
-    "decode_inputs",
     "describe",
     "parse_request",
 ]
@@ -60,7 +59,6 @@ DATATYPES: dict[str, np.dtype[Any]] = {
 """Dtypes of inputs, by the protocol's names."""
 
 _NAMES = {dtype: name for name, dtype in DATATYPES.items()}
-_RANGES = {"BOOL": (1, "true and false, or 1 and 0"), "UINT8": (255, "whole numbers from 0 to 255")}
 
 
 @dataclass(frozen=True)
@@ -128,16 +126,13 @@ class InferRequest:
         return self.inputs[0].shape[0]
 
 
-def parse_request(
-    header: object, model: str, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], limit: int
-) -> InferRequest:
-    """Check the JSON of an inference request. Values of tensors are checked by `decode_inputs`.
+def parse_request(header: object, model: str, about: Description, limit: int) -> InferRequest:
+    """Check the JSON of an inference request. Values of tensors are checked by `oip_values.decode_inputs`.
 
     Args:
         header: the parsed JSON.
         model: name of the model.
-        inputs: inputs of the model.
-        outputs: outputs of the model.
+        about: description of the model.
         limit: largest number of structures.
 
     Raises:
@@ -147,7 +142,8 @@ def parse_request(
     if not isinstance(header, dict):
         raise ProtocolError(f"the request must be a JSON object, got {type(header).__name__}")
     check_fields(header, ("id", "model_name", "inputs", "outputs", "parameters"), "the request")
-    specs = {spec.name: spec for spec in inputs}
+    specs = {spec.name: spec for spec in about.inputs}
+    conditions = {condition.name: condition for condition in about.metadata.conditions}
     tensors: list[Input] = []
     for entry in _objects(header, "inputs"):
         name = entry.get("name")
@@ -155,8 +151,8 @@ def parse_request(
             raise ProtocolError(f"inputs: the model has no input {shown(name)}, its inputs are {', '.join(specs)}")
         if any(tensor.spec.name == name for tensor in tensors):
             raise ProtocolError(f"inputs: {name!r} is given twice")
-        tensors.append(_input(entry, specs[name]))
-    if missing := sorted(specs.keys() - {tensor.spec.name for tensor in tensors}):
+        tensors.append(_input(entry, specs[name], conditions.get(name)))
+    if missing := sorted(specs.keys() - conditions.keys() - {tensor.spec.name for tensor in tensors}):
         raise ProtocolError(f"inputs: {', '.join(missing)} is missing")
     counts = {tensor.spec.name: tensor.shape[0] for tensor in tensors}
     if len(set(counts.values())) != 1:
@@ -169,29 +165,9 @@ def parse_request(
     if name is not None and name != model:  # KServe's client repeats the name
         raise ProtocolError(f"model_name is {shown(name)}, but the path asks for {model!r}")
     parameters = read_parameters(header, "the request", REQUEST_PARAMETERS)
-    wanted = _outputs(header, outputs, tensors[0].shape[0], binary=parameters.get("binary_data_output", False))
+    wanted = _outputs(header, about.outputs, tensors[0].shape[0], binary=parameters.get("binary_data_output", False))
     timeout = parameters.get("timeout", 0) / 1e6 or None
     return InferRequest(identifier, tensors, wanted, timeout, parameters.get("priority", 0))
-
-
-def decode_inputs(request: InferRequest, blobs: Sequence[bytes | bytearray]) -> Rows:
-    """Inputs of the model; the structure as `core.tensors.compact` makes it, the others in the model's dtype.
-
-    Args:
-        request: the request.
-        blobs: bytes of the inputs that have no `data`, in their order.
-
-    Raises:
-        ProtocolError: values of another type or number, or not finite in the model's dtype.
-        InvalidStructure: values of the structure are not in [0, 1].
-    """
-    left = iter(blobs)
-    return {
-        tensor.spec.name: _decode(
-            tensor, _from_bytes(tensor, next(left)) if tensor.data is None else _from_json(tensor)
-        )
-        for tensor in request.inputs
-    }
 
 
 def datatype(dtype: np.dtype[Any]) -> str:
@@ -211,7 +187,7 @@ def _objects(header: dict[str, Any], field: str) -> list[dict[str, Any]]:
     return entries
 
 
-def _input(entry: dict[str, Any], spec: TensorSpec) -> Input:
+def _input(entry: dict[str, Any], spec: TensorSpec, condition: Condition | None) -> Input:
     name, kind, shape = spec.name, entry.get("datatype"), entry.get("shape")
     check_fields(entry, ("name", "datatype", "shape", "parameters", "data"), name)
     if not isinstance(kind, str) or kind not in DATATYPES:
@@ -220,8 +196,11 @@ def _input(entry: dict[str, Any], spec: TensorSpec) -> Input:
         raise ProtocolError(f"{name}: shape must be a list of whole numbers, got {shown(shape)}")
     is_structure = name == STRUCTURE
     packed = is_structure and kind == "UINT8" and shape[1:] == [spec.packed_bytes] and shape[0] > 0
-    if not packed and (tuple(shape[1:]) != spec.shape or not shape or shape[0] < 1):
+    fits = tuple(shape[1:]) == spec.shape or (condition is not None and condition.size == len(shape) == 1)
+    if not packed and (not fits or not shape or shape[0] < 1):
         either = f", or UINT8 [N, {spec.packed_bytes}] of packed bits" if is_structure else ""
+        if condition is not None:
+            either = f"{', or [N],' if condition.size == 1 else ''} for {condition}"
         raise ProtocolError(
             f"{name}: shape must be [N, {', '.join(map(str, spec.shape))}] with N >= 1{either}, got {shown(shape)}"
         )
@@ -237,47 +216,6 @@ def _input(entry: dict[str, Any], spec: TensorSpec) -> Input:
     if size is not None and size != tensor.nbytes:
         raise ProtocolError(f"{name}: {kind} of shape {shape} is {tensor.nbytes} bytes, got {size}")
     return tensor
-
-
-def _decode(tensor: Input, array: NDArray[Any]) -> NDArray[Any]:
-    name, spec = tensor.spec.name, tensor.spec
-    if tensor.packed:
-        return array
-    if name == STRUCTURE:
-        return compact(array, spec)
-    with np.errstate(over="ignore"):
-        decoded = array.astype(spec.dtype, copy=False)
-    finite = np.isfinite(decoded)
-    if not finite.all():
-        raise ProtocolError(f"{name}: values must be finite in {datatype(spec.dtype)}, got {array[~finite][0]:g}")
-    return decoded
-
-
-def _from_bytes(tensor: Input, blob: bytes | bytearray) -> NDArray[Any]:
-    array = np.frombuffer(blob, DATATYPES[tensor.datatype]).reshape(tensor.shape)
-    if tensor.datatype == "BOOL" and (largest := array.view(np.uint8).max()) > 1:
-        raise ProtocolError(f"{tensor.spec.name}: the bytes of BOOL must be 0 or 1, got {largest}")
-    return array
-
-
-def _from_json(tensor: Input) -> NDArray[Any]:
-    name, kind, count = tensor.spec.name, tensor.datatype, math.prod(tensor.shape)
-    if not isinstance(tensor.data, list | np.ndarray):
-        raise ProtocolError(f"{name}: data must be a list of numbers, or come as bytes with binary_data_size")
-    try:
-        array = tensor.data if isinstance(tensor.data, np.ndarray) else to_array(tensor.data)
-    except ValueError as error:
-        raise ProtocolError(f"{name}: data: {error}") from None
-    if array.size != count:
-        raise ProtocolError(f"{name}: data must be {count} numbers, flat or nested evenly, got {array.size}")
-    array = array.reshape(tensor.shape)
-    if kind in _RANGES:
-        most, what = _RANGES[kind]
-        wrong = ~((array >= 0) & (array <= most) & (array % 1 == 0))
-        if wrong.any():
-            raise ProtocolError(f"{name}: {kind} must be {what}, got {array[wrong][0]:g}")
-        return array.astype(DATATYPES[kind])
-    return array
 
 
 def _outputs(header: dict[str, Any], specs: Sequence[TensorSpec], rows: int, binary: bool) -> dict[str, Output]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from metaspec_contract.model import METADATA_KEY, PACKED_STRUCTURES
 from metaspec_server import __version__
+from metaspec_server.core.engine import Description
 from metaspec_server.core.priority import DEFAULT_PRIORITY, LOWEST_PRIORITY
 from metaspec_server.core.served_model import ServedModel
 from metaspec_server.core.service import Service
@@ -72,7 +73,7 @@ def model_config(service: Service, model: str, version: str | None) -> dict[str,
         "backend": "onnxruntime",
         "version_policy": {"latest": {"num_versions": settings.keep_versions}},
         "max_batch_size": service.limit,
-        "input": [{**_tensor(tensor), "format": "FORMAT_NONE"} for tensor in describe(served.about.inputs)],
+        "input": _inputs(served.about),
         "output": [_tensor(tensor) for tensor in describe(served.about.outputs)],
         "instance_group": [{"name": served.name, "kind": "KIND_AUTO", "count": served.queue.engines}],
         "dynamic_batching": {
@@ -135,6 +136,14 @@ def _versions(service: Service, model: str) -> list[ServedModel]:
 
 def _tensor(tensor: dict[str, Any]) -> dict[str, Any]:
     return {"name": tensor["name"], "data_type": f"TYPE_{tensor['datatype']}", "dims": tensor["shape"][1:]}
+
+
+def _inputs(about: Description) -> list[dict[str, Any]]:
+    optional = {condition.name: {"optional": True} for condition in about.metadata.conditions}
+    return [
+        {**_tensor(tensor), "format": "FORMAT_NONE", **optional.get(tensor["name"], {})}
+        for tensor in describe(about.inputs)
+    ]
 
 
 def _statistics(served: ServedModel) -> dict[str, Any]:

@@ -10,10 +10,10 @@ from metaspec_server.http.rest_codec import JSON, NPY, RAW
 __all__ = [
     "ANSWERS",
     "GDSII_ANSWERS",
-    "GRADIENT_BODY",
+    "GRADIENT_REQUEST",
     "INFER_ANSWERS",
     "INFER_BODY",
-    "PREDICT_BODY",
+    "PREDICT_REQUEST",
     "READ_GDSII_BODY",
     "WRITE_GDSII_BODY",
     "add_security",
@@ -43,6 +43,11 @@ _FIELDS: dict[str, Any] = {
         "minItems": 1,
     },
 }
+_VALUES: dict[str, Any] = {
+    "description": "a condition that the model takes, by its name, such as distance_um: a number for all structures, or a list "
+    "of one for each; of a vector, a list of numbers for all, or a list for each. The default where there is none.",
+    "anyOf": [{"type": "number"}, {"type": "array", "items": {}}],
+}
 _COTANGENT = {
     "description": "(N, channels, wavelengths); the gradient is that of the sum of cotangent * spectra",
     "type": "array",
@@ -50,10 +55,10 @@ _COTANGENT = {
 }
 
 
-def _body(fields: dict[str, Any], required: list[str]) -> dict[str, Any]:
+def _body(fields: dict[str, Any], required: list[str], others: dict[str, Any] | bool) -> dict[str, Any]:
     schema = {
         "type": "object",
-        "additionalProperties": False,
+        "additionalProperties": others,
         "properties": fields,
         "required": required,
         "oneOf": [{"required": ["structures"]}, {"required": ["packed"]}],
@@ -90,7 +95,8 @@ ANSWERS: dict[int | str, dict[str, Any]] = {
     413: {"description": "Too many structures, bytes, or numbers in JSON.", **_PROBLEM},
     415: {"description": "Unknown Content-Type or Content-Encoding.", **_PROBLEM},
     422: {
-        "description": "Not a structure, cotangent, wavelength or channel, or an unknown name in the query. Names the field.",
+        "description": "Not a structure, cotangent, wavelength, channel or condition, or an unknown name in the query. Names "
+        "the field.",
         **_PROBLEM,
     },
     500: {"description": "The engine failed.", **_PROBLEM},
@@ -98,8 +104,22 @@ ANSWERS: dict[int | str, dict[str, Any]] = {
     504: {"description": "Not finished in time.", **_PROBLEM},
 }
 
-PREDICT_BODY = _body(_FIELDS, [])
-GRADIENT_BODY = _body(_FIELDS | {"cotangent": _COTANGENT}, ["cotangent"])
+_CONDITIONS: dict[str, Any] = {
+    "parameters": [
+        {
+            "name": "values",
+            "in": "query",
+            "description": "Values of conditions for all structures, each by the name that the model gives it "
+            "(`parameters.conditions` of `/v2/models/{model}`): `?distance_um=1.25`, or for a vector `?incidence=10,-5`.",
+            "style": "form",
+            "explode": True,
+            "schema": {"type": "object", "additionalProperties": {"type": "string"}},
+            "example": {"distance_um": "1.25"},
+        }
+    ]
+}
+PREDICT_REQUEST = _body(_FIELDS, [], _VALUES) | _CONDITIONS
+GRADIENT_REQUEST = _body(_FIELDS | {"cotangent": _COTANGENT}, ["cotangent"], _VALUES) | _CONDITIONS
 
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
 GDSII_ANSWERS: dict[int | str, dict[str, Any]] = {
@@ -109,7 +129,7 @@ GDSII_ANSWERS: dict[int | str, dict[str, Any]] = {
     501: {"description": "gdstk is not installed where the server runs.", **_PROBLEM},
 }
 READ_GDSII_BODY: dict[str, Any] = {"requestBody": {"required": True, "content": {RAW: _BINARY}}}
-WRITE_GDSII_BODY = PREDICT_BODY
+WRITE_GDSII_BODY = _body(_FIELDS, [], False)
 
 _ERROR: dict[str, Any] = {
     "content": {
@@ -134,7 +154,7 @@ def oip_errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
         408: "The body arrived too slowly.",
         413: "Too many structures, bytes, or numbers in JSON.",
         415: "Unknown Content-Encoding.",
-        422: "Values that are not those of a structure, or a gradient that the dtype cannot hold.",
+        422: "Values that are not those of a structure or a condition, or a gradient that the dtype cannot hold.",
         500: "The engine failed.",
         503: "Not ready, or the queue or the memory for requests is full. See Retry-After.",
         504: "Not finished in time.",

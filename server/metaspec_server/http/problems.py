@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from http import HTTPStatus
+from typing import TypeAlias
 
 from starlette.responses import JSONResponse
 
+from metaspec_contract.conditions import InvalidCondition
 from metaspec_contract.structures import InvalidStructure
 from metaspec_server.core.errors import (
     Closed,
@@ -24,7 +26,9 @@ from metaspec_server.core.errors import (
     UnknownRegion,
 )
 
-__all__ = ["Problem", "problem_of"]
+__all__ = ["DomainError", "Problem", "problem_of"]
+
+_LONGEST_FIELD = 60  # characters
 
 _STATUSES: dict[type[ServiceError], int] = {
     InvalidSharedMemory: 400,
@@ -74,10 +78,16 @@ class Problem(Exception):
         return JSONResponse(body, self.status, self.headers, media_type="application/problem+json")
 
 
-def problem_of(error: ServiceError | InvalidStructure) -> Problem:
-    """The problem that answers a request which raised an error of the service or of the check of structures."""
+DomainError: TypeAlias = ServiceError | InvalidStructure | InvalidCondition
+"""Errors of the service, and of the checks of structures and conditions."""
+
+
+def problem_of(error: DomainError) -> Problem:
+    """The problem that answers a request which raised one of these errors."""
     if isinstance(error, InvalidStructure):
         return Problem(422, str(error), field="structures")
+    if isinstance(error, InvalidCondition):
+        return Problem(422, str(error), field=error.name[:_LONGEST_FIELD])
     headers = None if error.retry_after is None else {"Retry-After": f"{error.retry_after:.0f}"}
     field = "cotangent" if isinstance(error, OutOfRange) else None
     return Problem(_STATUSES[type(error)], str(error), headers=headers, field=field)

@@ -7,13 +7,14 @@ import binascii
 import io
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import orjson
 from numpy.typing import NDArray
 
+from metaspec_contract.conditions import Condition, InvalidCondition
 from metaspec_contract.model import TensorSpec
 from metaspec_contract.structures import InvalidStructure
 from metaspec_server.core.errors import TooManyStructures
@@ -27,6 +28,7 @@ __all__ = [
     "NPY",
     "RAW",
     "Body",
+    "Form",
     "InvalidBody",
     "check_cotangent_count",
     "check_cotangent_shape",
@@ -60,6 +62,25 @@ class InvalidBody(Problem):
 
 
 @dataclass(frozen=True)
+class Form:
+    """What the body of a request to a model may hold.
+
+    Attributes:
+        structure: the model's structure tensor.
+        cotangent_shape: shape of the cotangent of one structure; None if the route takes none.
+        limit: largest number of structures.
+        conditions: conditions of the model, which may be fields of JSON.
+        arrays: conditions whose values are arrays of a `.npy` body, in their order.
+    """
+
+    structure: TensorSpec
+    cotangent_shape: tuple[int, int] | None
+    limit: int
+    conditions: Sequence[Condition] = ()
+    arrays: Sequence[Condition] = ()
+
+
+@dataclass(frozen=True)
 class Body:
     """A decoded body.
 
@@ -68,31 +89,34 @@ class Body:
         cotangent: derivative of the objective with respect to the spectra, of any shape; None if there is none.
         wavelengths_nm: wavelengths of the answer in nm; None for the model's own.
         channels: channels of the answer; None for all.
+        conditions: values of conditions, by name, not yet checked.
     """
 
     structures: NDArray[Any]
     cotangent: NDArray[Any] | None = None
     wavelengths_nm: list[float] | None = None
     channels: list[str] | None = None
+    conditions: dict[str, NDArray[Any]] = field(default_factory=dict)
 
 
-def decode_json(data: Any, structure: TensorSpec, with_cotangent: bool, limit: int) -> Body:
+def decode_json(data: Any, form: Form) -> Body:
     """Decode parsed JSON.
 
     Args:
         data: the JSON.
-        structure: the model's structure tensor.
-        with_cotangent: whether the route takes a cotangent.
-        limit: largest number of structures.
+        form: what it may hold.
 
     Raises:
         InvalidBody: a field is missing, unknown or of another type.
         InvalidStructure: the structures are none.
+        InvalidCondition: a condition is given in another form than numbers.
         TooManyStructures: they are more than `limit`.
     """
     if not isinstance(data, dict):
         raise InvalidBody("body", f"expected a JSON object, got {type(data).__name__}")
+    structure, limit, with_cotangent = form.structure, form.limit, form.cotangent_shape is not None
     known = {"structures", "packed", "wavelengths_nm", "channels"} | ({"cotangent"} if with_cotangent else set())
+    known.update(condition.name for condition in form.conditions)
     if unknown := sorted(data.keys() - known):
         raise InvalidBody(unknown[0][:_SHOWN], f"unknown field; known are {', '.join(sorted(known))}")
     if ("structures" in data) == ("packed" in data):
@@ -111,6 +135,7 @@ def decode_json(data: Any, structure: TensorSpec, with_cotangent: bool, limit: i
         _array(data, "cotangent") if with_cotangent else None,
         _list_of(data, "wavelengths_nm", (int, float)),
         _list_of(data, "channels", (str,)),
+        {one.name: _numbers(data[one.name], one) for one in form.conditions if data.get(one.name) is not None},
     )
 
 
@@ -236,6 +261,13 @@ def _array(data: dict[str, Any], name: str) -> NDArray[np.float64]:
         return to_array(data[name])
     except ValueError as error:
         raise InvalidBody(name, str(error)) from None
+
+
+def _numbers(value: object, condition: Condition) -> NDArray[np.float64]:
+    try:
+        return to_array(value, booleans=False)
+    except ValueError as error:
+        raise InvalidCondition(condition.name, f"must be numbers between {condition.range}: {error}") from None
 
 
 def _from_base64(text: object, structure: TensorSpec, limit: int) -> NDArray[np.uint8]:

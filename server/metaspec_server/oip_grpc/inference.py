@@ -51,6 +51,7 @@ async def infer(service: Service, message: bytes | bytearray, memory: Lease, dea
     Raises:
         ProtocolError: something in the request is missing, unknown, malformed, or not for the model; it is named.
         InvalidStructure: values of the structure are not in [0, 1].
+        InvalidCondition: values of a condition are not in its range.
         ServiceError: any error of `core.errors`.
     """
     shared_memory, timeout = service.shared_memory, service.settings.request_timeout
@@ -60,10 +61,9 @@ async def infer(service: Service, message: bytes | bytearray, memory: Lease, dea
     parsed = await parse(service_pb2.ModelInferRequest, message)
     del message
     with service.registry.lease(parsed.model_name, parsed.model_version) as served:
-        about = served.about
         header, raw = await off_loop(memory.nbytes, request_header, parsed)
         del parsed
-        asked = parse_request(header, served.name, about.inputs, about.outputs, service.limit)
+        asked = parse_request(header, served.name, served.about, service.limit)
         for name, output in asked.outputs.items():
             if not (output.binary or output.place):
                 raise ProtocolError(f"{name}: over gRPC, outputs come as bytes: binary_data must be true, got False")
@@ -74,7 +74,7 @@ async def infer(service: Service, message: bytes | bytearray, memory: Lease, dea
                 blobs.append(await read_shared(tensor.place, shared_memory, memory))
             elif tensor.data is None:
                 blobs.append(next(left))
-        rows = await decode(asked, blobs, about.inputs, shared_memory, memory)
+        rows = await decode(asked, blobs, served.about, shared_memory, memory)
         del header, raw, blobs
         memory.shrink(total_bytes(rows))
         await memory.grow(answer_bytes(served, asked), timeout)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import grpc
 
-from metaspec_contract.structures import InvalidStructure
-from metaspec_server.core.errors import MemoryFull, QueueFull, ServiceError
-from metaspec_server.http.problems import Problem, problem_of
+from metaspec_server.core.errors import MemoryFull, QueueFull
+from metaspec_server.http.problems import DomainError, Problem, problem_of
 from metaspec_server.oip_grpc.request_message import MessageTooLarge
 
 __all__ = ["CANCELLED", "TIMED_OUT", "code_of", "problem_for"]
@@ -36,7 +35,7 @@ def problem_for(error: Exception) -> Problem | None:
     """The problem that an error is to the caller; None for an unexpected error."""
     if isinstance(error, Problem):
         return error
-    return problem_of(error) if isinstance(error, ServiceError | InvalidStructure) else None
+    return problem_of(error) if isinstance(error, DomainError) else None
 
 
 def code_of(problem: Problem, error: Exception) -> grpc.StatusCode:
