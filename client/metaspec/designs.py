@@ -34,6 +34,7 @@ from metaspec_contract.layouts import check_layer
 from metaspec_contract.process import Process
 from metaspec_contract.report_page import PAGE, in_words, page, stated
 from metaspec_contract.run_folder import (
+    BEFORE,
     DESIGNS,
     REPORT,
     SETTINGS,
@@ -268,7 +269,7 @@ def is_finished(folder: str | Path, settings: Mapping[str, Any]) -> bool:
     folder = Path(folder)
     kept = folder / SETTINGS
     if not kept.exists():
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        if folder.exists() and (not folder.is_dir() or any(file.name not in BEFORE for file in folder.iterdir())):
             raise ValueError(f"{folder} is not empty and not the folder of an optimisation: use another folder")
         return False
     try:

@@ -2,8 +2,10 @@
 
 designs.npy       uint8 (N, y, x), best first               design_000.npy, .gds, .png, contours_000.gds, spectra_000.png, ...
 spectra.npy       float32 (N, channels, wavelengths)        history.csv, history.png, report.html
-trajectory.npy    uint8 (M, y, x), as optimised             settings.json
+trajectory.npy    uint8 (M, y, x), as optimised             settings.json, progress.jsonl (a line for each step)
 report.json       `RunReport`; written last                 verify.json, verify.png, simulated/ (`VerifyReport`)
+
+While a process works in the folder, it holds `.lock`. `metaspec jobs` adds `job.json` and `job.log`.
 """
 
 from __future__ import annotations
@@ -25,6 +27,10 @@ from metaspec_contract.validation import first_error
 
 REPORT, SETTINGS, VERIFY = "report.json", "settings.json", "verify.json"
 DESIGNS, SPECTRA, TRAJECTORY = "designs.npy", "spectra.npy", "trajectory.npy"
+PROGRESS, LOCK, JOB, LOG = "progress.jsonl", ".lock", "job.json", "job.log"
+
+BEFORE = frozenset({LOCK, JOB, LOG})
+"""Files that may be in a run folder before its run has begun."""
 
 NARROW_NM = 60.0
 """Width in nm below which features are warned of: the narrowest of the published designs of such devices."""

@@ -34,9 +34,11 @@ from metaspec._cli.sources import (
 from metaspec._cli.starts import StartCell, StartFiles, StartLayer, read_starts, start_settings, starting, starts_on
 from metaspec._design.features import import_imageruler
 from metaspec._design.filters import RADIUS_NM
+from metaspec._run_progress import recorded
 from metaspec._surrogate.base import DEFAULT_URL
 from metaspec._version import __version__
 from metaspec.optimise.stopping import Patience
+from metaspec.topology import Parameterisation
 from metaspec_contract.detectors import SPREAD
 from metaspec_contract.files import read_array, replacing
 from metaspec_contract.model import DEFAULT_MODEL
@@ -210,16 +212,18 @@ def design(
     workers: Workers = None,
     process: ProcessFile = None,
     wait: Wait = LONGEST_WAIT,
+    check: runs.Check = False,
 ) -> None:
     """Design colour routers from random or given starts, all in one batch.
 
     A server that goes away is waited for. After Ctrl-C or the final loss of the server, the same command resumes and ends with
     the same designs.
     """
-    from metaspec.designs import begin, shifted_edges, write_designs  # needs the extra "optimise"
+    from metaspec.designs import shifted_edges, write_designs  # needs the extra "optimise"
 
     goal = objectives.by_name(objective)
-    Patience(patience or None, min_gain)  # refused before anything is written
+    Patience(patience or None, min_gain)  # refused before anything is asked or written
+    Parameterisation(radius_nm, None if symmetry == "none" else symmetry)
     stop_rule: dict[str, Any] = {"patience": patience, "min_gain": min_gain} if patience else {}
     layer = runs.solid_layer(gds_layer)
     drawings = read_starts(start, start_cell, start_layer)
@@ -246,7 +250,7 @@ def design(
         **start_settings(drawings, start_cell, start_layer),
         **chosen.settings,
     }
-    if runs.is_done(out, settings):
+    if check or runs.is_done(out, settings):
         return
     import_imageruler()  # first needed at the end of the run
     console = Console(highlight=False)
@@ -269,7 +273,7 @@ def design(
         given = starts_on(drawings, info.process, parameterisation) if drawings else None
         method, structure = starting(optimiser, starts, seed, info, parameterisation, given)
         runs.check_answers(origin, method.needs_gradient)
-        begin(out, settings)
+        context.with_resource(runs.working_in(out, settings))
         checkpoint = out / runs.CHECKPOINT
         verb = "Resuming" if checkpoint.exists() else "Optimising"
         address = f" at {url}" if source == SURROGATE else ""
@@ -288,7 +292,7 @@ def design(
                     steps,
                     structure=structure,
                     checkpoint=checkpoint,
-                    callback=shown,
+                    callback=recorded(out, shown),
                     progress=False,
                     **stop_rule,
                 )

@@ -14,6 +14,7 @@ from metaspec._cli import display
 from metaspec._cli.runs import (
     CACHE,
     CHECKPOINT,
+    Check,
     GdsLayer,
     GdsUnit,
     Tolerance,
@@ -26,6 +27,7 @@ from metaspec._cli.runs import (
     parameterisation_for,
     resumable,
     solid_layer,
+    working_in,
 )
 from metaspec._cli.sources import (
     LONGEST_WAIT,
@@ -41,6 +43,7 @@ from metaspec._cli.sources import (
 )
 from metaspec._design.features import import_imageruler
 from metaspec._design.filters import RADIUS_NM
+from metaspec._run_progress import recorded
 from metaspec._surrogate.base import DEFAULT_URL
 from metaspec_contract.files import read_array
 from metaspec_contract.model import DEFAULT_MODEL
@@ -79,13 +82,14 @@ def polish(
     workers: Workers = None,
     process: ProcessFile = None,
     wait: Wait = LONGEST_WAIT,
+    check: Check = False,
 ) -> None:
     """Improve the best designs of a run on the solver, keeping the minimum feature size.
 
     Writes the same kind of folder, whose report compares prediction and simulation before and after. After Ctrl-C, the same
     command resumes.
     """
-    from metaspec.designs import begin, predicted, write_designs  # needs the extra "optimise"
+    from metaspec.designs import predicted, write_designs  # needs the extra "optimise"
 
     found = read_report(folder)
     designs = _read_designs(folder, found)[:best]
@@ -107,7 +111,7 @@ def polish(
         **layout_settings(gds_unit_nm, contour_tolerance_nm),
         **chosen.settings,
     }
-    if is_done(out, settings):
+    if check or is_done(out, settings):
         return
     import_imageruler()  # first needed after the first gradient
     console = Console(highlight=False)
@@ -121,13 +125,15 @@ def polish(
         parameterisation = parameterisation_for(info, radius_nm, symmetry, width)
         problem = optimise.Problem(origin, goal, parameterisation)
         check_answers(origin)
-        begin(out, settings)
+        context.with_resource(working_in(out, settings))
         verb = "Resuming" if checkpoint.exists() else "Polishing"
         typer.echo(f"{verb} {len(designs)} designs of {folder}, objective {name}; {info.label}")
         shown = display.RunDisplay(console, problem, steps)
         with resumable(shown.where):
             with shown:
-                result = optimise.polish(problem, designs, steps, checkpoint=checkpoint, callback=shown, progress=False)
+                result = optimise.polish(
+                    problem, designs, steps, checkpoint=checkpoint, callback=recorded(out, shown), progress=False
+                )
             origin.close()  # its worker processes
             with console.status("Simulating, measuring, drawing and writing the designs ..."):
                 before, after = exact.predict(designs), exact.predict(result.structure)

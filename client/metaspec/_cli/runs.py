@@ -14,6 +14,7 @@ from rich.console import Console
 
 from metaspec._cli import display
 from metaspec._design.features import check_width
+from metaspec._run_lock import locked
 from metaspec.objectives import Objective
 from metaspec.optimise import Result
 from metaspec.topology import Parameterisation
@@ -29,9 +30,11 @@ CHECKPOINT = "checkpoint.npz"
 CACHE = "cache"
 """Folder of an unfinished run for what its source has computed: a repeated command loses only what was being computed."""
 
+Check = Annotated[
+    bool,
+    typer.Option("--check", help="Check the options and the files they name, and end: nothing is asked or written."),
+]
 GdsLayer = Annotated[str, typer.Option(help="Layer and datatype of the solid in the layouts.")]
-
-
 GdsUnit = Annotated[
     float | None,
     typer.Option(help="Database unit of the layouts in nm, such as 1.  [default: 1 for contours, exact for pixels]"),
@@ -151,6 +154,23 @@ def is_done(out: Path, settings: Mapping[str, Any]) -> bool:
     if done:
         typer.echo(f"{out} is finished, nothing to do: see {out / 'report.html'}")
     return done
+
+
+@contextmanager
+def working_in(out: Path, settings: Mapping[str, Any]) -> Iterator[None]:
+    """Work in a run folder, as the only process, until the block ends. It is created if necessary and gets `settings.json`.
+
+    Raises:
+        ValueError: another process works in it or has just finished it, or it belongs to something else.
+    """
+    from metaspec.designs import begin, is_finished  # needs the extra "optimise"
+
+    out.mkdir(parents=True, exist_ok=True)
+    with locked(out):
+        if is_finished(out, settings):
+            raise ValueError(f"{out} has just been finished by another process")
+        begin(out, settings)
+        yield
 
 
 def parameterisation_for(

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from metaspec._working_folder import SHOWN, WorkingFolder
 from metaspec_contract.drawings import ENDINGS, read_drawing
 from metaspec_contract.process import Process
 from metaspec_contract.run_folder import DESIGNS
@@ -25,8 +26,6 @@ STRUCTURES = (
     "(2048 bytes for each structure of 128 x 128 pixels)."
 )
 """What a tool says of its argument `structures`."""
-
-_SHOWN = 60  # characters of a value in a message
 
 
 @dataclass(frozen=True)
@@ -44,33 +43,8 @@ class Given:
     rows: list[int]
 
 
-class Folder:
-    """A working folder. Names are relative to it, or absolute and inside it, after symbolic links have been followed.
-
-    Args:
-        path: an existing folder.
-
-    Raises:
-        ValueError: there is no such folder.
-    """
-
-    def __init__(self, path: Path) -> None:
-        if not path.is_dir():
-            raise ValueError(f"--folder must be an existing folder, got {path}")
-        self.path = path.resolve()
-
-    def inside(self, name: str, field: str) -> Path:
-        """The path of a name, which need not exist.
-
-        Raises:
-            ValueError: it is empty, or leads out of the folder, itself or by a symbolic link.
-        """
-        if not name.strip() or "\0" in name:
-            raise ValueError(f"{field} must name a file or folder in the working folder, got {name!r:.{_SHOWN}}")
-        path = (self.path / name).resolve()
-        if not path.is_relative_to(self.path):
-            raise ValueError(f"{field} must lie in the working folder {self.path}, got {name!r:.{_SHOWN}}")
-        return path
+class Folder(WorkingFolder):
+    """A working folder whose files tools read and write; see `WorkingFolder`."""
 
     def new_file(self, name: str, field: str, *endings: str) -> Path:
         """The path of a file to write, in an existing folder.
@@ -80,28 +54,10 @@ class Folder:
         """
         path = self.inside(name, field)
         if path.suffix not in endings:
-            raise ValueError(f"{field} must end in {' or '.join(endings)}, got {name!r:.{_SHOWN}}")
+            raise ValueError(f"{field} must end in {' or '.join(endings)}, got {name!r:.{SHOWN}}")
         if path.is_dir() or not path.parent.is_dir():
-            raise ValueError(f"{field} must be a file in an existing folder, got {name!r:.{_SHOWN}}")
+            raise ValueError(f"{field} must be a file in an existing folder, got {name!r:.{SHOWN}}")
         return path
-
-    def run_folder(self, name: str, field: str) -> Path:
-        """The path of a run folder, which need not exist, without links out of the working folder in it.
-
-        Raises:
-            ValueError: it leads out of the folder, is the folder itself, or holds a symbolic link that leads out.
-        """
-        path = self.inside(name, field)
-        if path == self.path:
-            raise ValueError(f"{field} must be a folder inside the working folder, got {name!r:.{_SHOWN}}")
-        for entry in path.rglob("*") if path.is_dir() else ():
-            if entry.is_symlink() and not entry.resolve().is_relative_to(self.path):
-                raise ValueError(f"{field}: {entry.relative_to(self.path)} is a link out of the working folder")
-        return path
-
-    def relative(self, path: Path) -> str:
-        """A path as it is given to the client."""
-        return path.relative_to(self.path).as_posix()
 
     def read(self, structures: str, rows: Sequence[int] | None, process: Process, most: int) -> Given:
         """The structures of an argument, on the pixels of a process.

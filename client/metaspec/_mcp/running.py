@@ -8,18 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import subprocess
 import sys
-import time
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import anyio
 from anyio import from_thread, to_thread
-from anyio.abc import ByteReceiveStream, Process
-from mcp.server.mcpserver import Context
+from anyio.abc import Process
 from pydantic import Field
 
 from metaspec import objectives, optimise
@@ -33,22 +30,16 @@ from metaspec._mcp.limits import Limits
 from metaspec._mcp.looking import Model, Objective, Structures, laboratory
 from metaspec._mcp.models import Models
 from metaspec._mcp.tools import Tools
-from metaspec.designs import begin, is_finished, write_designs
+from metaspec._mcp.watching import Anything, Bar, OutOfTime, Watch
+from metaspec._run_progress import recorded
+from metaspec.designs import is_finished, write_designs
 from metaspec_contract.files import write_array
 from metaspec_contract.report_page import PAGE
 from metaspec_contract.run_folder import VERIFY, VerifyReport, read_report
 
-_REPORT_EVERY = 0.25  # seconds between two notices of progress
 _GRACE = 5.0  # seconds for a simulation to end by itself
-_BAR = re.compile(rb"(\d+)/(\d+) \[")  # of the progress bar of metaspec-simulate
 
 _ADVICE = "These are predictions: verify simulates the best designs with the solver."
-
-Anything = Context[Any, Any]
-
-
-class _OutOfTime(Exception):
-    """The seconds of a call are over."""
 
 
 class Running(Tools):
@@ -128,33 +119,39 @@ class Running(Tools):
         given = starts_on(drawings, info.process, parameterisation) if drawings else None
         method, structure = starting(settings["optimiser"], starts, settings["seed"], info, parameterisation, given)
         runs.check_answers(surrogate, method.needs_gradient)
-        begin(out, settings)
-        checkpoint, watch = out / runs.CHECKPOINT, _Watch(context, self._limits.seconds)
-        try:
-            result = optimise.run(
-                problem, method, steps, structure=structure, checkpoint=checkpoint, callback=watch, progress=False
+        with runs.working_in(out, settings):
+            checkpoint, watch = out / runs.CHECKPOINT, Watch(context, self._limits.seconds)
+            try:
+                result = optimise.run(
+                    problem,
+                    method,
+                    steps,
+                    structure=structure,
+                    checkpoint=checkpoint,
+                    callback=recorded(out, watch),
+                    progress=False,
+                )
+            except OutOfTime:
+                return answers.Run(
+                    folder=name,
+                    finished=False,
+                    step=watch.step,
+                    steps=steps,
+                    best=None if watch.best is None else answers.significant(watch.best),
+                    designs=[],
+                    count=0,
+                    advice=f"{self._limits.seconds:g} s are over: the same call again resumes.",
+                )
+            write_designs(
+                out,
+                result,
+                surrogate,
+                objective=settings["objective"],
+                settings=settings,
+                seed=settings["seed"],
+                advance=from_thread.check_cancelled,
             )
-        except _OutOfTime:
-            return answers.Run(
-                folder=name,
-                finished=False,
-                step=watch.step,
-                steps=steps,
-                best=None if watch.best is None else answers.significant(watch.best),
-                designs=[],
-                count=0,
-                advice=f"{self._limits.seconds:g} s are over: the same call again resumes.",
-            )
-        write_designs(
-            out,
-            result,
-            surrogate,
-            objective=settings["objective"],
-            settings=settings,
-            seed=settings["seed"],
-            advance=from_thread.check_cancelled,
-        )
-        checkpoint.unlink(missing_ok=True)
+            checkpoint.unlink(missing_ok=True)
         return answers.run_of(read_report(out), name, f"{name}/{PAGE}", steps, _ADVICE)
 
     async def verify(
@@ -212,7 +209,7 @@ class Running(Tools):
         Raises:
             ValueError: it refused; its message.
         """
-        watch = _Bar(context, expected)
+        watch = Bar(context, expected)
         # It gets an empty input: that of this process is the client's.
         process = await anyio.open_process(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
         try:
@@ -227,62 +224,6 @@ class Running(Tools):
         if process.returncode:
             raise ValueError(watch.message or f"metaspec-simulate ended with status {process.returncode}")
         return watch.total, watch.total, True
-
-
-class _Watch:
-    """Callback of an optimisation in a thread: reports progress, ends it when the call is cancelled or out of time.
-
-    Attributes:
-        step: number of completed steps.
-        best: objective of the best binary structure so far; None before the first.
-    """
-
-    def __init__(self, context: Anything, seconds: float) -> None:
-        self.step = 0
-        self.best: float | None = None
-        self._context, self._end, self._told = context, time.monotonic() + seconds, 0.0
-
-    def __call__(self, progress: optimise.Progress) -> None:
-        """Note the progress of a step."""
-        from_thread.check_cancelled()
-        best, now = float(progress.best.max()), time.monotonic()
-        self.step, self.best = progress.step, best
-        last = progress.step == progress.steps
-        if last or now - self._told >= _REPORT_EVERY:
-            self._told = now
-            message = f"best binary design {best:.4f}"
-            from_thread.run(self._context.report_progress, progress.step, progress.steps, message)
-        if now > self._end and not last:
-            raise _OutOfTime
-
-
-class _Bar:
-    """What metaspec-simulate prints: its progress bar, which is reported, and its messages.
-
-    Attributes:
-        done: simulations done.
-        total: simulations asked for.
-        message: last line of an error.
-    """
-
-    def __init__(self, context: Anything, expected: int) -> None:
-        self.done, self.total, self.message = 0, expected, ""
-        self._context, self._text = context, b""
-
-    async def read(self, stream: ByteReceiveStream) -> None:
-        """Read until the end."""
-        async for chunk in stream:
-            *lines, self._text = re.split(rb"[\r\n]", self._text + chunk)
-            for line in [*lines, self._text]:
-                if found := _BAR.search(line):
-                    await self._note(int(found[1]), int(found[2]))
-                elif line.startswith(b"metaspec-simulate: "):
-                    self.message = line.decode(errors="replace").removeprefix("metaspec-simulate: ")
-
-    async def _note(self, done: int, total: int) -> None:
-        if (done, total) != (self.done, self.total):
-            self.done, self.total = done, total
-            await self._context.report_progress(done, total, f"{done} of {total} simulations")
 
 
 async def _end(process: Process) -> None:
