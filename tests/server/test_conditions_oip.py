@@ -84,6 +84,17 @@ def test_values_of_each_row_whatever_the_order_and_the_form(client: Client, dire
     assert np.abs(expected - direct.spectra(structures)).max() > 0.1
 
 
+def test_two_requests_whose_bytes_are_equal_in_another_order(client: Client, direct: Direct) -> None:
+    """The cache compares rows by the bytes of their tensors, which it puts in one order."""
+    structures, _ = seeded(1, 12 + client.grpc)
+    bits = packed(structures)
+    first = {"structure": bits, "incidence": np.float32([[2, 2.75]]), "distance_um": np.float32([[1.5]])}
+    second = {"structure": bits, "distance_um": np.float32([[2]]), "incidence": np.float32([[2.75, 1.5]])}
+    for tensors in (first, second):
+        given = {name: array for name, array in tensors.items() if name != "structure"}
+        np.testing.assert_allclose(client.ask(NAME, tensors)["spectra"], direct.spectra(structures, **given), atol=1e-6)
+
+
 @pytest.mark.parametrize("names", [(), ("distance_um",), ("incidence",)])
 def test_those_not_given_have_their_defaults(client: Client, direct: Direct, names: tuple[str, ...]) -> None:
     structures, conditions = seeded(3, 2)
