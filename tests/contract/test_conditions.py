@@ -133,6 +133,7 @@ def test_a_model_without_conditions() -> None:
         ({"name": "structure"}, "name must not be that of another tensor or argument, got 'structure'"),
         ({"name": "gradient_distance_um"}, "name must not be that of another .*"),
         ({"name": "version"}, "name must not be that of another .*"),
+        ({"name": "packed"}, "name must not be that of another .*"),
         ({"low": 3.0}, "low must be below high, got 3 and 3"),
         ({"high": float("inf")}, "high: Input should be a finite number"),
         ({"default": 0.5}, "default must lie between 1 and 3 um, got 0.5"),

@@ -58,6 +58,7 @@ BOTH = {"distance_um": DISTANCES, "incidence": INCIDENCES}
 CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("", {}, {}),
     ("?distance_um=1.25", {}, {"distance_um": 1.25}),
+    ("?distance_um=1.25&priority=1&model=diffractionnet&version=1", {}, {"distance_um": 1.25}),
     ("?distance_um=1.25e0&incidence=10,-5", {}, {"distance_um": 1.25, "incidence": [10, -5]}),
     ("", {"distance_um": 3}, {"distance_um": 3}),
     ("", {"distance_um": DISTANCES}, {"distance_um": DISTANCES}),

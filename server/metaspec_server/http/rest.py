@@ -202,7 +202,8 @@ async def _decode(
         rest_codec.check_cotangent_count(len(pulled), len(body.structures))
         rows[COTANGENT] = pulled
     if conditions:
-        nbytes = sum(array.nbytes for array in body.conditions.values())
+        nbytes = 4 * count(rows) * sum(condition.size for condition in conditions)
+        await raw.lease.grow(nbytes)
         rows |= await off_loop(nbytes, check_conditions, conditions, values | body.conditions, count(rows))
     return rows, selection
 
