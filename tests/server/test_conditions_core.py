@@ -13,6 +13,7 @@ from metaspec_contract.model import DEFAULT_MODEL, gradient_model
 from metaspec_server.core.batching import MicroBatch, MicroBatcher
 from metaspec_server.core.cache import computing_repeats_once, keys
 from metaspec_server.core.registry import Registry
+from metaspec_server.core.served_model import Load
 from metaspec_server.core.tensors import Rows
 from metaspec_server.engines.factory import engine_factory
 from metaspec_server.engines.onnx import OnnxEngine
@@ -44,6 +45,14 @@ def some(rows: Rows, start: int, stop: int) -> Rows:
     return {name: array[start:stop] for name, array in rows.items()}
 
 
+def single(values: Any) -> Array:
+    return np.array(values, np.float32)
+
+
+def load_with(**options: Any) -> Load:
+    return engine_factory(Settings(**options), lambda name: lambda batch: None)
+
+
 @pytest.mark.parametrize("bound", [False, True])
 def test_pieces_with_other_values_come_back_row_for_row(with_conditions: Path, direct: Direct, bound: bool) -> None:
     """As they are on a CPU, or as on a GPU, in tensors of a few sizes, which are longer than what is computed."""
@@ -64,8 +73,8 @@ def test_pieces_with_other_values_come_back_row_for_row(with_conditions: Path, d
 def test_small_values_of_conditions_are_not_taken_for_zero(with_conditions: Path) -> None:
     """A structure or cotangent of 1e-25 is negligible; what is negligible in a condition depends on its unit."""
     model, (_, rows) = engine(with_conditions), drawn(1, 1)
-    model.run([rows | {"incidence": np.float32([[1e-25, -1e-25]])}])
-    np.testing.assert_array_equal(model._buffers["incidence"][0], np.float32([1e-25, -1e-25]))
+    model.run([rows | {"incidence": single([[1e-25, -1e-25]])}])
+    np.testing.assert_array_equal(model._buffers["incidence"][0], single([1e-25, -1e-25]))
 
 
 async def test_one_micro_batch_holds_rows_of_all_callers(with_conditions: Path, direct: Direct) -> None:
@@ -90,7 +99,7 @@ async def test_one_micro_batch_holds_rows_of_all_callers(with_conditions: Path, 
 
 
 async def test_a_model_that_is_loaded_on_its_first_request(with_conditions: Path, direct: Direct) -> None:
-    load = engine_factory(Settings(lazy=True, threads=1), lambda name: lambda batch: None)
+    load = load_with(lazy=True, threads=1)
     (file,) = find_models(with_conditions)[FORWARD]
     model = load(file)
     assert model.about.metadata.conditions == CONDITIONS
@@ -107,7 +116,7 @@ async def test_a_new_version_that_takes_conditions(tmp_path: Path, keep: int, to
     """The gradient model is published first, as it may take more; a server that finds both at once serves both, too."""
     write_repository(tmp_path, small_model())
     write_repository(tmp_path, small_gradient_model())
-    load = engine_factory(Settings(threads=1, max_batch=4), lambda name: lambda batch: None)
+    load = load_with(threads=1, max_batch=4)
     registry = Registry(tmp_path, keep, load)
     await registry.refresh()
     write_repository(tmp_path, conditioned_gradient_model(), 2)
@@ -126,7 +135,7 @@ async def test_a_new_version_that_takes_conditions(tmp_path: Path, keep: int, to
 async def test_a_forward_model_with_more_conditions_than_its_gradient_model(tmp_path: Path) -> None:
     write_repository(tmp_path, small_gradient_model())
     write_repository(tmp_path, small_model())
-    registry = Registry(tmp_path, 2, engine_factory(Settings(threads=1), lambda name: lambda batch: None))
+    registry = Registry(tmp_path, 2, load_with(threads=1))
     await registry.refresh()
     write_repository(tmp_path, conditioned_model(), 2)
     for _ in range(2):

@@ -33,6 +33,10 @@ def seeded(count: int, seed: int) -> tuple[Array, dict[str, Array]]:
     return structures, {"distance_um": distance, "incidence": generator.uniform(-20, 20, (count, 2)).astype(np.float32)}
 
 
+def single(values: Any) -> Array:
+    return np.array(values, np.float32)
+
+
 class Client:
     """A stock client of Triton, of one of the two protocols."""
 
@@ -88,8 +92,8 @@ def test_two_requests_whose_bytes_are_equal_in_another_order(client: Client, dir
     """The cache compares rows by the bytes of their tensors, which it puts in one order."""
     structures, _ = seeded(1, 12 + client.grpc)
     bits = packed(structures)
-    first = {"structure": bits, "incidence": np.float32([[2, 2.75]]), "distance_um": np.float32([[1.5]])}
-    second = {"structure": bits, "distance_um": np.float32([[2]]), "incidence": np.float32([[2.75, 1.5]])}
+    first = {"structure": bits, "incidence": single([[2, 2.75]]), "distance_um": single([[1.5]])}
+    second = {"structure": bits, "distance_um": single([[2]]), "incidence": single([[2.75, 1.5]])}
     for tensors in (first, second):
         given = {name: array for name, array in tensors.items() if name != "structure"}
         np.testing.assert_allclose(client.ask(NAME, tensors)["spectra"], direct.spectra(structures, **given), atol=1e-6)
@@ -106,11 +110,9 @@ def test_those_not_given_have_their_defaults(client: Client, direct: Direct, nam
 @pytest.mark.parametrize("dtype", [np.float16, np.float64, np.uint8, np.float32])
 def test_other_dtypes(client: Client, direct: Direct, dtype: Any) -> None:
     structures, _ = seeded(2, 3)
-    distance, incidence = np.array([[1.25], [2]]).astype(dtype), np.array([[3.5, 4], [0, 7]]).astype(dtype)
-    answered = client.ask(
-        NAME, {"structure": packed(structures), "distance_um": distance.clip(1, 3), "incidence": incidence}
-    )
-    expected = direct.spectra(structures, distance_um=distance.clip(1, 3), incidence=incidence)
+    distance, incidence = np.array([[1.25], [2]]).astype(dtype).clip(1, 3), np.array([[3.5, 4], [0, 7]]).astype(dtype)
+    answered = client.ask(NAME, {"structure": packed(structures), "distance_um": distance, "incidence": incidence})
+    expected = direct.spectra(structures, distance_um=distance, incidence=incidence)
     np.testing.assert_allclose(answered["spectra"], expected, atol=1e-6)
 
 
@@ -135,7 +137,7 @@ def test_gradients_of_extreme_cotangents(client: Client, direct: Direct) -> None
     """Rows far from 1 are scaled on their way through the model, and so are all gradients on the way back."""
     structures, conditions = seeded(3, 5)
     cotangent = np.random.default_rng(5).standard_normal((3, 4, 301), np.float32)
-    scale = np.float32([2.0**-60, 1, 2.0**60]).reshape(-1, 1, 1)
+    scale = single([2.0**-60, 1, 2.0**60]).reshape(-1, 1, 1)
     expected = direct.gradients(structures, cotangent, **conditions)
     tensors = {"structure": packed(structures), "cotangent": cotangent * scale, **conditions}
     answered = client.ask(GRADIENT, tensors)
@@ -146,29 +148,29 @@ def test_gradients_of_extreme_cotangents(client: Client, direct: Direct) -> None
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("distance_um", np.float32([[2], [3.5]]), "distance_um must lie between 1 and 3 um, got 3.5 at structure 1"),
-        ("distance_um", np.float32([np.nan, 2]), "distance_um must lie between 1 and 3 um, got nan at structure 0"),
+        ("distance_um", single([[2], [3.5]]), "distance_um must lie between 1 and 3 um, got 3.5 at structure 1"),
+        ("distance_um", single([np.nan, 2]), "distance_um must lie between 1 and 3 um, got nan at structure 0"),
         ("distance_um", np.array([[1e300], [1]]), "distance_um must lie between 1 and 3 um, got 1e+300 at structure 0"),
         ("distance_um", np.array([True, True]), "distance_um must be numbers between 1 and 3 um, got bool"),
         (
             "incidence",
-            np.float32([[0, 0], [0, 21]]),
+            single([[0, 0], [0, 21]]),
             "incidence must lie between -20 and 20 degrees, got 21 at structure 1",
         ),
         (
             "distance_um",
-            np.float32([[1, 2], [1, 2]]),
+            single([[1, 2], [1, 2]]),
             "shape must be [N, 1] with N >= 1, or [N], for distance_um between 1",
         ),
         (
             "incidence",
-            np.float32([1, 2]),
+            single([1, 2]),
             "incidence: shape must be [N, 2] with N >= 1 for incidence between -20 and 20",
         ),
-        ("incidence", np.float32([[1, 2]]), "inputs differ in their batch size: {'structure': 2, 'incidence': 1}"),
+        ("incidence", single([[1, 2]]), "inputs differ in their batch size: {'structure': 2, 'incidence': 1}"),
         (
             "thickness_um",
-            np.float32([1, 2]),
+            single([1, 2]),
             "no input 'thickness_um', its inputs are structure, distance_um, incidence",
         ),
     ],
@@ -251,7 +253,7 @@ def test_a_stream_over_grpc(conditioned: RunningServer, direct: Direct) -> None:
 
         async def requests() -> Any:
             for distance in distances:
-                inputs = made.inputs({"structure": packed(structures), "distance_um": np.float32([[distance]])})
+                inputs = made.inputs({"structure": packed(structures), "distance_um": single([[distance]])})
                 yield {"model_name": NAME, "inputs": inputs, "request_id": str(distance)}
 
         async with tritonclient.grpc.aio.InferenceServerClient(conditioned.grpc_address) as streaming:

@@ -54,7 +54,7 @@ def packed(structures: Array) -> bytes:
 
 
 DISTANCES, INCIDENCES = [1.0, 1.25, 2.5, 2.75, 3.0], [[0, 0], [10, -5], [-20, 20], [1.5, 1e-3], [3, 4]]
-BOTH = {"distance_um": DISTANCES, "incidence": INCIDENCES}
+BOTH: dict[str, Any] = {"distance_um": DISTANCES, "incidence": INCIDENCES}
 CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("", {}, {}),
     ("?distance_um=1.25", {}, {"distance_um": 1.25}),
@@ -133,7 +133,9 @@ def test_arrays_of_other_shapes_and_dtypes(http: httpx.Client, direct: Direct, s
     ):
         (spectra,) = loaded(post(http, "/predict?conditions=distance_um", npy(structures, array), NPY))
         np.testing.assert_allclose(spectra, direct.spectra(structures, distance_um=array), atol=1e-6)
-    (spectra,) = loaded(post(http, "/predict?conditions=incidence", npy(structures, np.float32([10, -5])), NPY))
+    (spectra,) = loaded(
+        post(http, "/predict?conditions=incidence", npy(structures, np.array([10, -5], np.float32)), NPY)
+    )
     np.testing.assert_allclose(spectra, direct.spectra(structures, incidence=[10, -5]), atol=1e-6)
     content = npy(structures, np.array(DISTANCES))
     (spectra,) = loaded(post(http, "/predict?conditions=distance_um&incidence=10,-5", content, NPY))
