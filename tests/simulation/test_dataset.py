@@ -210,7 +210,7 @@ def test_orders_under_the_layer(tmp_path: Path, solver: Solver) -> None:
     orders[:, :, kept] = unpack_orders(stored, Process())
     np.testing.assert_array_equal(pack_orders(orders[:, :, kept], Process()), stored)
     np.testing.assert_array_equal(data.load(tmp_path / "set", orders=True).orders[0], stored)
-    assert data.load(tmp_path / "set").orders.shape == (1, 2, 2, 2, 0, 0), "only on request"
+    assert data.load(tmp_path / "set").orders.shape == (0, 2, 2, 2, 0, 0), "only on request"
     found = np.einsum("cyx,wyx->cw", quadrant_weights(7), solver.flux(orders, near.distance_um)[kept])
     truth = Solver(near, CELLS, longest=LONGEST).simulate(RECIPE.structure(0)).spectra[:, kept]
     # The coarsest grid cuts orders off at other wavelengths, where they count most.

@@ -128,7 +128,8 @@ def some_samples(**fields: Any) -> Samples:
         "grey": np.full(12, -1),
         "densities": np.zeros((0, 128, 128), np.uint8),
         "harmonic_orders": np.zeros((2, 113), np.int64),
-        "orders": np.zeros((12, 2, 2, 2, 0, 0), np.int16),
+        "ordered": np.full(12, -1),
+        "orders": np.zeros((0, 2, 2, 2, 0, 0), np.int16),
     }
     return Samples(**(empty | fields))
 

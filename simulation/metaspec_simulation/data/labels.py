@@ -62,7 +62,7 @@ def order_numbers(process: Process) -> tuple[NDArray[np.int64], NDArray[np.int64
     """Row and column orders (m, n) that propagate in the substrate at some wavelength of the process, K each."""
     highest = farfield.max_order(process)
     m, n = (axis.ravel() for axis in np.mgrid[-highest : highest + 1, -highest : highest + 1])
-    some = _propagating(process, m, n).any(axis=0)
+    some = _propagate(process, m, n).any(axis=0)
     return m[some], n[some]
 
 
@@ -78,7 +78,7 @@ def pack_orders(orders: farfield.Complex, process: Process) -> NDArray[np.int16]
     """
     m, n = order_numbers(process)
     highest = orders.shape[-1] // 2
-    picked = np.where(_propagating(process, m, n), orders[..., m + highest, n + highest], 0).swapaxes(-1, -2)
+    picked = np.where(propagating(process), orders[..., m + highest, n + highest], 0).swapaxes(-1, -2)
     return _in_steps(np.stack([picked.real, picked.imag], axis=2), ORDER_STEP)
 
 
@@ -92,12 +92,16 @@ def unpack_orders(packed: NDArray[np.int16], process: Process) -> farfield.Compl
     return orders
 
 
-def _propagating(process: Process, m: NDArray[np.int64], n: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Which orders propagate in the substrate at the wavelengths at which they are kept, (V, K)."""
+def propagating(process: Process) -> NDArray[np.bool_]:
+    """Which of the orders of `order_numbers` propagate in the substrate at the wavelengths at which they are kept, (V, K)."""
+    return _propagate(process, *order_numbers(process))
+
+
+def _propagate(process: Process, m: NDArray[np.int64], n: NDArray[np.int64]) -> NDArray[np.bool_]:
     wavelengths = process.wavelengths_nm[thinned(process, ORDERS_NM)]
     radius = process.substrate.index(wavelengths) * process.period_um / (wavelengths / 1000)
-    propagating: NDArray[np.bool_] = m**2 + n**2 < radius[:, None] ** 2
-    return propagating
+    inside: NDArray[np.bool_] = m**2 + n**2 < radius[:, None] ** 2
+    return inside
 
 
 def _in_steps(values: NDArray[np.floating], step: float) -> NDArray[np.int16]:

@@ -40,8 +40,9 @@ class Samples:
         grey: row of `densities` for each sample, int (N,); -1 for binary ones.
         densities: densities in steps of 1/255, uint8 (G, 128, 128).
         harmonic_orders: row and column orders of the harmonics, (2, (H + 1) / 2).
+        ordered: row of `orders` for each sample, int (N,); -1 where they are not known or not asked for.
         orders: orders of the field under the layer as `metaspec_simulation.data.labels.pack_orders` packs them, int16
-            (N, 2, 2, 2, K, V); (N, 2, 2, 2, 0, 0) where they are not known or not asked for.
+            (M, 2, 2, 2, K, V); (0, 2, 2, 2, 0, 0) if there are none.
         attributes: attributes of the store.
     """
 
@@ -58,6 +59,7 @@ class Samples:
     densities: NDArray[np.uint8]
     attributes: dict[str, Any]
     harmonic_orders: NDArray[np.int64]
+    ordered: NDArray[np.intp]
     orders: NDArray[np.int16]
 
     def __len__(self) -> int:
@@ -118,7 +120,7 @@ class Samples:
         )
 
 
-ROW_FIELDS = ("packed", "spectra", "harmonics", "family", "split", "energy_error", "flag", "grey", "orders")
+ROW_FIELDS = ("packed", "spectra", "harmonics", "family", "split", "energy_error", "flag", "grey", "ordered")
 """Attributes of `Samples` with one row per sample."""
 
 
@@ -148,7 +150,7 @@ def load(path: Path, orders: bool = False) -> Samples:
 
 def _load(group: Group, process: Process, done: NDArray[np.intp], orders: bool) -> Samples:
     family, split = (np.array(group[name].attrs["flag_meanings"].split()) for name in ("family", "split"))
-    known = "harmonics" in group
+    known, asked = "harmonics" in group, orders and "orders" in group
     blocks = _blocks(group, done)
     packed, grey, densities = _structures(group, blocks)
     spectra = _rows(group["spectra"], blocks, np.float32)
@@ -166,9 +168,8 @@ def _load(group: Group, process: Process, done: NDArray[np.intp], orders: bool) 
         grey=np.where(grey, np.cumsum(grey) - 1, -1),
         densities=densities,
         harmonic_orders=np.array(group.attrs["harmonic_orders"]).T if known else np.zeros((2, 0), np.int64),
-        orders=_rows(group["orders"], blocks)
-        if orders and "orders" in group
-        else np.zeros((len(done), 2, 2, 2, 0, 0), np.int16),
+        ordered=np.arange(len(done)) if asked else np.full(len(done), -1),
+        orders=_rows(group["orders"], blocks) if asked else np.zeros((0, 2, 2, 2, 0, 0), np.int16),
         attributes=dict(group.attrs),
     )
 

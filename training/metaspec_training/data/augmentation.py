@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from metaspec_contract.structures import PIXELS
 from metaspec_simulation.data.levels import LEVELS
 from metaspec_simulation.dataset import HARMONIC_STEP
+from metaspec_training.data.orders import OrderLabels
 from metaspec_training.data.packed import Packed
 from metaspec_training.networks.symmetric import D4
 from metaspec_training.networks.translation import Translation
@@ -26,12 +27,17 @@ class Batch(NamedTuple):
         shift: K positions relative to that of the density, in 128ths of the period, (B, K, 2); the first is (0, 0).
         spectra: simulated spectra at these positions, float32 (B, K, 2, 2, W).
         low_fidelity: whether the labels are of a coarser grid than those of the data set for validation, bool (B,).
+        orders: simulated orders of the field under the layer, in the arrangement of `FieldOrders`, of those structures whose
+            orders are known, float32 (M, 2, 2, 2, K, V); None if there are none.
+        ordered: their rows in the batch, (M,).
     """
 
     density: Tensor
     shift: Tensor
     spectra: Tensor
     low_fidelity: Tensor
+    orders: Tensor | None = None
+    ordered: Tensor | None = None
 
 
 class Expansion(nn.Module):
@@ -41,6 +47,7 @@ class Expansion(nn.Module):
         wavelengths_nm: wavelengths of the spectra in nm, (W,).
         harmonic_wavelengths_nm: thinned wavelengths of the harmonics in nm, (V,).
         harmonic_orders: row and column orders of the harmonics, those of the data set; default: the solver's.
+        orders: labels of the field, where batches have them.
     """
 
     channels: Tensor
@@ -54,8 +61,10 @@ class Expansion(nn.Module):
         wavelengths_nm: NDArray[np.float64],
         harmonic_wavelengths_nm: NDArray[np.float64],
         harmonic_orders: NDArray[np.int64] | None = None,
+        orders: OrderLabels | None = None,
     ) -> None:
         super().__init__()
+        self.orders = orders
         self.translation = Translation(harmonic_orders)
         thinned = harmonic_wavelengths_nm
         spline = CubicSpline(thinned, np.eye(len(thinned)))(wavelengths_nm).T if len(thinned) else np.zeros((0, 0))
@@ -76,7 +85,12 @@ class Expansion(nn.Module):
         relative = torch.zeros(batch.shift.shape, device=batch.shift.device)
         if batch.shift.shape[1] > 1:
             relative = self._turned(batch.shift - batch.shift[:, :1], batch.symmetry) * (PIXELS / pixels)
-        return Batch(self._densities(batch).unsqueeze(1), relative, spectra.unflatten(2, (2, 2)), batch.low_fidelity)
+        moved = Batch(self._densities(batch).unsqueeze(1), relative, spectra.unflatten(2, (2, 2)), batch.low_fidelity)
+        if self.orders is None or not len(batch.ordered):
+            return moved
+        rows = batch.ordered
+        orders = self.orders(batch.orders, batch.symmetry[rows], batch.shift[rows, 0])
+        return moved._replace(orders=orders, ordered=rows)
 
     def _labels(self, batch: Packed, pixels: int) -> Tensor:
         """Spectra at the positions of a batch, (B, K, 4, W)."""

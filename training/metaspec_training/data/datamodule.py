@@ -18,6 +18,7 @@ from metaspec_contract.provenance import Provenance
 from metaspec_simulation.dataset import ROW_FIELDS, Samples, count_distinct, load, provenance
 from metaspec_training.data.augmentation import Batch, Expansion
 from metaspec_training.data.loader import ResumableLoader
+from metaspec_training.data.orders import OrderLabels
 from metaspec_training.data.packed import Packed, PackedSpectra, packed_size
 
 
@@ -33,6 +34,8 @@ class SpectraDataModule(LightningDataModule):
         augment: whether to draw translations and symmetries; if not, every structure is shown as it was simulated.
         positions: positions over the detectors at which each structure is compared; more than 1 needs a network that
             predicts the field.
+        orders: whether to compare the field, too, for those structures whose data set holds the orders under the layer; needs
+            a network that predicts the field.
 
     Samples that their data set flags are left out.
 
@@ -52,6 +55,7 @@ class SpectraDataModule(LightningDataModule):
         limit: int | None = None,
         augment: bool = True,
         positions: int = 1,
+        orders: bool = False,
     ) -> None:
         super().__init__()
         for name, value in (("batch_size", batch_size), ("positions", positions), ("limit", limit)):
@@ -61,14 +65,21 @@ class SpectraDataModule(LightningDataModule):
             raise ValueError(f"data.seed must not be negative, got {seed}")
         if positions > 1 and not augment:
             raise ValueError("data.positions above 1 needs data.augment")
+        if orders and not augment:
+            raise ValueError("data.orders needs data.augment")
         self.batch_size, self.seed, self.augment, self.positions = batch_size, seed, augment, positions
-        sets = _load_all([path] if isinstance(path, str) else path)
+        sets = _load_all([path] if isinstance(path, str) else path, orders)
         first = next(iter(sets.values()))
         if positions > 1 and not first.harmonics.size:
             raise ValueError(
                 "data.positions above 1 needs data sets that hold harmonics; imported ones do not: set --data.positions 1"
             )
         parts = _training_parts(sets, limit)
+        if orders and not any((part.ordered >= 0).any() for part in parts.values()):
+            raise ValueError(
+                f"data.orders needs a data set that holds the orders under the layer, got {', '.join(parts)}: simulate one "
+                "with metaspec-simulate --orders, or leave data.orders out"
+            )
         self.first = first = first.take(np.flatnonzero(first.split != "train"))
         sets.clear()  # their samples are in the parts: large ones are not held twice
         known = provenance(parts)
@@ -79,7 +90,10 @@ class SpectraDataModule(LightningDataModule):
         cells = [int(source.solver.get("cells", 0)) for source in known.data]  # imported samples state none
         self._low_fidelity = np.repeat([each < cells[0] for each in cells], [len(part) for part in parts.values()])
         self.expansion = Expansion(
-            first.process.wavelengths_nm, first.harmonic_wavelengths_nm, self._train.harmonic_orders
+            first.process.wavelengths_nm,
+            first.harmonic_wavelengths_nm,
+            self._train.harmonic_orders,
+            OrderLabels(first.process) if orders else None,
         )
         self._packed: dict[str, PackedSpectra] = {}
         distinct = count_distinct(parts.values())
@@ -157,14 +171,14 @@ def _as_is(batch: Any) -> Any:  # a Packed, not a list of samples
 _APART = "train on one, then start from its weights (model.weights) on the other"
 
 
-def _load_all(paths: list[str]) -> dict[str, Samples]:
+def _load_all(paths: list[str], orders: bool) -> dict[str, Samples]:
     """Load data sets by folder name; refuse different process, channels, merged greens or harmonics."""
     sets: dict[str, Samples] = {}
     for path in paths:
         name = Path(path).resolve().name
         if name in sets:
             raise ValueError(f"data.path must name different data sets, got {name} twice")
-        samples = load(Path(path))
+        samples = load(Path(path), orders)
         trusted = np.flatnonzero(samples.flag == 0)
         if len(trusted) < len(samples):
             flagged = len(samples) - len(trusted)
@@ -209,8 +223,13 @@ def _join(parts: list[Samples]) -> Samples:
     joined: dict[str, Any] = {name: np.concatenate([getattr(part, name) for part in parts]) for name in ROW_FIELDS}
     before = np.repeat(np.cumsum([0, *(len(part.densities) for part in parts[:-1])]), [len(part) for part in parts])
     joined["grey"] = np.where(joined["grey"] < 0, -1, joined["grey"] + before)
+    ends = np.cumsum([0, *(len(part.orders) for part in parts[:-1])])
+    joined["ordered"] = np.where(
+        joined["ordered"] < 0, -1, joined["ordered"] + np.repeat(ends, [len(part) for part in parts])
+    )
     densities = np.concatenate([part.densities for part in parts])
-    return replace(first, harmonic_orders=most, densities=densities, **joined)
+    orders = [part.orders for part in parts if len(part.orders)] or [first.orders]
+    return replace(first, harmonic_orders=most, densities=densities, orders=np.concatenate(orders), **joined)
 
 
 def _with_harmonics(samples: Samples, orders: NDArray[np.int64]) -> Samples:

@@ -34,6 +34,8 @@ class Packed(NamedTuple):
         shift: translations along rows and columns in pixels, applied before the symmetry, (B, K, 2). The first of the K
             positions is where the network sees the structure.
         low_fidelity: whether the labels are of a coarser grid than those of the data set for validation, bool (B,).
+        orders: orders of the field of those structures whose orders are known, as simulated, int16 (M, 2, 2, 2, K, V).
+        ordered: their rows in the batch, (M,).
     """
 
     bits: Tensor
@@ -44,6 +46,8 @@ class Packed(NamedTuple):
     symmetry: Tensor
     shift: Tensor
     low_fidelity: Tensor
+    orders: Tensor
+    ordered: Tensor
 
 
 class PackedSpectra(Dataset[Packed]):
@@ -76,6 +80,9 @@ class PackedSpectra(Dataset[Packed]):
         self._bits = StructureBits(samples.packed, self.pixels, self._step, as_simulated=draw is None, device=device)
         self._densities = torch.from_numpy(samples.densities).to(device)
         self._grey = samples.grey
+        # Orders are labels of training only.
+        self._ordered = samples.ordered if draw is not None else np.full(len(samples), -1)
+        self._orders = torch.from_numpy(samples.orders if draw is not None else samples.orders[:0]).to(device)
         self._spectra = torch.from_numpy(samples.spectra).flatten(0, 1).to(device)
         self._harmonics = torch.from_numpy(harmonics).to(device)
         none = np.zeros(len(samples), bool)
@@ -124,6 +131,8 @@ class PackedSpectra(Dataset[Packed]):
         rows = np.asarray(items)
         grey = self._grey[rows]
         shaded = np.flatnonzero(grey >= 0)  # counted on the CPU: a GPU would have to be waited for
+        ordered = self._ordered[rows]
+        known = np.flatnonzero(ordered >= 0)
         here = self._put(rows)
         symmetry, moves, shift, channels = self._put(self._drawn[rows]).split(self._widths, dim=1)
         spectra = self._spectra.index_select(0, channels.flatten())
@@ -136,6 +145,8 @@ class PackedSpectra(Dataset[Packed]):
             symmetry=symmetry[:, 0],
             shift=shift.view(len(rows), -1, 2),
             low_fidelity=self._low_fidelity.index_select(0, here),
+            orders=self._orders.index_select(0, self._put(ordered[known])),
+            ordered=self._put(known),
         )
 
     __getitems__ = __getitem__  # what a DataLoader asks for a batch
@@ -146,9 +157,8 @@ class PackedSpectra(Dataset[Packed]):
 
 def packed_size(samples: Samples) -> int:
     """Bytes that `PackedSpectra` puts on a device."""
-    return (
-        VERSIONS * samples.packed.nbytes + samples.densities.nbytes + samples.spectra.nbytes + samples.harmonics.nbytes
-    )
+    arrays = samples.densities, samples.spectra, samples.harmonics, samples.orders
+    return VERSIONS * samples.packed.nbytes + sum(array.nbytes for array in arrays)
 
 
 def _shifted(symmetry: Symmetry, row: int, column: int) -> Symmetry:

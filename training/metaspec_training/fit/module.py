@@ -107,6 +107,7 @@ class SpectraModule(LightningModule):
         self._compile = compile
         self._compiled: Callable[[Batch], LossTerms] | None = None
         self._finite = torch.ones((), dtype=torch.bool)
+        self._batch_size = 0
         self._random: dict[str, Tensor] | None = None  # of a checkpoint to resume from
 
     def train(self, mode: bool = True) -> Self:
@@ -166,27 +167,33 @@ class SpectraModule(LightningModule):
         """One batch's loss; logs each term's contribution.
 
         Raises:
-            ValueError: several positions for a network that does not predict the field.
+            ValueError: several positions, or orders, for a network that does not predict the field.
         """
-        if batch.spectra.shape[1] > 1 and not isinstance(self.network, DiffractionFieldNet):
-            raise ValueError("data.positions above 1 needs a network that predicts the field: DiffractionFieldNet")
+        for name, asked in (("positions above 1", batch.spectra.shape[1] > 1), ("orders", batch.orders is not None)):
+            if asked and not isinstance(self.network, DiffractionFieldNet):
+                raise ValueError(f"data.{name} needs a network that predicts the field: DiffractionFieldNet")
         errors = self._compiled(batch) if self._compiled else self._errors(batch)
         terms = self.loss.weighted(errors)
         self._finite = self._finite & terms.total.detach().isfinite()
-        size = len(batch.density)
+        self._batch_size = size = len(batch.density)
         self.log("train/loss", terms.total, prog_bar=True, batch_size=size)
         self.log_dict({f"train/{name}": value for name, value in terms._asdict().items()}, batch_size=size)
         return torch.as_tensor(terms.total)
 
     def _errors(self, batch: Batch) -> LossTerms:
         """Errors of the network's predictions."""
-        if not isinstance(self.network, DiffractionFieldNet):
-            prediction = self.network(batch.density).unsqueeze(1)
-        elif batch.spectra.shape[1] > 1:
-            prediction = self.network.at(batch.density, batch.shift, batch.low_fidelity)
+        orders = None
+        if isinstance(self.network, DiffractionFieldNet):
+            maps = self.network.maps(batch.density, batch.low_fidelity)
+            if batch.spectra.shape[1] > 1:
+                prediction = self.network.spectra_at(maps, batch.shift)
+            else:
+                prediction = self.network.spectra(maps).unsqueeze(1)
+            if batch.ordered is not None:
+                orders = self.network.orders_of(maps[batch.ordered])
         else:
-            prediction = self.network(batch.density, batch.low_fidelity).unsqueeze(1)
-        return self.loss.errors(self._comparable(prediction.float()), batch.spectra)
+            prediction = self.network(batch.density).unsqueeze(1)
+        return self.loss.errors(self._comparable(prediction.float()), batch.spectra, orders, batch.orders)
 
     def validation_step(self, batch: Batch, index: int) -> None:
         """Mean absolute error and the reported loss."""
@@ -262,8 +269,10 @@ class SpectraModule(LightningModule):
             FloatingPointError: the loss or its gradient is not finite; on a GPU, some steps later.
         """
         norm = nn.utils.clip_grad_norm_(self.parameters(), self.loss_weights.clip_norm)
-        self.log("train/gradient_norm", norm)
-        self.log("train/clipped_fraction", (norm > self.loss_weights.clip_norm).float(), on_step=False, on_epoch=True)
+        size = self._batch_size
+        self.log("train/gradient_norm", norm, batch_size=size)
+        clipped = (norm > self.loss_weights.clip_norm).float()
+        self.log("train/clipped_fraction", clipped, on_step=False, on_epoch=True, batch_size=size)
         if not str(self.trainer.precision).startswith("16"):  # the loss scaling of float16 finds its scale by overflows
             self._finite = self._finite & norm.isfinite()
         if self.device.type == "cpu" or self.global_step % _CHECKED_EVERY == 0:

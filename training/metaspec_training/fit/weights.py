@@ -27,6 +27,7 @@ class LossWeights(BaseModel):
         w_grad: weight of the error of first differences.
         w_curv: weight of the error of second differences.
         blue_weight: extra factor on the squared errors of detector B.
+        w_orders: weight of the error of the field, where its orders are known.
         clip_norm: norm that gradients are scaled down to.
     """
 
@@ -37,6 +38,7 @@ class LossWeights(BaseModel):
     w_grad: _Weight
     w_curv: _Weight
     blue_weight: _Weight
+    w_orders: _Weight = 0.2  # of runs that know nothing of it
     clip_norm: _Norm
 
     @classmethod
@@ -95,6 +97,7 @@ def change_weights(
     w_grad: float | None = None,
     w_curv: float | None = None,
     blue_weight: float | None = None,
+    w_orders: float | None = None,
     clip_norm: float | None = None,
 ) -> LossWeights:
     """Change the loss weights and the clip norm of a running training.
@@ -106,6 +109,7 @@ def change_weights(
         w_grad: weight of the error of first differences.
         w_curv: weight of the error of second differences, which the training takes up in small steps.
         blue_weight: extra factor on the squared errors of detector B.
+        w_orders: weight of the error of the field, where its orders are known.
         clip_norm: norm that gradients are scaled down to.
 
     Raises:
@@ -120,6 +124,7 @@ def change_weights(
         "w_grad": w_grad,
         "w_curv": w_curv,
         "blue_weight": blue_weight,
+        "w_orders": w_orders,
         "clip_norm": clip_norm,
     }
     weights = LossWeights.read(file).changed(**{name: value for name, value in asked.items() if value is not None})

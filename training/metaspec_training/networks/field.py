@@ -18,6 +18,7 @@ from metaspec_contract.conditions import Condition
 from metaspec_contract.process import Process
 from metaspec_training.networks.beam import BeamFeatures
 from metaspec_training.networks.layers import CircularConv, FourierMixing, NetworkConfig, ResidualBlock, on_grid
+from metaspec_training.networks.orders import FieldOrders
 from metaspec_training.networks.propagation import GRID, Propagation, spline_basis
 
 
@@ -123,13 +124,23 @@ class DiffractionFieldNet(nn.Module):
             for parameter in self.coarse_head.parameters():  # at first, the grids do not differ
                 nn.init.zeros_(parameter)
         self.propagation = Propagation(self.process, basis, config.wavelength_nodes)
+        self.orders = FieldOrders(self.process, basis)
 
     def forward(self, density: Tensor, low_fidelity: Tensor | None = None, distance_um: Tensor | None = None) -> Tensor:
         """Spectra at distances (B, 1) of the detectors, those of the process by default; structures as for `maps`."""
-        maps = self.maps(density, low_fidelity)
+        return self.spectra(self.maps(density, low_fidelity), distance_um)
+
+    def spectra(self, maps: Tensor, distance_um: Tensor | None = None) -> Tensor:
+        """Spectra (B, 2, 2, wavelengths) of predicted fields, at distances as for `forward`."""
         with torch.autocast(maps.device.type, enabled=False):  # interference needs more than 8 bits of phase
             spectra: Tensor = self.propagation(_at_least_float32(maps), distance_um)
         return spectra.unflatten(1, (2, 2))
+
+    def orders_of(self, maps: Tensor) -> Tensor:
+        """Orders of predicted fields, as a data set keeps those of simulated ones: (B, 2, 2, 2, K, V), see `FieldOrders`."""
+        with torch.autocast(maps.device.type, enabled=False):
+            orders: Tensor = self.orders(_at_least_float32(maps))
+        return orders
 
     def maps(self, density: Tensor, low_fidelity: Tensor | None = None) -> Tensor:
         """The field under the patterned layer, in splines over frequency: (B, 8 * basis, 16, 16).
@@ -185,7 +196,10 @@ class DiffractionFieldNet(nn.Module):
         Returns:
             Spectra (B, K, 2, 2, wavelengths); at shift (0, 0) those of `forward`, except for flux harmonics above 13.
         """
-        maps = self.maps(density, low_fidelity)
+        return self.spectra_at(self.maps(density, low_fidelity), shift, distance_um)
+
+    def spectra_at(self, maps: Tensor, shift: Tensor, distance_um: Tensor | None = None) -> Tensor:
+        """Spectra (B, K, 2, 2, wavelengths) of predicted fields at other positions over the detectors, as for `at`."""
         with torch.autocast(maps.device.type, enabled=False):
             spectra: Tensor = self.propagation.at(_at_least_float32(maps), shift, distance_um)
         return spectra.unflatten(2, (2, 2))
