@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -18,6 +19,9 @@ from metaspec_testing.small_models import (
     small_model,
     write_repository,
 )
+
+if TYPE_CHECKING:
+    from metaspec_testing.direct import Direct
 
 ROOT = Path(__file__).parent
 LONG = (
@@ -105,6 +109,30 @@ def expected_gradient(small_repository: Path) -> ExpectedGradient:
         return gradient[:, 0]
 
     return run
+
+
+@pytest.fixture(scope="session")
+def with_conditions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository of two small models that take a distance and an incidence."""
+    from metaspec_testing.direct import conditioned_repository
+
+    return conditioned_repository(tmp_path_factory.mktemp("with-conditions"))
+
+
+@pytest.fixture(scope="session")
+def direct(with_conditions: Path) -> Direct:
+    """These models, by ONNX Runtime alone."""
+    from metaspec_testing.direct import Direct
+
+    return Direct(with_conditions)
+
+
+@pytest.fixture(scope="session")
+def conditioned(with_conditions: Path) -> Iterator[RunningServer]:
+    """A server of these models, over HTTP and gRPC."""
+    flags = ("--max-structures", "600", "--grpc-port", "0")
+    with running_server("--repository", str(with_conditions), *flags) as server:
+        yield server
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from metaspec._errors import (
     DeadlineExceeded,
+    InvalidCondition,
     InvalidCotangent,
     InvalidStructure,
     MetaSpecError,
@@ -25,13 +26,15 @@ from metaspec._surrogate.base import Sent
 from metaspec._surrogate.client import Surrogate
 from metaspec._transport.protocol import ModelInfo, ServedModel
 from metaspec._version import __version__
-from metaspec_contract.source import Evaluation
+from metaspec_contract.source import Evaluation, Gradients
 from metaspec_contract.spectra import Spectra
 
 __all__ = [
     "AsyncSurrogate",
     "DeadlineExceeded",
     "Evaluation",
+    "Gradients",
+    "InvalidCondition",
     "InvalidCotangent",
     "InvalidStructure",
     "MetaSpecError",

@@ -3,6 +3,7 @@
 MetaSpecError
 ├── InvalidStructure (also a ValueError)   the array is not a structure; nothing was sent
 ├── InvalidCotangent (also a ValueError)   the array is not a cotangent; nothing was sent
+├── InvalidCondition (also a ValueError)   the model has no such condition, or the value is none of it; nothing was sent
 ├── ServerUnreachable                      no connection, or it broke
 ├── ServerBusy                             the queue is full; `retry_after` is the pause that the server asks for
 ├── DeadlineExceeded                       no answer within `timeout`
@@ -17,7 +18,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from metaspec_contract import source, structures
+from metaspec_contract import conditions, source, structures
 from metaspec_contract.model import gradient_model
 
 
@@ -41,6 +42,14 @@ class InvalidStructure(MetaSpecError, structures.InvalidStructure):
 
 class InvalidCotangent(MetaSpecError, source.InvalidCotangent):
     """The array is not a cotangent. Nothing has been sent."""
+
+
+class InvalidCondition(MetaSpecError, conditions.InvalidCondition):
+    """The model has no such condition, or the value is none of it. Nothing has been sent.
+
+    Attributes:
+        name: name of the condition.
+    """
 
 
 class NotAllowed(MetaSpecError):

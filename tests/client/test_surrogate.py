@@ -37,6 +37,8 @@ def test_public_names() -> None:
         "AsyncSurrogate",
         "DeadlineExceeded",
         "Evaluation",
+        "Gradients",
+        "InvalidCondition",
         "InvalidCotangent",
         "InvalidStructure",
         "MetaSpecError",
@@ -405,7 +407,7 @@ def test_packed_structures_are_taken_as_they_are(server: RunningServer, structur
         np.testing.assert_array_equal(asyncio.run(predict()), surrogate.predict(structures).values)
     for takes_bits, sent in ((True, packed), (False, structures[:, None].astype(np.float32))):
         told = replace(info, takes_bits=takes_bits)
-        call = Call(packed, None, info=told, model=info.name, version="", batch_size=5, priority=0)
+        call = Call(packed, None, {}, info=told, model=info.name, version="", batch_size=5, priority=0)
         (tensor,) = call.request(0).inputs.values()
         assert tensor.dtype == sent.dtype
         np.testing.assert_array_equal(tensor, sent)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from metaspec._errors import MetaSpecError, ProtocolError, ServerBusy, ServerUnreachable
+from metaspec._errors import MetaSpecError, ProtocolError, ServerBusy, ServerError, ServerUnreachable
 from metaspec._surrogate.base import SurrogateBase, grpc_transports
 from metaspec._surrogate.call import Call
 from metaspec._transport.http import AsyncHttpTransport
@@ -27,8 +27,9 @@ from metaspec._transport.protocol import (
     parse_model,
 )
 from metaspec._transport.proxies import proxy_for
+from metaspec_contract.conditions import ConditionValue
 from metaspec_contract.model import gradient_model
-from metaspec_contract.source import Evaluation, ObjectiveFunction, value_and_cotangent
+from metaspec_contract.source import Evaluation, Gradients, ObjectiveFunction, value_and_cotangent
 from metaspec_contract.spectra import Spectra
 
 
@@ -72,23 +73,32 @@ class AsyncSurrogate(SurrogateBase):
             self._lines[loop] = _Line(transport, asyncio.Semaphore(self._concurrency))
         return self._lines[loop]
 
-    async def predict(self, structures: ArrayLike) -> Spectra:
+    async def predict(self, structures: ArrayLike, **conditions: ConditionValue) -> Spectra:
         """Spectra of structures; see `Surrogate.predict`."""
-        call = await self._complete(structures, None)
+        call = await self._complete(structures, None, conditions)
         info = await self.metadata()
         if call.version not in ("", info.version):
             info = self._info = await self._describe(call.version)
-        return Spectra.of_model(call.values, info)
+        return Spectra.of_model(call.spectra, info)
 
-    async def gradient(self, structures: ArrayLike, cotangent: ArrayLike) -> NDArray[np.float32]:
+    async def gradient(
+        self, structures: ArrayLike, cotangent: ArrayLike, **conditions: ConditionValue
+    ) -> NDArray[np.float32]:
         """The gradient of sum(cotangent * spectra); see `Surrogate.gradient`."""
-        return (await self._complete(structures, cotangent)).values
+        return (await self.gradients(structures, cotangent, **conditions)).structure
 
-    async def predict_and_gradient(self, structures: ArrayLike, objective: ObjectiveFunction) -> Evaluation:
+    async def gradients(self, structures: ArrayLike, cotangent: ArrayLike, **conditions: ConditionValue) -> Gradients:
+        """The gradient with respect to structures and to conditions; see `Surrogate.gradients`."""
+        return (await self._complete(structures, cotangent, conditions)).gradients
+
+    async def predict_and_gradient(
+        self, structures: ArrayLike, objective: ObjectiveFunction, **conditions: ConditionValue
+    ) -> Evaluation:
         """An objective of the spectra, and its gradient; see `Surrogate.predict_and_gradient`."""
-        spectra = await self.predict(structures)
+        spectra = await self.predict(structures, **conditions)
         value, cotangent = value_and_cotangent(objective, spectra)
-        return Evaluation(np.asarray(value), await self.gradient(structures, cotangent), spectra)
+        gradients = await self.gradients(structures, cotangent, **conditions)
+        return Evaluation(np.asarray(value), gradients.structure, spectra, gradients.conditions)
 
     async def metadata(self) -> ModelInfo:
         """Description of the model; see `Surrogate.metadata`."""
@@ -134,26 +144,30 @@ class AsyncSurrogate(SurrogateBase):
         config = await self._ask(self._question("config", version, model)) if needs_config(server, metadata) else None
         return parse_model(server, metadata, config, version or self.version or "")
 
-    async def _check_gradient_model(self, version: str = "") -> None:
-        """Check that the gradient model is of the device of the spectra; asks the server once for each new version."""
+    async def _check_gradient_model(self, version: str = "") -> ModelInfo:
+        """The gradient model, if it is of the device of the spectra; asks the server once for each new version."""
         forward = await self.metadata()
-        if not self._knows_gradient_model(forward, version):
+        gradient = self._known_gradient_model(forward, version)
+        if gradient is None:
             gradient = await self._describe(version, gradient_model(self.model))
             check_gradient_model(gradient, forward)
             self._gradient_info = gradient, forward
+        return gradient
 
-    async def _complete(self, structures: ArrayLike, cotangent: ArrayLike | None) -> Call:
+    async def _complete(
+        self, structures: ArrayLike, cotangent: ArrayLike | None, conditions: Mapping[str, ConditionValue]
+    ) -> Call:
         """A call with its answers, all from one version of the model."""
-        call = await asyncio.to_thread(self._call, structures, cotangent, await self.metadata())
+        call = await asyncio.to_thread(self._call, structures, cotangent, conditions, await self.metadata())
         try:
             if cotangent is not None:
-                await self._check_gradient_model()
+                call.complete((await self._check_gradient_model()).conditions)
             await self._infer(call, range(len(call)))
             newest, stale = call.stale()
             await self._infer(call, stale, newest)
             if cotangent is not None:
                 await self._check_gradient_model(call.version)
-        except ProtocolError:
+        except (ProtocolError, ServerError):
             self._info = None  # a new version may differ: the next call asks for its description
             raise
         return call

@@ -8,6 +8,7 @@ import os
 import random
 import threading
 import weakref
+from collections.abc import Mapping
 from functools import partial
 from types import ModuleType
 from typing import Any, Literal, NamedTuple
@@ -21,6 +22,7 @@ from metaspec._errors import MetaSpecError
 from metaspec._extras import missing_extra
 from metaspec._surrogate.call import Call
 from metaspec._transport.protocol import ModelInfo, Request
+from metaspec_contract.conditions import ConditionValue
 from metaspec_contract.model import DEFAULT_MODEL, STRUCTURE
 
 DEFAULT_URL = "http://127.0.0.1:8000"
@@ -139,23 +141,30 @@ class SurrogateBase:
             return Request(operation)
         return Request(operation, model or self.model, version or self.version or "")
 
-    def _knows_gradient_model(self, forward: ModelInfo, version: str) -> bool:
-        """Whether the gradient model has been checked against this description of the forward model.
+    def _known_gradient_model(self, forward: ModelInfo, version: str) -> ModelInfo | None:
+        """The gradient model, if it has been checked against this description of the forward model.
 
         Args:
             forward: description of the forward model.
             version: version of the gradient model; "" for any.
         """
         if self._gradient_info is None:
-            return False
+            return None
         gradient, checked = self._gradient_info
-        return checked is forward and version in ("", gradient.version)
+        return gradient if checked is forward and version in ("", gradient.version) else None
 
-    def _call(self, structures: ArrayLike, cotangent: ArrayLike | None, info: ModelInfo) -> Call:
+    def _call(
+        self,
+        structures: ArrayLike,
+        cotangent: ArrayLike | None,
+        conditions: Mapping[str, ConditionValue],
+        info: ModelInfo,
+    ) -> Call:
         """A call with checked arguments, which are not copied."""
         return Call(
             structures,
             cotangent,
+            conditions,
             info=info,
             model=self.model,
             version=self.version or "",

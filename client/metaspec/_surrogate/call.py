@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from metaspec._conditions import check_conditions
 from metaspec._errors import ProtocolError
 from metaspec._structures import check_structures
 from metaspec._surrogate.arrays import as_packed, as_sent, check_cotangent
 from metaspec._transport.protocol import ModelInfo, Reply, Request
+from metaspec_contract.conditions import Condition, ConditionValue
 from metaspec_contract.model import COTANGENT, GRADIENT, SPECTRA, STRUCTURE, gradient_model
+from metaspec_contract.source import Gradients
 from metaspec_contract.structures import as_density, unpack
 
 
 class Call:
     """Spectra of structures, or gradients for their cotangents, in requests of `batch_size` rows.
 
-    A row is a structure, or a structure with one of its cotangents. A request is built just before it is sent, and its
-    answer is written into `values`: beyond that array, only requests in flight take memory.
+    A row is a structure with its conditions, or these with one of the structure's cotangents. A request is built just before
+    it is sent, and its answer is written into the result: beyond that, only requests in flight take memory. Each request
+    has all conditions of the model, because not every server knows their defaults.
 
     Args:
         structures: the caller's structures.
         cotangent: the caller's cotangents; None to ask for spectra.
+        conditions: the caller's conditions, by name.
         info: description of the model.
         model: name of the model.
         version: version of the model; "" for the server's choice.
@@ -31,12 +38,14 @@ class Call:
     Raises:
         InvalidStructure: see `check_structures`.
         InvalidCotangent: see `check_cotangent`.
+        InvalidCondition: see `check_conditions`.
     """
 
     def __init__(
         self,
         structures: ArrayLike,
         cotangent: ArrayLike | None,
+        conditions: Mapping[str, ConditionValue],
         *,
         info: ModelInfo,
         model: str,
@@ -54,10 +63,14 @@ class Call:
         if cotangent is not None:
             self._cotangent = check_cotangent(cotangent, len(self._structures), info.spectra_shape)
             self._lead = self._cotangent.shape[:-2]
-        self.output = SPECTRA if cotangent is None else GRADIENT
-        shape = info.spectra_shape if cotangent is None else (1, *info.pixels)
+        self._known = info.conditions
+        self._conditions = check_conditions(self._known, conditions, len(self._structures))
+        shapes: dict[str, tuple[int, ...]] = {SPECTRA: info.spectra_shape}
+        if cotangent is not None:
+            by_condition = {condition.gradient: condition.shape for condition in self._known}
+            shapes = {GRADIENT: (1, *info.pixels), **by_condition}
         self.rows = int(np.prod(self._lead))
-        self._values = np.empty((self.rows, *shape), np.float32)
+        self._answered = {name: np.empty((self.rows, *shape), np.float32) for name, shape in shapes.items()}
         self._versions = [""] * -(-self.rows // batch_size)
 
     def __len__(self) -> int:
@@ -70,38 +83,53 @@ class Call:
         return self._versions[0] if self._versions else ""
 
     @property
-    def values(self) -> NDArray[np.float32]:
-        """Spectra (N, channels, wavelengths), or gradients (N, y, x) or (N, K, y, x)."""
-        if self._cotangent is None:
-            return self._values
-        return self._values.reshape(*self._lead, *self._values.shape[2:])
+    def spectra(self) -> NDArray[np.float32]:
+        """Spectra (N, channels, wavelengths) of a call without cotangents."""
+        return self._answered[SPECTRA]
+
+    @property
+    def gradients(self) -> Gradients:
+        """Gradients of a call with cotangents."""
+
+        def by(condition: Condition) -> NDArray[np.float32]:
+            array, vector = self._answered[condition.gradient], condition.shape if condition.size > 1 else ()
+            return array.reshape(*self._lead, *vector)
+
+        structure = self._answered[GRADIENT].reshape(*self._lead, *self._pixels)
+        return Gradients(structure, {condition.name: by(condition) for condition in self._known})
+
+    def complete(self, conditions: Iterable[Condition]) -> None:
+        """Add defaults of further conditions: a gradient model may take more of them than its forward model."""
+        further = [condition for condition in conditions if condition.name not in self._conditions]
+        self._conditions |= check_conditions(further, {}, len(self._structures))
 
     def request(self, n: int, version: str = "") -> Request:
         """The n-th request, for a certain version of the model if one is given."""
         start, stop = self._span(n)
         if self._cotangent is None:
-            model, inputs = self._model, {STRUCTURE: self._sent(slice(start, stop))}
+            model, inputs = self._model, self._inputs(slice(start, stop))
         else:
             at = np.unravel_index(range(start, stop), self._lead)  # index of the structure, and of its cotangent
             cotangent = np.ascontiguousarray(self._cotangent[at], np.float32)
-            model, inputs = gradient_model(self._model), {STRUCTURE: self._sent(at[0]), COTANGENT: cotangent}
-        return Request("infer", model, version or self._version, inputs, (self.output,), self._priority)
+            model, inputs = gradient_model(self._model), self._inputs(at[0]) | {COTANGENT: cotangent}
+        return Request("infer", model, version or self._version, inputs, tuple(self._answered), self._priority)
 
     def write(self, n: int, reply: Reply) -> int:
-        """Write the answer to the n-th request into `values`, and return its number of rows.
+        """Write the answer to the n-th request into the result, and return its number of rows.
 
         Raises:
             ProtocolError: the answer has no such tensor, or one of another shape or type.
         """
         start, stop = self._span(n)
-        array, expected = reply.arrays.get(self.output), (stop - start, *self._values.shape[1:])
-        if array is None:
-            raise ProtocolError(f"the server's answer has no {self.output}")
-        if array.shape != expected or array.dtype != np.float32:
-            raise ProtocolError(
-                f"expected float32 {self.output} of shape {expected}, got {array.dtype} of shape {array.shape}"
-            )
-        self._values[start:stop] = array
+        for name, answered in self._answered.items():
+            array, expected = reply.arrays.get(name), (stop - start, *answered.shape[1:])
+            if array is None:
+                raise ProtocolError(f"the server's answer has no {name}")
+            if array.shape != expected or array.dtype != np.float32:
+                raise ProtocolError(
+                    f"expected float32 {name} of shape {expected}, got {array.dtype} of shape {array.shape}"
+                )
+            answered[start:stop] = array
         self._versions[n] = str(reply.document.get("model_version", ""))
         return stop - start
 
@@ -115,6 +143,13 @@ class Call:
 
     def _span(self, n: int) -> tuple[int, int]:
         return n * self._batch_size, min((n + 1) * self._batch_size, self.rows)
+
+    def _inputs(self, which: slice | NDArray[np.intp]) -> dict[str, NDArray[np.generic]]:
+        """Structures and conditions of some rows."""
+        return {
+            STRUCTURE: self._sent(which),
+            **{name: np.ascontiguousarray(values[which]) for name, values in self._conditions.items()},
+        }
 
     def _sent(self, which: slice | NDArray[np.intp]) -> NDArray[np.generic]:
         structures = self._structures[which]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import CancelledError, Future
 from queue import SimpleQueue
 from threading import Thread
@@ -13,7 +13,7 @@ from threading import Thread
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from metaspec._errors import MetaSpecError, ProtocolError, ServerBusy, ServerUnreachable
+from metaspec._errors import MetaSpecError, ProtocolError, ServerBusy, ServerError, ServerUnreachable
 from metaspec._surrogate.base import SurrogateBase, grpc_transports
 from metaspec._surrogate.call import Call
 from metaspec._transport.cancellation import Cancellation, Cancelled
@@ -29,8 +29,9 @@ from metaspec._transport.protocol import (
     parse_index,
     parse_model,
 )
+from metaspec_contract.conditions import ConditionValue
 from metaspec_contract.model import gradient_model
-from metaspec_contract.source import Source
+from metaspec_contract.source import Evaluation, Gradients, ObjectiveFunction, Source, value_and_cotangent
 from metaspec_contract.spectra import Spectra
 
 _LOOK_EVERY = 0.2  # seconds between two looks whether a request that waits for others is still wanted
@@ -79,7 +80,7 @@ class Surrogate(SurrogateBase, Source):
         self._flight_lock = threading.Lock()
         self._flight: Future[ModelInfo] | None = None
 
-    def predict(self, structures: ArrayLike) -> Spectra:
+    def predict(self, structures: ArrayLike, **conditions: ConditionValue) -> Spectra:
         """Spectra of structures.
 
         Args:
@@ -88,18 +89,23 @@ class Surrogate(SurrogateBase, Source):
                 as `metaspec_contract.structures.pack` makes them, which are sent as they are. Large N are split over
                 concurrent requests; the order is kept, and one version of the model answers all. Arrays larger than memory
                 may be a `numpy.memmap`.
+            **conditions: what the model takes beside structures, by name (`metadata().conditions`): a number for all, or an
+                array (N,); for a vector, (size,) or (N, size). Defaults for those not given, or None.
 
         Raises:
             InvalidStructure: raised before anything is sent.
+            InvalidCondition: raised before anything is sent.
             MetaSpecError: one of its subclasses, see there.
         """
-        call = self._complete(structures, None)
+        call = self._complete(structures, None, conditions)
         info = self.metadata()
         if call.version not in ("", info.version):
             info = self._info = self._describe(call.version)
-        return Spectra.of_model(call.values, info)
+        return Spectra.of_model(call.spectra, info)
 
-    def gradient(self, structures: ArrayLike, cotangent: ArrayLike) -> NDArray[np.float32]:
+    def gradient(
+        self, structures: ArrayLike, cotangent: ArrayLike, **conditions: ConditionValue
+    ) -> NDArray[np.float32]:
         """The gradient of sum(cotangent * spectra) with respect to the density of every pixel.
 
         Args:
@@ -107,6 +113,7 @@ class Surrogate(SurrogateBase, Source):
             cotangent: (N, channels, wavelengths), or (channels, wavelengths) for all structures. The derivative of an
                 objective with respect to the spectra yields the objective's gradient. (N, K, channels, wavelengths) for K
                 objectives of each structure.
+            **conditions: conditions as for `predict`.
 
         Returns:
             float32 (N, y, x), or (N, K, y, x) for K cotangents of each structure.
@@ -114,9 +121,39 @@ class Surrogate(SurrogateBase, Source):
         Raises:
             InvalidStructure: raised before anything is sent.
             InvalidCotangent: raised before anything is sent.
+            InvalidCondition: raised before anything is sent.
             MetaSpecError: one of its subclasses, see there.
         """
-        return self._complete(structures, cotangent).values
+        return self.gradients(structures, cotangent, **conditions).structure
+
+    def gradients(self, structures: ArrayLike, cotangent: ArrayLike, **conditions: ConditionValue) -> Gradients:
+        """The gradient of sum(cotangent * spectra) with respect to structures and to conditions, in the same requests.
+
+        Arguments and errors are those of `gradient`.
+        """
+        return self._complete(structures, cotangent, conditions).gradients
+
+    def predict_and_gradient(
+        self, structures: ArrayLike, objective: ObjectiveFunction, **conditions: ConditionValue
+    ) -> Evaluation:
+        """An objective of the spectra, and its gradient.
+
+        Args:
+            structures: structures as for `predict`.
+            objective: function from `Spectra` of N structures to N values and N derivatives with respect to the spectra,
+                (N, channels, wavelengths); see `metaspec_contract.source.ObjectiveFunction`.
+            **conditions: conditions as for `predict`.
+
+        Raises:
+            InvalidStructure: raised before anything is sent.
+            InvalidCondition: raised before anything is sent.
+            InvalidCotangent: the objective's derivatives have another shape or are not finite.
+            MetaSpecError: one of its subclasses, see there.
+        """
+        spectra = self.predict(structures, **conditions)
+        value, cotangent = value_and_cotangent(objective, spectra)
+        gradients = self.gradients(structures, cotangent, **conditions)
+        return Evaluation(np.asarray(value), gradients.structure, spectra, gradients.conditions)
 
     def metadata(self) -> ModelInfo:
         """Description of the model; requested once, and again when another version has answered."""
@@ -174,26 +211,30 @@ class Surrogate(SurrogateBase, Source):
         config = self._ask(self._question("config", version, model)) if needs_config(server, metadata) else None
         return parse_model(server, metadata, config, version or self.version or "")
 
-    def _check_gradient_model(self, version: str = "") -> None:
-        """Check that the gradient model is of the device of the spectra; asks the server once for each new version."""
+    def _check_gradient_model(self, version: str = "") -> ModelInfo:
+        """The gradient model, if it is of the device of the spectra; asks the server once for each new version."""
         forward = self.metadata()
-        if not self._knows_gradient_model(forward, version):
+        gradient = self._known_gradient_model(forward, version)
+        if gradient is None:
             gradient = self._describe(version, gradient_model(self.model))
             check_gradient_model(gradient, forward)
             self._gradient_info = gradient, forward
+        return gradient
 
-    def _complete(self, structures: ArrayLike, cotangent: ArrayLike | None) -> Call:
+    def _complete(
+        self, structures: ArrayLike, cotangent: ArrayLike | None, conditions: Mapping[str, ConditionValue]
+    ) -> Call:
         """A call with its answers, all from one version of the model."""
-        call = self._call(structures, cotangent, self.metadata())
+        call = self._call(structures, cotangent, conditions, self.metadata())
         try:
             if cotangent is not None:
-                self._check_gradient_model()
+                call.complete(self._check_gradient_model().conditions)
             self._infer(call, range(len(call)))
             newest, stale = call.stale()
             self._infer(call, stale, newest)
             if cotangent is not None:
                 self._check_gradient_model(call.version)
-        except ProtocolError:
+        except (ProtocolError, ServerError):
             self._info = None  # a new version may differ: the next call asks for its description
             raise
         return call

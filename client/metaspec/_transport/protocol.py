@@ -193,6 +193,7 @@ def parse_model(server: Reply, model: Reply, config: Reply | None, version: str)
             wavelengths_nm=np.array(metadata.wavelengths_nm, np.float64),
             channels=tuple(metadata.channels),
             merged_greens=metadata.merged_greens,
+            conditions=metadata.conditions,
             takes_bits=PACKED_STRUCTURES in server.document.get("extensions", []),
             details=dict(details),
         )
