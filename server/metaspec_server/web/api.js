@@ -30,17 +30,18 @@ const post = (path, body, type, signal) =>
   send(path, { method: "POST", headers: { "Content-Type": type, Accept: RAW }, body, signal });
 
 // Spectra of structures, one after the other: floats of (structures, channels, wavelengths), and the version that answered.
-// The body is packed bits, or a .npy file of densities.
-export async function predict(model, body, { npy = false, signal } = {}) {
-  const answer = await post(`predict?model=${encodeURIComponent(model)}`, body, npy ? NPY : RAW, signal);
+// The query names the model and its conditions; the body is packed bits, or a .npy file of densities.
+export async function predict(query, body, { npy = false, signal } = {}) {
+  const answer = await post(`predict?${query}`, body, npy ? NPY : RAW, signal);
   return { values: new Float32Array(await answer.arrayBuffer()), version: answer.headers.get("MetaSpec-Version") };
 }
 
 // The gradient of sum(cotangent * spectra) with respect to the pixels: floats of (structures, rows, columns).
-// The body is packed bits and then float32 cotangents, or both as .npy files, one after the other.
-export async function gradient(model, body, spectraSize, { npy = false, signal } = {}) {
-  const answer = await post(`gradient?model=${encodeURIComponent(model)}`, body, npy ? NPY : RAW, signal);
-  return new Float32Array(await answer.arrayBuffer()).subarray(spectraSize);
+// The body is packed bits and then float32 cotangents, or both as .npy files, one after the other. `size` is the number of pixels
+// of all structures: gradients with respect to conditions follow.
+export async function gradient(query, body, spectraSize, size, { npy = false, signal } = {}) {
+  const answer = await post(`gradient?${query}`, body, npy ? NPY : RAW, signal);
+  return new Float32Array(await answer.arrayBuffer()).subarray(spectraSize, spectraSize + size);
 }
 
 // Names of the models that give spectra, and of those of them that are loaded.
@@ -57,7 +58,7 @@ export async function describe(model, bits = null) {
     return await json(path);
   } catch (error) {
     if (error instanceof Away || !bits) throw error;
-    await predict(model, bits);
+    await predict(new URLSearchParams({ model }).toString(), bits);
     return json(path);
   }
 }

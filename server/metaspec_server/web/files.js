@@ -87,7 +87,8 @@ export class Files {
   async copyLink() {
     await this.remember();
     const address = new URL(location.href);
-    address.searchParams.set("model", $("model").value);
+    const { conditions, model } = this.studio;
+    if (model) address.search = conditions.query(model);
     history.replaceState(null, "", address);
     const copied = await navigator.clipboard?.writeText(address.href).then(() => true, () => false);
     this.studio.note(copied ? "The link is copied: it holds the structure." : "Copy the address of this page: it holds the structure.");

@@ -35,13 +35,14 @@ export class Optimise {
     $("starts").disabled = running || $("from").value !== "random";
     for (const name of ["model", "key", "mend", "open", "open-folder"]) $(name).disabled = running;
     for (const control of document.querySelectorAll("[data-edit], #gallery button")) control.disabled = running;
+    this.studio.conditions.lock(running);
     $("run-start").disabled = running;
     $("run-pause").disabled = $("run-stop").disabled = !running;
     $("run-pause").textContent = this.paused ? "Go on" : "Pause";
   }
 
   start() {
-    const { model, editor, spectra } = this.studio;
+    const { model, editor, spectra, conditions } = this.studio;
     const numbers = ["starts", "radius", "steps"].map((name) => $(name));
     const wrong = numbers.find((input) => !input.reportValidity());
     if (wrong || !spectra) return;
@@ -51,7 +52,7 @@ export class Optimise {
     const starts = $("from").value === "random" ? Array.from({ length: count }, () => randomLatent(waves(pixels)))
       : [parameterisation.latent(editor.structure)];
     const objective = this.objectives.find(({ name }) => name === $("objective").value);
-    this.run = new Optimiser({ model, pixels, size: spectra.values.length, objective, parameterisation, starts, steps });
+    this.run = new Optimiser({ model, query: conditions.query(model), pixels, size: spectra.values.length, objective, parameterisation, starts, steps });
     Object.assign(this, { paused: false, stopped: new AbortController(), spread: null, unlike: false, seconds: 0 });
     $("curve").removeAttribute("hidden");
     editor.lock(true);

@@ -9,10 +9,10 @@ import { betaSchedule } from "./topology.js";
 const EVERY = 5;  // steps between evaluations of the binary structures
 
 export class Optimiser {
-  // `starts` are latents; `objective` has value and cotangent; `parameterisation` makes densities of latents. All starts are stepped
-  // together, in one request.
-  constructor({ model, pixels, size, objective, parameterisation, starts, steps }) {
-    Object.assign(this, { model, pixels, size, objective, parameterisation, steps, step: 0 });
+  // `query` names the model and its conditions; `starts` are latents; `objective` has value and cotangent; `parameterisation` makes
+  // densities of latents. All starts are stepped together, in one request.
+  constructor({ model, query, pixels, size, objective, parameterisation, starts, steps }) {
+    Object.assign(this, { model, query, pixels, size, objective, parameterisation, steps, step: 0 });
     this.betas = betaSchedule(steps);
     this.rows = starts.map((latent) => ({ adam: new Adam(latent), best: null, value: NaN }));
     this.curve = [];  // the best row's objective of the density, in each step
@@ -29,13 +29,13 @@ export class Optimiser {
     const smooth = this.rows.map(({ adam }) => parameterisation.smooth(adam.latent));
     const density = smooth.map((one) => parameterisation.project(one, beta));
     const structures = joined(density, pixels * pixels), shape = [count, pixels, pixels];
-    const spectra = await predict(this.model.name, await npyBody([structures, shape]), { npy: true, signal });
+    const spectra = await predict(this.query, await npyBody([structures, shape]), { npy: true, signal });
     const of = (row) => spectra.values.subarray(row * size, (row + 1) * size);
     const values = this.rows.map((_, row) => this.objective.value(of(row)));
     const cotangents = joined(this.rows.map((_, row) => this.objective.cotangent(of(row))), size);
     const { channels, wavelengths_nm: wavelengths } = this.model.parameters;
     const question = await npyBody([structures, shape], [cotangents, [count, channels.length, wavelengths.length]]);
-    const gradients = await gradient(this.model.name, question, count * size, { npy: true, signal });
+    const gradients = await gradient(this.query, question, count * size, structures.length, { npy: true, signal });
     const checks = this.step % EVERY === 0 || this.step === this.steps - 1 ? await this.check(smooth, signal) : null;
     // From here on nothing waits: the step is made whole.
     if (this.step && beta !== this.betas[this.step - 1]) this.rows.forEach((row) => { row.adam = new Adam(row.adam.latent); });
@@ -56,7 +56,7 @@ export class Optimiser {
     const structures = smooth.map((one) => this.parameterisation.binary(one));
     const bits = structures.map(packed), body = new Uint8Array(bits.length * bits[0].length);
     bits.forEach((one, row) => body.set(one, row * one.length));
-    const { values } = await predict(this.model.name, body, { signal });
+    const { values } = await predict(this.query, body, { signal });
     return structures.map((structure, row) => {
       const spectra = values.slice(row * this.size, (row + 1) * this.size);
       return { structure, spectra, value: this.objective.value(spectra) };

@@ -49,11 +49,11 @@ export class Overlay {
 
   async ask() {
     const objective = this.objectives.find(({ name }) => name === $("overlay").value);
-    const { editor, model, spectra } = this.studio;
+    const { editor, model, spectra, conditions } = this.studio;
     if (!objective || !spectra) return { pixels: null };
     const { structure } = editor, asked = structure.slice();
     const body = question(asked, objective.cotangent(spectra.values));
-    const pixels = await gradient(model.name, body, spectra.values.length);
+    const pixels = await gradient(conditions.query(model), body, spectra.values.length, structure.length);
     return { pixels, structure: asked.every((value, i) => value === editor.structure[i]) ? editor.structure : null };
   }
 }

@@ -1,6 +1,7 @@
 // The studio: draw a structure, and see the spectra that a model predicts for it. This module joins the others.
 
 import { describe, json, models, predict } from "./api.js";
+import { Conditions } from "./conditions.js";
 import { $, make } from "./dom.js";
 import { Editor } from "./editor.js";
 import { Files } from "./files.js";
@@ -32,7 +33,8 @@ class Studio {
     this.plot = new Plot($("plot"), $("legend"), contract);
     this.table = new Table(contract);
     this.overlay = new Overlay(this);
-    this.trust = new Trust(contract);
+    this.conditions = new Conditions(() => this.latest.update());
+    this.trust = new Trust(contract, this.conditions);
     this.files = new Files(this);
     this.optimise = new Optimise(this);
     this.latest = new Latest({
@@ -94,13 +96,15 @@ class Studio {
     const name = $("model").value;
     if (!this.described || this.model.name !== name) await this.use(await describe(name, packed(this.editor.structure)));
     const started = performance.now();
-    return { ...await predict(name, packed(this.editor.structure)), milliseconds: performance.now() - started };
+    const { text: conditions } = this.conditions;
+    const answer = await predict(this.conditions.query(this.model), packed(this.editor.structure));
+    return { ...answer, conditions, milliseconds: performance.now() - started };
   }
 
-  arrived({ values, version, milliseconds }) {
+  arrived({ values, version, conditions, milliseconds }) {
     if (this.editor.locked) return;  // the optimiser shows what it finds
     const { merged_greens: merged } = this.model.parameters;
-    const source = `${this.model.name} version ${version}`;
+    const source = `${this.model.name} version ${version}${conditions}`;
     this.showSpectra(values, source);
     this.trust.later(() => this.editor.structure);
     this.overlay.refresh();
@@ -121,6 +125,7 @@ class Studio {
     const { process, channels, wavelengths_nm: wavelengths } = model.parameters;
     this.model = model;
     this.described = true;
+    this.conditions.offer(model.parameters);
     this.merits = new Merits(this.contract, { wavelengths, channels });
     const offered = objectives(this.merits, this.contract.colours);
     this.overlay.offer(offered);

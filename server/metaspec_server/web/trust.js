@@ -11,8 +11,8 @@ const COMMON = "0.99";  // quantile of the spread of test structures
 const BEYOND = 1.2;  // times that quantile is unlike them: good designs reach 1.05 of it, noise 1.5 to 2.7
 
 export class Trust {
-  constructor(contract) {
-    Object.assign(this, { contract, judge: null, merits: null, limit: NaN, waiting: null, busy: false });
+  constructor(contract, conditions) {
+    Object.assign(this, { contract, conditions, judge: null, merits: null, limit: NaN, waiting: null, busy: false });
   }
 
   // Chooses who judges: the model in use, or the first of the others that states its spread for the same device.
@@ -32,7 +32,7 @@ export class Trust {
   // The spread of a structure; null where no model states one.
   async of(structure) {
     if (!this.judge) return null;
-    const { values } = await predict(this.judge.name, packed(structure));
+    const { values } = await predict(this.conditions.query(this.judge), packed(structure));
     return this.merits.of(values).spread;
   }
 
