@@ -152,9 +152,9 @@ def parse_request(header: object, model: str, about: Description, limit: int) ->
         if any(tensor.spec.name == name for tensor in tensors):
             raise ProtocolError(f"inputs: {name!r} is given twice")
         tensors.append(_input(entry, specs[name], conditions.get(name)))
-    if missing := sorted(specs.keys() - conditions.keys() - {tensor.spec.name for tensor in tensors}):
-        raise ProtocolError(f"inputs: {', '.join(missing)} is missing")
     counts = {tensor.spec.name: tensor.shape[0] for tensor in tensors}
+    if missing := sorted(specs.keys() - counts.keys() - conditions.keys()):
+        raise ProtocolError(f"inputs: {', '.join(missing)} is missing")
     if len(set(counts.values())) != 1:
         raise ProtocolError(f"inputs differ in their batch size: {counts}")
     if tensors[0].shape[0] > limit:
@@ -196,8 +196,8 @@ def _input(entry: dict[str, Any], spec: TensorSpec, condition: Condition | None)
         raise ProtocolError(f"{name}: shape must be a list of whole numbers, got {shown(shape)}")
     is_structure = name == STRUCTURE
     packed = is_structure and kind == "UINT8" and shape[1:] == [spec.packed_bytes] and shape[0] > 0
-    fits = tuple(shape[1:]) == spec.shape or (condition is not None and condition.size == len(shape) == 1)
-    if not packed and (not fits or not shape or shape[0] < 1):
+    flat = condition is not None and condition.size == len(shape) == 1
+    if not packed and ((tuple(shape[1:]) != spec.shape and not flat) or not shape or shape[0] < 1):
         either = f", or UINT8 [N, {spec.packed_bytes}] of packed bits" if is_structure else ""
         if condition is not None:
             either = f"{', or [N],' if condition.size == 1 else ''} for {condition}"
