@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-from metaspec_contract.source import Source
+from metaspec_contract.conditions import ConditionValue
+from metaspec_contract.source import Gradients, Source
+from metaspec_contract.spectra import Spectra
 
 FIRST_DERIVATIVES_ONLY = (
     "a source has first derivatives in reverse mode only: no second derivatives, and no forward mode (jvp, jacfwd)"
@@ -25,29 +28,73 @@ def check_source(source: object) -> None:
         raise TypeError(f"source must be a Surrogate or another Source, got {source!r}")
 
 
-def predict_stack(source: Source, density: NDArray[Any]) -> NDArray[np.float32]:
-    """Spectra (..., channels, wavelengths) of densities (..., y, x), in one batch."""
-    spectra = source.predict(density.reshape(-1, *density.shape[-2:])).values
-    return spectra.reshape(*density.shape[:-2], *spectra.shape[1:])
+def predict_at(source: Source, structures: ArrayLike, conditions: Mapping[str, ConditionValue]) -> Spectra:
+    """Spectra of structures at conditions, which only sources with conditions take."""
+    takes: Any = source  # keyword arguments; see `Source`
+    spectra: Spectra = takes.predict(structures, **conditions)
+    return spectra
 
 
-def pull_back(source: Source, density: NDArray[Any], cotangent: NDArray[Any]) -> NDArray[np.float32]:
-    """The gradient of sum(cotangent * spectra) with respect to densities, in one batch.
+def gradients_at(
+    source: Source, structures: ArrayLike, cotangent: ArrayLike, conditions: Mapping[str, ConditionValue]
+) -> Gradients:
+    """Gradients with respect to structures, and to conditions where some are given."""
+    if not conditions:
+        return Gradients(source.gradient(structures, cotangent), {})
+    takes: Any = source  # sources with conditions have this method; see `Source`
+    gradients: Gradients = takes.gradients(structures, cotangent, **conditions)
+    return gradients
+
+
+def predict_stack(source: Source, density: NDArray[Any], conditions: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
+    """Spectra (..., channels, wavelengths) of densities (..., y, x) at conditions (..., size), in one batch.
+
+    An axis of length 1 of one array is repeated for the others.
+    """
+    lead = _lead(density, conditions)
+    at = {name: _rows(values, lead, 1) for name, values in conditions.items()}
+    spectra = predict_at(source, _rows(density, lead, 2), at).values
+    return spectra.reshape(*lead, *spectra.shape[1:])
+
+
+def pull_back(
+    source: Source, density: NDArray[Any], cotangent: NDArray[Any], conditions: Mapping[str, NDArray[Any]]
+) -> Gradients:
+    """The gradient of sum(cotangent * spectra) with respect to densities and conditions, in one batch.
 
     Args:
         source: source of the gradient.
         density: (..., y, x).
-        cotangent: (..., channels, wavelengths); an axis of length 1 of either array is repeated for the other one.
+        cotangent: (..., channels, wavelengths); an axis of length 1 of one array is repeated for the others.
+        conditions: (..., size) by name.
 
     Returns:
-        (..., y, x).
+        (..., y, x), and (..., size) for each condition.
     """
-    lead = np.broadcast_shapes(density.shape[:-2], cotangent.shape[:-2])
+    points = _lead(density, conditions)  # structures at conditions
+    lead = np.broadcast_shapes(points, cotangent.shape[:-2])
     cotangent = np.broadcast_to(cotangent, (*lead, *cotangent.shape[-2:]))
-    several = [axis for axis, count in enumerate(lead) if density.shape[axis] != count]  # cotangents of each structure
+    several = [axis for axis, count in enumerate(lead) if points[axis] != count]  # cotangents of each point
     order = [axis for axis in range(len(lead)) if axis not in several] + several
     each, more = (int(np.prod([lead[axis] for axis in axes])) for axes in (order[: len(lead) - len(several)], several))
     stacked = cotangent.transpose(*order, len(lead), len(lead) + 1).reshape(each, more, *cotangent.shape[-2:])
-    gradient = source.gradient(density.reshape(each, *density.shape[-2:]), stacked[:, 0] if more == 1 else stacked)
-    ordered = gradient.reshape(*(lead[axis] for axis in order), *gradient.shape[-2:])
-    return ordered.transpose(*np.argsort(order), len(lead), len(lead) + 1)
+
+    def in_order(array: NDArray[np.float32], row: tuple[int, ...]) -> NDArray[np.float32]:
+        ordered = array.reshape(*(lead[axis] for axis in order), *row)
+        return ordered.transpose(*np.argsort(order), *range(len(lead), ordered.ndim))
+
+    at = {name: _rows(values, points, 1) for name, values in conditions.items()}
+    found = gradients_at(source, _rows(density, points, 2), stacked[:, 0] if more == 1 else stacked, at)
+    by_condition = {name: in_order(found.conditions[name], values.shape[-1:]) for name, values in conditions.items()}
+    return Gradients(in_order(found.structure, density.shape[-2:]), by_condition)
+
+
+def _lead(density: NDArray[Any], conditions: Mapping[str, NDArray[Any]]) -> tuple[int, ...]:
+    """Leading axes of densities and conditions together."""
+    return np.broadcast_shapes(density.shape[:-2], *(values.shape[:-1] for values in conditions.values()))
+
+
+def _rows(array: NDArray[Any], lead: tuple[int, ...], axes: int) -> NDArray[Any]:
+    """An array (..., *row) as (N, *row) with the leading axes `lead`, where a row has so many axes."""
+    row = array.shape[array.ndim - axes :]
+    return np.broadcast_to(array, (*lead, *row)).reshape(-1, *row)

@@ -11,14 +11,16 @@ loss.backward()
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from metaspec._errors import InvalidStructure
+from metaspec._conditions import as_numbers, named_conditions, spread_shape
+from metaspec._errors import InvalidCondition, InvalidStructure
 from metaspec._extras import missing_extra
 from metaspec._source import FIRST_DERIVATIVES_ONLY, check_source, predict_stack, pull_back
+from metaspec_contract.conditions import Condition, ConditionValue
 from metaspec_contract.source import Source
 
 try:
@@ -28,13 +30,16 @@ except ImportError as error:
 
 __all__ = ["spectra_of"]
 
+TensorCondition: TypeAlias = torch.Tensor | ConditionValue
+"""A condition as a tensor, which may require a gradient, or as for `Surrogate.predict`."""
+
 
 def __dir__() -> list[str]:
     return __all__
 
 
-def spectra_of(density: torch.Tensor, source: Source) -> torch.Tensor:
-    """Spectra of structures, differentiable once with respect to their density, in reverse mode.
+def spectra_of(density: torch.Tensor, source: Source, **conditions: TensorCondition) -> torch.Tensor:
+    """Spectra of structures, differentiable once with respect to their density and to conditions, in reverse mode.
 
     A call is one batch of predictions, and the backward pass one batch of gradients; so they are under `torch.func.vmap`,
     `grad`, `vjp` and `jacrev`.
@@ -42,6 +47,8 @@ def spectra_of(density: torch.Tensor, source: Source) -> torch.Tensor:
     Args:
         density: (..., y, x), of the pixels of the source's process, 1 is solid and 0 is void; any real dtype, any device.
         source: a `Surrogate` or another source; not an `AsyncSurrogate`.
+        **conditions: what the source takes beside structures, by name: numbers, or tensors of any real dtype, which
+            broadcast to (...); vectors to (..., size). A tensor that is broadcast gets the sum of the gradients.
 
     Returns:
         (..., channels, wavelengths), on the device of the density and with its dtype; of integers and booleans, with
@@ -49,6 +56,7 @@ def spectra_of(density: torch.Tensor, source: Source) -> torch.Tensor:
 
     Raises:
         InvalidStructure: raised before anything is computed.
+        InvalidCondition: raised before anything is computed.
         SourceError: the source failed; a `MetaSpecError` of `Surrogate.predict` is one.
         TypeError: the density is not a tensor, or the source not a source.
         RuntimeError: a second derivative or one in forward mode is requested; no source computes those.
@@ -60,8 +68,26 @@ def spectra_of(density: torch.Tensor, source: Source) -> torch.Tensor:
         raise InvalidStructure(f"density must be real numbers from 0 (void) to 1 (solid), got {density.dtype}")
     if not density.is_floating_point():
         density = density.to(torch.get_default_dtype())
-    result: torch.Tensor = _Spectra.apply(density, source)  # type: ignore[no-untyped-call]
+    given = {name: value for name, value in conditions.items() if value is not None}
+    known = named_conditions(source.metadata().conditions, given) if given else {}
+    at = {name: _spread(condition, given[name], density.shape[:-2]) for name, condition in known.items()}
+    result: torch.Tensor = _Spectra.apply(density, source, tuple(at), *at.values())  # type: ignore[no-untyped-call]
     return result
+
+
+def _spread(condition: Condition, value: TensorCondition, lead: tuple[int, ...]) -> torch.Tensor:
+    """Values of a condition as floats (*lead, size)."""
+    if not isinstance(value, torch.Tensor):
+        value = torch.as_tensor(as_numbers(condition, value))
+    elif value.dtype == torch.bool or value.is_complex():
+        raise InvalidCondition(condition.name, f"must be numbers between {condition.range}, got {value.dtype}")
+    if not value.is_floating_point():
+        value = value.to(torch.float64)
+    return value.reshape(spread_shape(condition, tuple(value.shape), tuple(lead))).expand(*lead, condition.size)
+
+
+def _named(names: tuple[str, ...], values: tuple[torch.Tensor, ...]) -> dict[str, NDArray[Any]]:
+    return {name: _array(value) for name, value in zip(names, values, strict=True)}
 
 
 def _array(tensor: torch.Tensor) -> NDArray[Any]:
@@ -81,38 +107,56 @@ def _first(tensor: torch.Tensor, axis: int | None) -> torch.Tensor:
 
 
 class _Spectra(torch.autograd.Function):
-    @staticmethod
-    def forward(density: torch.Tensor, source: Source) -> torch.Tensor:
-        return _tensor(predict_stack(source, _array(density)), density)
+    """Spectra of densities (*lead, y, x) at conditions (*lead, size), whose names are one argument."""
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[torch.Tensor, Source], output: torch.Tensor) -> None:
-        density, ctx.source = inputs
-        ctx.save_for_backward(density)
+    def forward(density: torch.Tensor, source: Source, names: tuple[str, ...], *values: torch.Tensor) -> torch.Tensor:
+        return _tensor(predict_stack(source, _array(density), _named(names, values)), density)
 
     @staticmethod
-    def backward(ctx: Any, *cotangents: torch.Tensor) -> tuple[torch.Tensor, None]:
-        (density,), (cotangent,) = ctx.saved_tensors, cotangents
-        return _Gradient.apply(density, cotangent, ctx.source), None  # type: ignore[no-untyped-call]
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+        density, ctx.source, ctx.names, *values = inputs
+        ctx.save_for_backward(density, *values)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (density, *values), (cotangent,) = ctx.saved_tensors, cotangents
+        by_density, *others = _Gradient.apply(density, cotangent, ctx.source, ctx.names, *values)  # type: ignore[no-untyped-call]
+        return by_density, None, None, *others
 
     @staticmethod
     def jvp(ctx: Any, *tangents: torch.Tensor) -> Any:
         raise RuntimeError(FIRST_DERIVATIVES_ONLY)
 
     @staticmethod
-    def vmap(info: Any, axes: tuple[int | None, None], density: torch.Tensor, source: Source) -> tuple[Any, int]:
-        return _Spectra.apply(_first(density, axes[0]), source), 0  # type: ignore[no-untyped-call]
+    def vmap(
+        info: Any,
+        axes: tuple[int | None, ...],
+        density: torch.Tensor,
+        source: Source,
+        names: tuple[str, ...],
+        *values: torch.Tensor,
+    ) -> tuple[Any, int]:
+        density, *values = (  # type: ignore[assignment]
+            _first(tensor, axis).expand(info.batch_size, *[-1] * (tensor.ndim - (axis is not None)))
+            for tensor, axis in zip((density, *values), (axes[0], *axes[3:]), strict=True)
+        )
+        return _Spectra.apply(density, source, names, *values), 0  # type: ignore[no-untyped-call]
 
 
 class _Gradient(torch.autograd.Function):
     """The backward pass as a function of its own, so that it works under `torch.func`, too."""
 
     @staticmethod
-    def forward(density: torch.Tensor, cotangent: torch.Tensor, source: Source) -> torch.Tensor:
-        return _tensor(pull_back(source, _array(density), _array(cotangent)), density)
+    def forward(
+        density: torch.Tensor, cotangent: torch.Tensor, source: Source, names: tuple[str, ...], *values: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
+        structure, by_condition = pull_back(source, _array(density), _array(cotangent), _named(names, values))
+        others = (_tensor(by_condition[name], value) for name, value in zip(names, values, strict=True))
+        return _tensor(structure, density), *others
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[torch.Tensor, torch.Tensor, Source], output: torch.Tensor) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
         return
 
     @staticmethod
@@ -126,9 +170,14 @@ class _Gradient(torch.autograd.Function):
     @staticmethod
     def vmap(
         info: Any,
-        axes: tuple[int | None, int | None, None],
+        axes: tuple[int | None, ...],
         density: torch.Tensor,
         cotangent: torch.Tensor,
         source: Source,
-    ) -> tuple[Any, int]:
-        return _Gradient.apply(_first(density, axes[0]), _first(cotangent, axes[1]), source), 0  # type: ignore[no-untyped-call]
+        names: tuple[str, ...],
+        *values: torch.Tensor,
+    ) -> tuple[Any, tuple[int, ...]]:
+        firsts = [_first(value, axis) for value, axis in zip(values, axes[4:], strict=True)]
+        density, cotangent = _first(density, axes[0]), _first(cotangent, axes[1])
+        found = _Gradient.apply(density, cotangent, source, names, *firsts)  # type: ignore[no-untyped-call]
+        return found, (0,) * len(found)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import inspect
 import pickle
+import re
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,7 @@ from metaspec_testing.direct import Direct
 from metaspec_testing.servers import RunningServer
 from metaspec_testing.small_models import Array, Expected
 
+DOCS = Path(__file__).parents[2] / "docs" / "client.md"
 ROWS = 23  # in requests of 5
 
 
@@ -192,3 +195,20 @@ def test_models_without_conditions(server: RunningServer, structures: Array, exp
         assert evaluation.conditions == {}
         close(evaluation.spectra.values, expected(structures))
         assert surrogate.gradients(structures, np.zeros((4, 301))).conditions == {}
+
+
+def test_the_documentation(conditioned: RunningServer, direct: Direct, capsys: pytest.CaptureFixture[str]) -> None:
+    names: dict[str, Any] = {}
+    for block in re.findall(r"```python\n(.*?)```", DOCS.read_text(), re.DOTALL):
+        exec(block.replace("http://127.0.0.1:8000", conditioned.url), names)
+    assert capsys.readouterr().out.splitlines() == [
+        *map(str, CONDITIONS),
+        "distance_um must lie between 1 and 3 um, got 4 at structure 2",
+        "(3, 128, 128) (3,)",
+        "(3,)",
+        "torch.Size([3, 128, 128]) torch.Size([])",
+        "() (5, 4, 301)",
+    ]
+    structures = names["structures"]
+    close(names["each"].values, direct.spectra(structures, distance_um=[1.25, 2, 2.5]))
+    names["surrogate"].close()
