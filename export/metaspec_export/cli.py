@@ -76,6 +76,15 @@ def export(
             help="Structures of the validation and the test split that errors are measured on, at most.", min=2
         ),
     ] = 2000,
+    distance_um: Annotated[
+        tuple[float, float] | None,
+        typer.Option(
+            "--distance-um",
+            metavar="LOW HIGH",
+            help="Range in um of the distance of the detectors, which the models take as a condition; for networks that "
+            "predict the field. By default as the checkpoint's settings say.",
+        ),
+    ] = None,
     tensorrt_engines: Annotated[
         bool, typer.Option("--tensorrt", help="Build TensorRT engines for this machine's GPU, too.")
     ] = False,
@@ -127,7 +136,7 @@ def export(
     revision = source_revision(allow_dirty)
     if tensorrt_engines:
         tensorrt.require_tensorrt()
-    source = read_source(checkpoint, data or (), limit)
+    source = read_source(checkpoint, data or (), limit, distance_um)
     if source.from_data:
         names = ", ".join(part.name for part in source.provenance.data)
         typer.echo(f"{checkpoint} does not record what it was trained on: taken from --data, {names}.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -74,7 +74,12 @@ class MeanGreens(nn.Module):
         return merge_greens(self.network(density, **conditions))
 
 
-def read_source(checkpoint: Path, data: Sequence[Path] = (), limit: int = LIMIT) -> Source:
+def read_source(
+    checkpoint: Path,
+    data: Sequence[Path] = (),
+    limit: int = LIMIT,
+    distance_range_um: tuple[float, float] | None = None,
+) -> Source:
     """Read a checkpoint and a data set to measure it on.
 
     Args:
@@ -82,11 +87,16 @@ def read_source(checkpoint: Path, data: Sequence[Path] = (), limit: int = LIMIT)
         data: data sets of the device that the network was trained for, the one to measure errors on first. By default that is
             the first one it was trained on, under `DATASETS`. A checkpoint without provenance needs all it was trained on.
         limit: largest number of structures of the validation and the test split to keep.
+        distance_range_um: smallest and largest distance of the detectors that the network is to take as a condition; by default
+            as its settings say.
 
     Raises:
-        ValueError: a file cannot be read, a data set is missing, or network, provenance and data contradict each other.
+        ValueError: a file cannot be read, a data set is missing, network, provenance and data contradict each other, or the
+            network takes no distance, or not this range.
     """
     trained = read_checkpoint(checkpoint)
+    if distance_range_um is not None:
+        trained = replace(trained, network=_with_distance(trained.network, checkpoint, distance_range_um))
     sets = _load(_paths(checkpoint, trained.provenance, data))
     known = trained.provenance
     if known is None:
@@ -111,6 +121,18 @@ def read_source(checkpoint: Path, data: Sequence[Path] = (), limit: int = LIMIT)
         evaluated_on=first.resolve().name,
         from_data=trained.provenance is None,
     )
+
+
+def _with_distance(network: nn.Module, checkpoint: Path, range_um: tuple[float, float]) -> DiffractionFieldNet:
+    if not isinstance(network, DiffractionFieldNet):
+        raise ValueError(
+            f"--distance-um needs a network that predicts the field, DiffractionFieldNet, and {checkpoint} is of "
+            f"{type(network).__name__}, which knows one distance"
+        )
+    try:
+        return network.with_distance_range(*range_um)
+    except ValueError as error:
+        raise ValueError(f"--distance-um: {error}") from None
 
 
 def _paths(checkpoint: Path, known: Provenance | None, data: Sequence[Path]) -> list[Path]:

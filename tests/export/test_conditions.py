@@ -34,6 +34,7 @@ from metaspec_testing.triton import python_repository, start_triton
 from metaspec_training.fit.checkpoint import load_network
 from metaspec_training.networks.field import DiffractionFieldNet, DiffractionFieldNetConfig
 from metaspec_training.networks.layers import conditions_of
+from metaspec_training.networks.query import DiffractionNetConfig
 from metaspec_training.report.evaluation import predict
 
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -205,3 +206,49 @@ def test_the_distance_of_a_field_net(
                     tensors[-1].set_data_from_numpy(value)
                 answer = connection.infer("diffractionnet", tensors).as_numpy("spectra")
                 np.testing.assert_allclose(answer, served.run(None, feed)[0], atol=1e-6)
+
+
+@pytest.mark.slow
+def test_a_checkpoint_is_given_the_distance(
+    checkpoint: Path, data: Path, command: Command, unseen: Structure, tmp_path: Path
+) -> None:
+    """Its network was trained at one distance; no weight depends on it."""
+    given = ("--data", data, "--no-gradient", "--allow-dirty", "--repository", tmp_path / "repository")
+    for name, option in (("plain", ()), ("ranged", ("--distance-um", 1.5, 2.75))):
+        result = command(checkpoint, *given, "--name", name, *option)
+        assert result.returncode == 0, result.stderr
+    plain, ranged = (
+        session(graph_of(tmp_path / "repository", name).SerializeToString()) for name in ("plain", "ranged")
+    )
+    metadata = parse_metadata(
+        {one.key: one.value for one in graph_of(tmp_path / "repository", "ranged").metadata_props}
+    )
+    assert [str(one) for one in metadata.conditions] == ["distance_um between 1.5 and 2.75 um, default 2"]
+    default, near = (check_conditions(metadata.conditions, one, 4) for one in ({}, {"distance_um": 1.5}))
+    expected = run(plain, unseen[:4])[0]
+    np.testing.assert_allclose(run(ranged, unseen[:4], conditions=default)[0], expected, atol=1e-6)
+    assert np.abs(run(ranged, unseen[:4], conditions=near)[0] - expected).max() > 1e-3
+
+
+@pytest.mark.parametrize("distances", [(3, 1), (2.25, 3), (0, 3)])
+def test_ranges_that_are_none(
+    checkpoint: Path, data: Path, command: Command, tmp_path: Path, distances: tuple[float, float]
+) -> None:
+    result = command(
+        checkpoint, "--data", data, "--repository", tmp_path / "none", "--distance-um", *distances, "--allow-dirty"
+    )
+    low, high = (f"{one:g}" for one in distances)
+    assert result.returncode == 2
+    assert "--distance-um: model.config.distance_range_um must ascend, above 0, and hold distance_um" in result.stderr
+    assert f"2, got {low} and {high}" in result.stderr
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_network_that_knows_one_distance(
+    data: Path, trained_on: Provenance, command: Command, make_checkpoint: MakeCheckpoint, tmp_path: Path
+) -> None:
+    config = DiffractionNetConfig(channels=32, width=32, blocks=1, heads=2, wavelengths=31, process=trained_on.process)
+    file = make_checkpoint(tmp_path / "last.ckpt", config, trained_on)
+    result = command(file, "--data", data, "--repository", tmp_path / "none", "--distance-um", 1, 3, "--allow-dirty")
+    assert result.returncode == 2
+    assert "--distance-um needs a network that predicts the field, DiffractionFieldNet" in result.stderr

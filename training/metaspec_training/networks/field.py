@@ -178,6 +178,20 @@ class DiffractionFieldNet(nn.Module):
         other.load_state_dict(state)
         return other
 
+    def with_distance_range(self, low: float, high: float) -> DiffractionFieldNet:
+        """The same network, which takes the distance of the detectors: no weight depends on it.
+
+        Args:
+            low: smallest distance in um.
+            high: largest one.
+
+        Raises:
+            ValueError: they do not ascend, or do not hold the distance of the process.
+        """
+        other = DiffractionFieldNet(replace(self.config, process=self.process, distance_range_um=(low, high)))
+        other.load_state_dict(self.state_dict())
+        return other.train(self.training)
+
     def at(
         self,
         density: Tensor,
