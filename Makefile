@@ -5,9 +5,12 @@ PYTHON ?= python3
 ARGS ?=
 WORKERS ?= 2
 # Each worker has a core: threads of PyTorch and NumPy would only wait for each other.
-PYTEST = OMP_NUM_THREADS=1 $(DEV_ENV)/bin/pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder --durations 25
+PYTEST_OPTIONS = -n $(WORKERS) --dist loadgroup --no-loadscope-reorder --durations 25
+PYTEST = OMP_NUM_THREADS=1 $(DEV_ENV)/bin/pytest $(PYTEST_OPTIONS)
+QUICK = -m "not slow and not triton and not gpu"
 SERVE_ENV := .venv-serve
 DEV_ENV := .venv
+OLDEST_ENV := .venv-oldest
 LOCK_ENV := .venv-lock
 GPU_ENV := .venv-gpu
 DOCS_ENV := .venv-docs
@@ -16,10 +19,10 @@ PIP_INSTALL := bin/pip install --quiet --no-compile --disable-pip-version-check
 # Where it is set, every command compiles all of PyTorch again before it starts.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help serve test test-fast lint format docs lock data train gpu-check clean
+.PHONY: help serve test test-fast test-oldest lint format site docs lock version release data train gpu-check clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 serve: $(SERVE_ENV)/.done ## serve the bundled model on 127.0.0.1:8000 (ARGS="--port 9000" passes settings on)
 	$(SERVE_ENV)/bin/metaspec-serve $(ARGS)
@@ -28,7 +31,10 @@ test: lint ## make the development environment, check style and types, run all t
 	$(PYTEST) $(ARGS)
 
 test-fast: $(DEV_ENV)/.done ## run the tests that take seconds and need neither Triton nor a GPU
-	$(PYTEST) -m "not slow and not triton and not gpu" $(ARGS)
+	$(PYTEST) $(QUICK) $(ARGS)
+
+test-oldest: $(OLDEST_ENV)/.done ## the same with the oldest versions that the pyproject.toml files allow, on the oldest Python
+	OMP_NUM_THREADS=1 $(OLDEST_ENV)/bin/pytest $(PYTEST_OPTIONS) $(QUICK) $(ARGS) --ignore tests/distributions --ignore tests/docs
 
 lint: $(DEV_ENV)/.done ## check style and types
 	$(DEV_ENV)/bin/ruff check .
@@ -39,8 +45,10 @@ format: $(DEV_ENV)/.done ## format the code
 	$(DEV_ENV)/bin/ruff check --fix .
 	$(DEV_ENV)/bin/ruff format .
 
-docs: $(DOCS_ENV)/.done ## build the documentation in build/site and serve it on 127.0.0.1:8001 (ARGS="-a 127.0.0.1:9001": elsewhere)
+site: $(DOCS_ENV)/.done ## build the documentation in build/site
 	$(DOCS_ENV)/bin/mkdocs build --strict
+
+docs: site ## build the documentation and serve it on 127.0.0.1:8001 (ARGS="-a 127.0.0.1:9001": elsewhere)
 	NO_MKDOCS_2_WARNING=1 $(DOCS_ENV)/bin/mkdocs serve --dev-addr 127.0.0.1:8001 $(ARGS)
 
 lock: $(LOCK_ENV)/.done ## bring requirements/*.txt up to date with the pyproject.toml files (ARGS=--upgrade: all to their newest)
@@ -49,11 +57,18 @@ lock: $(LOCK_ENV)/.done ## bring requirements/*.txt up to date with the pyprojec
 	$(COMPILE) requirements/serve-gpu.in --output-file requirements/serve-gpu.txt --no-emit-package onnxruntime
 	$(COMPILE) requirements/docs.in --output-file requirements/docs.txt
 	$(COMPILE) requirements/triton.in --output-file requirements/triton.txt --no-deps
+	$(COMPILE_ANY) requirements/oldest.in --output-file requirements/oldest.txt --python-version 3.11 --resolution lowest-direct
 
 # One set of versions for every Python and system, with markers where a package is for some of them only.
-COMPILE = UV_CUSTOM_COMPILE_COMMAND="make lock" $(LOCK_ENV)/bin/uv pip compile --quiet $(ARGS) --config-file requirements/uv.toml \
-	--universal --python-version 3.11 --fork-strategy fewest \
+COMPILE = $(COMPILE_ANY) --universal --python-version 3.11 --fork-strategy fewest
+COMPILE_ANY = UV_CUSTOM_COMPILE_COMMAND="make lock" $(LOCK_ENV)/bin/uv pip compile --quiet $(ARGS) --config-file requirements/uv.toml \
 	$(addprefix --no-emit-package ,metaspec metaspec-contract metaspec-lab metaspec-server metaspec-testing)
+
+version: $(DEV_ENV)/.done ## write VERSION to every file that states it, and cut the changelog (VERSION=X.Y.Z)
+	@$(DEV_ENV)/bin/python -m metaspec_testing.release.version $(VERSION)
+
+release: $(DEV_ENV)/.done ## build, check, install and test the distributions, and write the notes, into build/release
+	@OMP_NUM_THREADS=1 $(DEV_ENV)/bin/python -m metaspec_testing.release --workers $(WORKERS) $(ARGS)
 
 data: $(DEV_ENV)/.done ## simulate the reference data sets, or what is missing of them, and check all of their files
 	$(DEV_ENV)/bin/metaspec-simulate --count 3000 --cells 80 --out datasets/bayer-600nm --workers $$(nproc) --seed 1
@@ -70,7 +85,7 @@ gpu-check: $(GPU_ENV)/.done ## measure the bundled models on this machine's GPU 
 	$(GPU_ENV)/bin/python benchmarks/gpu_check.py $(ARGS)
 
 clean: ## remove all environments and all caches
-	rm -rf $(SERVE_ENV) $(DEV_ENV) $(DOCS_ENV) $(LOCK_ENV) $(GPU_ENV) build .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(SERVE_ENV) $(DEV_ENV) $(OLDEST_ENV) $(DOCS_ENV) $(LOCK_ENV) $(GPU_ENV) build .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(SERVE_ENV)/.done: requirements/serve.txt contract/pyproject.toml server/pyproject.toml
@@ -85,6 +100,12 @@ $(DEV_ENV)/.done: requirements/test.txt requirements/triton.txt $(wildcard */pyp
 	$(DEV_ENV)/$(PIP_INSTALL) -r requirements/test.txt
 	$(DEV_ENV)/$(PIP_INSTALL) --no-deps --no-build-isolation -e ./contract -e ./client -e ./server -e ./lab -e ./testing
 	$(DEV_ENV)/$(PIP_INSTALL) --no-deps --target $(DEV_ENV)/triton -r requirements/triton.txt
+	touch $@
+
+# What tests need is as new as those versions allow.
+$(OLDEST_ENV)/.done: requirements/oldest.txt $(wildcard */pyproject.toml)
+	$(PYTHON) -m venv --clear $(OLDEST_ENV)
+	$(OLDEST_ENV)/$(PIP_INSTALL) --constraint requirements/oldest.txt -e ./contract -e ./client -e ./server -e ./lab -e ./testing
 	touch $@
 
 # Nothing is installed where there is no GPU. httpx is for the load on the server.

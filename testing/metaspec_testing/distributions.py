@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import site
 import subprocess
 import sys
 import tarfile
@@ -57,6 +58,20 @@ def build(source: Path, target: Path) -> Archives:
     return Archives(build_wheel(source, target, "--target", "sdist"), next(target.glob("*.tar.gz")))
 
 
+def find(folder: Path, name: str) -> Archives:
+    """Find the archives of a distribution in a folder that holds those of several.
+
+    Raises:
+        ValueError: there is not just one wheel and one source archive of it.
+    """
+    stem = name.replace("-", "_")
+    try:
+        (wheel,), (sdist,) = folder.glob(f"{stem}-*.whl"), folder.glob(f"{stem}-*.tar.gz")
+    except ValueError:
+        raise ValueError(f"{folder}: expected one wheel and one source archive of {name}") from None
+    return Archives(wheel.resolve(), sdist.resolve())
+
+
 def build_wheel(source: Path, target: Path, *more: str) -> Path:
     """Build the wheel of a folder with a pyproject.toml, and what further options of Hatchling ask for."""
     command = [sys.executable, "-m", "hatchling", "build", "--directory", str(target), "--target", "wheel", *more]
@@ -107,11 +122,25 @@ class Environment:
         """
         for distribution in _needed(map(str, wheels)):
             self._link(distribution)
+        self._pip_install("--constraint", str(ROOT / "requirements" / lock), *map(str, wheels))
+
+    def _pip_install(self, *arguments: str) -> None:
         command = [sys.executable, "-m", "pip", "--python", str(self.programs / "python"), "install", "--no-index"]
-        quietly = ["--quiet", "--no-compile", "--constraint", str(ROOT / "requirements" / lock)]
-        result = subprocess.run([*command, *quietly, *map(str, wheels)], capture_output=True, text=True, timeout=120)
+        quietly = ["--quiet", "--no-compile"]
+        result = subprocess.run([*command, *quietly, *arguments], capture_output=True, text=True, timeout=120)
         if result.returncode != 0:
-            raise RuntimeError(f"pip install {' '.join(map(str, wheels))} failed:\n{result.stdout}{result.stderr}")
+            raise RuntimeError(f"pip install {' '.join(arguments)} failed:\n{result.stdout}{result.stderr}")
+
+    def install_over_this(self, *wheels: Path) -> None:
+        """Install wheels of ours in front of all that this environment has, but for what is installed in place in it.
+
+        Raises:
+            RuntimeError: a wheel cannot be installed; the message is pip's output.
+        """
+        self._pip_install("--no-deps", *map(str, wheels))
+        (target,) = self.programs.parent.glob("lib/python*/site-packages")
+        there = [*site.getsitepackages(), str(ROOT / "testing")]  # its own .pth files, ours among them, are not read
+        (target / "this.pth").write_text("".join(f"{line}\n" for line in there))
 
     def _link(self, distribution: Distribution) -> None:
         """Make the files of a distribution appear here, whole packages at once: they are large, and compiled there."""

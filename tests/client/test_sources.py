@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from metaspec import Surrogate
+from metaspec import Surrogate, __version__
 from metaspec.designs import write_designs
 from metaspec.objectives import MinEfficiency
 from metaspec.optimise import Adam, Problem, run
@@ -71,9 +71,8 @@ def test_a_run_on_the_solver_is_interrupted_and_resumed(tmp_path: Path) -> None:
     printed, errors = resumed.communicate(timeout=240)
     assert (resumed.returncode, errors) == (0, "")
     assert "efficiencies simulated, widths in nm" in printed
-    assert f"simulated by solver (24 cells, metaspec-lab 0.2.0): metaspec-simulate verify {folder}" in printed.replace(
-        "\n", ""
-    )
+    made_by = f"simulated by solver (24 cells, metaspec-lab {__version__}): metaspec-simulate verify {folder}"
+    assert made_by in printed.replace("\n", "")
     assert "predict" not in printed
     report, settings = read_report(folder), json.loads((folder / "settings.json").read_text())
     assert report.simulated
