@@ -12,6 +12,7 @@ from metaspec.optimise import NAMES
 
 EXTRAS = {"cma", "contourpy", "gdstk", "imageruler", "klayout", "matplotlib", "pymoo", "scipy"}
 FRAMEWORKS = {"torch", "jax", "botorch", "gpytorch", "optax", "invrs_opt", "totypes", "tritonclient", "mcp"}
+SERVICES = {"starlette", "uvicorn"}
 
 REFUSE = """
 import sys
@@ -101,7 +102,7 @@ for name in {NAMES}:
 
 
 def test_modules_name_their_extras() -> None:
-    modules = ["torch", "jax", "figures", "gds", "designs", "mcp"]
+    modules = ["torch", "jax", "figures", "gds", "designs", "mcp", "jobs"]
     program = f"""
 import importlib
 import metaspec, metaspec.colour, metaspec.objectives, metaspec.topology  # the base installation
@@ -119,7 +120,7 @@ try:
 except ImportError as error:
     print(error)
 """
-    done = run_without(EXTRAS | FRAMEWORKS, program)
+    done = run_without(EXTRAS | FRAMEWORKS | SERVICES, program)
     assert done.stdout.splitlines() == [
         'metaspec.torch needs torch: pip install "metaspec[torch]"',
         'metaspec.jax needs jax: pip install "metaspec[jax]"',
@@ -127,6 +128,7 @@ except ImportError as error:
         'layouts need gdstk: pip install "metaspec[optimise]"',
         'figures need matplotlib: pip install "metaspec[optimise]"',
         'metaspec.mcp needs mcp: pip install "metaspec[mcp]"',
+        'metaspec.jobs needs starlette: pip install "metaspec[studio]"',
         'grpc:// needs tritonclient: pip install "metaspec[grpc]"',
         'feature sizes need imageruler: pip install "metaspec[optimise]"',
     ], done.stderr

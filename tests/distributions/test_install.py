@@ -80,6 +80,7 @@ def test_client(archives: Build, environment: Environment) -> None:
         "figures": "optimise",
         "widget": "notebook",
         "mcp": "mcp",
+        "jobs": "studio",
     }.items():
         result = environment.run("python", "-c", f"import metaspec.{module}")
         assert result.stderr.splitlines()[-1].startswith("ImportError")

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from metaspec import objectives, optimise
 from metaspec._cli import bulk, display, runs
+from metaspec._cli.jobs import jobs
 from metaspec._cli.mcp import mcp
 from metaspec._cli.polish import polish
 from metaspec._cli.sources import (
@@ -312,7 +313,7 @@ def design(
                     gds_unit_nm=gds_unit_nm,
                     contour_tolerance_nm=contour_tolerance_nm,
                     shifted=shifted_edges(problem, result),
-                    ranked_by=_ranked_by(objective, robust_delta, spread_penalty),
+                    ranked_by=runs.ranked_by(objective, robust_delta, spread_penalty),
                 )
     advice = (
         f"They are simulated by {info.label}: metaspec-simulate verify {out} --cells N checks them on another grid."
@@ -333,16 +334,9 @@ def _number_of_starts(context: typer.Context, starts: int, given: int) -> int:
     return given
 
 
-def _ranked_by(objective: str, robust_delta: float, spread_penalty: float) -> str:
-    """What designs of a run are ranked by, in words."""
-    words = f"objective {objective}"
-    if spread_penalty:
-        words += f" less {spread_penalty:g} times the spread"
-    return f"{words}, the worst of eroded, nominal and dilated" if robust_delta else words
-
-
 app.command()(polish)
 app.command()(mcp)
+app.command()(jobs)
 
 
 def _terminated(number: int, frame: FrameType | None) -> None:

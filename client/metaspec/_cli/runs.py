@@ -92,6 +92,14 @@ def run_settings(
     }
 
 
+def ranked_by(objective: str, robust_delta: float, spread_penalty: float) -> str:
+    """What designs of a run are ranked by, in words."""
+    words = f"objective {objective}"
+    if spread_penalty:
+        words += f" less {spread_penalty:g} times the spread"
+    return f"{words}, the worst of eroded, nominal and dilated" if robust_delta else words
+
+
 def layout_settings(unit_nm: float | None, tolerance_nm: float | None) -> dict[str, float]:
     """Settings of the layouts that were given."""
     given = {"gds_unit_nm": unit_nm, "contour_tolerance_nm": tolerance_nm}

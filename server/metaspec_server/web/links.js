@@ -27,3 +27,9 @@ export async function structureOf(fragment, pixels) {
   }
   throw new Error(`the address holds no structure of ${pixels} by ${pixels} pixels: the link may have been cut`);
 }
+
+// The page of `metaspec jobs` that an address was opened from; null if it was not.
+export function jobsOf(fragment) {
+  const url = URL.parse(new URLSearchParams(fragment.slice(1)).get("jobs") ?? "");
+  return url && ["http:", "https:"].includes(url.protocol) ? url : null;
+}

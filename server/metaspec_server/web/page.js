@@ -7,7 +7,7 @@ import { Editor } from "./editor.js";
 import { Files } from "./files.js";
 import { onScheme, showGallery } from "./gallery.js";
 import { Latest } from "./latest.js";
-import { structureOf } from "./links.js";
+import { jobsOf, structureOf } from "./links.js";
 import { Merits } from "./merits.js";
 import { objectives } from "./objectives.js";
 import { Optimise } from "./optimise.js";
@@ -151,6 +151,8 @@ async function start() {
   }
   const studio = new Studio(contract, linked ?? randomised(contract.pixels));
   studio.note(broken, true);
+  const jobs = jobsOf(location.hash);
+  if (jobs) Object.assign($("jobs"), { href: jobs.href, hidden: false, textContent: `jobs at ${jobs.host}` });
   studio.latest.update();
   const { pixels } = contract;
   await showGallery($("gallery"), pixels, (structure) =>
