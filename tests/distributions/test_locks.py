@@ -63,6 +63,19 @@ def test_a_lock_has_what_its_own_list_asks_for(name: str) -> None:
         assert_satisfied(f"{name}.txt", requirement, f"requirements/{name}.in")
 
 
+@pytest.mark.parametrize("folder", PACKAGES)
+def test_the_oldest_lock_has_the_lowest_versions_that_are_allowed(folder: str) -> None:
+    oldest = pins("oldest.txt")
+    for source, requirement in wanted(folder, frozenset(read_project(folder).get("optional-dependencies", {}))):
+        if (source, requirement.name) == ("client", "torch"):  # with the laboratory, only its version can be installed
+            continue
+        bound = next(Version(each.version) for each in requirement.specifier if each.operator == ">=")
+        pin = oldest[canonicalize_name(requirement.name)]
+        assert pin.release[: len(bound.release)] == bound.release, (
+            f"{source}/pyproject.toml: {requirement} allows versions below {pin}, the oldest that can be installed"
+        )
+
+
 @pytest.mark.parametrize("lock", ["serve.txt", "docs.txt"])
 def test_what_is_used_is_what_was_tested(lock: str) -> None:
     assert pins(lock).items() <= pins("test.txt").items()
