@@ -31,7 +31,7 @@ from metaspec_testing.triton import python_repository, start_triton
 DEADLINE = 5.0  # seconds that our server gives a request
 TRITON_PATIENCE = 10.0
 KEPT = 2  # versions on disk
-STUB = "triton_python_b"  # its process; names have 15 characters
+STUB = "triton_python_b"  # how the name of its process begins: the kernel keeps 15 characters
 ONE_PIXEL = np.zeros((1, 1, PIXELS, PIXELS), np.float32)
 ONE_PIXEL[0, 0, 40, 50] = 1
 
@@ -132,12 +132,11 @@ class Contender:
         shape, data = list(ONE_PIXEL.shape), ONE_PIXEL.astype(int).ravel().tolist()
         tensor = {"name": "structure", "shape": shape, "datatype": "FP32", "data": data}
         body = json.dumps({"inputs": [tensor]}).encode()
-        patience = 4 * DEADLINE if self.name == "MetaSpec" else TRITON_PATIENCE
-        try:
+        patience, version = 4 * DEADLINE if self.name == "MetaSpec" else TRITON_PATIENCE, self.version
+        with suppress(OSError):
             self._post(f"/v2/models/{DEFAULT_MODEL}/infer", body, patience)
-        except OSError:
-            if self.name != "MetaSpec":
-                self._kill_stubs()
+        if self.name != "MetaSpec":  # it goes on computing, also when the request has been answered with an error
+            self._kill_stubs(version=version)
 
     def memory_mib(self) -> float:
         """Resident memory of the server and its children in MiB."""
@@ -154,12 +153,12 @@ class Contender:
     def _deaths(self) -> int:
         return sum("the thread of an engine has ended" in line for line in list(self.log))
 
-    def _kill_stubs(self, which: slice = slice(None)) -> int:
-        """Kill processes of the forward model, the oldest first; hung ones that an unload has left behind among them."""
-        found, killed = [], 0
+    def _kill_stubs(self, which: slice = slice(None), version: int | None = None) -> int:
+        """Kill processes of the forward model, of one version or of all, the oldest first; returns how many there were."""
+        found, killed, place = [], 0, os.path.join("", DEFAULT_MODEL, "" if version is None else str(version), "")
         for child in self.process.children(recursive=True):
             with suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
-                if child.name() == STUB and f"{os.sep}{DEFAULT_MODEL}{os.sep}" in " ".join(child.cmdline()):
+                if child.name().startswith(STUB) and os.sep + place in " ".join(child.cmdline()):
                     found.append(child)
         for stub in sorted(found, key=psutil.Process.create_time)[which]:
             with suppress(psutil.NoSuchProcess):
