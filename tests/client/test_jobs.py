@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,9 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from metaspec import objectives
 from metaspec._run_lock import holder
 from metaspec_contract.links import structure_link
 from metaspec_contract.run_folder import read_report
+from metaspec_simulation.source import SolverSource
 from metaspec_testing.commands import Command, give
 from metaspec_testing.jobs import RunningJobs, running_jobs
 from metaspec_testing.servers import RunningServer
@@ -108,6 +111,35 @@ def test_one_worker_runs_one_job_after_the_other_and_ranks_them(service: Running
     values = [read_report(service.folder / job["name"]).designs[0].objective for job in listed]
     assert values == sorted(values, reverse=True)
     assert [(job["rank"], job["ranked_by"]) for job in listed] == [(rank, "objective red") for rank in (1, 2, 3)]
+
+
+def test_a_verified_run_is_ranked_by_what_was_simulated(service: RunningJobs) -> None:
+    service.make(name="checked", objective="green", steps=5, starts=2)
+    before = service.until("checked", "finished")
+    folder = service.folder / "checked"
+    simulate = [sys.executable, "-m", "metaspec_simulation", "verify", str(folder), "--cells", "24"]
+    subprocess.run(simulate, check=True, capture_output=True, timeout=600)
+    after = service.show("checked")
+    with SolverSource(cells=24) as solver:
+        spectra = solver.predict(np.load(folder / "designs.npy"))
+    values = objectives.by_name("green")(spectra)[0]
+    assert (before["verified"], before["cells"]) == (False, None)
+    assert (after["verified"], after["cells"], after["rank"]) == (True, 24, 1)
+    assert after["objective"] == pytest.approx(values.max(), abs=1e-6)
+    assert after["min_efficiency"] == pytest.approx(spectra.min_efficiency()[values.argmax()], abs=1e-6)
+    layout = service.client.get("/jobs/checked/best.gds").content
+    assert layout == (folder / f"design_{values.argmax():03d}.gds").read_bytes()
+
+
+def test_designs_of_a_job_are_polished_by_another(service: RunningJobs) -> None:
+    service.make(name="rough", steps=5)
+    service.until("rough", "finished")
+    settings = {"name": "polished", "command": "polish", "folder": "rough", "source": "surrogate", "steps": 5}
+    answer = service.client.post("/jobs", json=settings)
+    assert answer.status_code == 201, answer.text
+    found = service.until("polished", "finished", "failed")
+    assert (found["state"], found["ranked_by"]) == ("finished", "objective balanced")
+    assert read_report(service.folder / "polished").designs[0].unpolished is not None
 
 
 def test_the_commands_of_the_document(service: RunningJobs, tmp_path: Path) -> None:
@@ -241,6 +273,9 @@ def test_requests_that_are_refused(service: RunningJobs) -> None:
     for headers in ({"Origin": "http://evil.example"}, {"Origin": "null"}, {"Sec-Fetch-Site": "cross-site"}):
         refused("POST", "/jobs/taken/pause", 403, "expected", headers=headers)
         refused("DELETE", "/jobs/taken", 403, "expected", headers=headers)
+    refused("GET", "/events", 403, "expected a request of", headers={"Sec-Fetch-Site": "same-site"})
+    link = client.get("/", headers={"Sec-Fetch-Site": "same-site", "Sec-Fetch-Mode": "navigate"})
+    assert link.status_code == 200
     own = client.post("/jobs/taken/pause", headers={"Origin": service.url, "Sec-Fetch-Site": "same-origin"})
     assert own.status_code == 202
     service.until("taken", "paused")

@@ -91,12 +91,12 @@ class Guard:
         host = headers.get("host", "")
         if self._token is None and re.sub(r":\d*$", "", host).lower() not in self._hosts:
             return Problem(403, f"expected a Host of {', '.join(sorted(self._hosts))}, got {host!r:.60}", "Host")
-        if scope["method"] not in _READING:
-            origin, site = headers.get("origin"), headers.get("sec-fetch-site", "none")
-            if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
-                return Problem(403, f"expected no Origin, or that of this service, got {origin!r:.60}", "Origin")
-            if site not in ("none", "same-origin"):
-                return Problem(403, f"expected a request of this service's own page, got one that is {site:.60}")
+        origin, site = headers.get("origin"), headers.get("sec-fetch-site", "none")
+        reading = scope["method"] in _READING
+        if not reading and origin is not None and urlsplit(origin).netloc.lower() != host.lower():
+            return Problem(403, f"expected no Origin, or that of this service, got {origin!r:.60}", "Origin")
+        if site not in ("none", "same-origin") and not (reading and headers.get("sec-fetch-mode") == "navigate"):
+            return Problem(403, f"expected a request of this service's own page, or a link, got one that is {site:.60}")
         if scope["query_string"] and path != "/" and not path.startswith("/static/"):
             return Problem(400, f"expected no query, got {scope['query_string'].decode('latin-1')!r:.60}", "query")
         if self._token is None or path in _OPEN or path.startswith("/static/"):

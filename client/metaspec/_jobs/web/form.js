@@ -35,7 +35,8 @@ export class Form {
       return make("select", common, ...options);
     }
     if (kind === "bool") return make("input", { ...common, type: "checkbox" });
-    const hint = many ? "one or more, separated by commas" : kind === "file" ? "name in the folder" : "";
+    const hint = kind === "file" ? "name in the folder" : "";
+    if (many) return make("textarea", { ...common, rows: 2, placeholder: `${hint}${hint && ", "}one in each line` });
     const input = make("input", { ...common, autocomplete: "off", placeholder: shown || hint });
     if (kind === "int" || kind === "float") input.inputMode = "decimal";
     return input;
@@ -47,7 +48,8 @@ export class Form {
     for (const { name, kind, many } of this.fields) {
       const input = $(`setting-${name}`), text = input.value.trim();
       const value = (one) => (kind === "int" || kind === "float") && one !== "" && Number.isFinite(Number(one)) ? Number(one) : one;
-      if (kind === "bool") { if (input.checked) found[name] = true; } else if (text) found[name] = many ? text.split(",").map((one) => value(one.trim())) : value(text);
+      if (kind === "bool" && input.checked) found[name] = true;
+      if (kind !== "bool" && text) found[name] = many ? text.split("\n").map((one) => one.trim()).filter(Boolean).map(value) : value(text);
     }
     return found;
   }
