@@ -70,6 +70,8 @@ def test_the_command_stores_half_weights(
         data,
         "--no-gradient",
         "--half-weights",
+        "--precision",
+        "fp32,int8",
         "--allow-dirty",
     )
     assert result.returncode == 0, result.stderr
@@ -79,3 +81,7 @@ def test_the_command_stores_half_weights(
     assert kinds["network.stem.3.first.weight.half"] == TensorProto.FLOAT16
     assert kinds["network.head.2.weight"] == TensorProto.FLOAT
     assert read(model).precision == "fp32"
+    integer = onnx.load(tmp_path / "models" / "diffractionnet_int8" / "1" / "model.onnx")
+    kept = {tensor.name for tensor in integer.graph.initializer if tensor.data_type == TensorProto.FLOAT16}
+    assert kept, "those of its weights that are not integers"
+    assert 0 < read(integer).deviation["max_abs"] < 0.05, "measured as stored, against fp32"
