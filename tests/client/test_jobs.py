@@ -91,6 +91,16 @@ def test_a_paused_job_goes_on_where_it_was(service: RunningJobs) -> None:
     assert (again.status_code, again.json()["detail"]) == (409, "paused cannot be resumed: it has finished")
 
 
+@pytest.mark.slow
+def test_a_quiet_stream_shows_that_it_is_alive(service: RunningJobs) -> None:
+    service.make(name="quiet", **LONG)
+    service.client.post("/jobs/quiet/pause")
+    service.until("quiet", "paused")
+    with service.client.stream("GET", "/jobs/quiet/events") as answer:
+        assert any(line == ":" for line in answer.iter_lines())
+    assert service.client.delete("/jobs/quiet").status_code == 204
+
+
 def test_one_worker_runs_one_job_after_the_other_and_ranks_them(service: RunningJobs) -> None:
     names = [service.make(objective="red", seed=seed)["name"] for seed in (1, 2, 3)]
     assert names == ["red-1", "red-2", "red-3"]

@@ -116,24 +116,26 @@ class Service:
         async with self._checking:  # the command is called in a thread, once at a time
             await asyncio.to_thread(check, command, body, working, working.path / ".checked")
         job = self._jobs.create(name, command, body)
-        self._runner.wake()
+        self._changed()
         return JSONResponse(self._documents.one(job.name), 201, {"Location": f"jobs/{job.name}"})
 
     async def pause(self, request: Request) -> Response:
         """Pause a job: 202 while its process saves what it has."""
         job = self._jobs.pause(request.path_params["name"])
-        self._runner.wake()
+        self._changed()
         return JSONResponse(self._documents.one(job.name), 202 if job.state == "pausing" else 200)
 
     async def resume(self, request: Request) -> Response:
         """Put a job back into the queue."""
         job = self._jobs.resume(request.path_params["name"])
-        self._runner.wake()
+        self._changed()
         return JSONResponse(self._documents.one(job.name))
 
     async def remove(self, request: Request) -> Response:
         """Remove a job, with its folder."""
-        gone = self._jobs.remove(request.path_params["name"])
+        name = request.path_params["name"]
+        gone = self._jobs.remove(name)
+        self._changed(name)
         await asyncio.to_thread(shutil.rmtree, gone, True)
         return Response(status_code=204)
 
@@ -175,6 +177,11 @@ class Service:
             raise Problem(404, f"expected report, best.gds or a file of the run, got {file!r:.60}", "file")
         text = file in _NAMED or file.endswith(".csv")
         return FileResponse(self._sent(name, file), media_type="text/plain" if text else None)
+
+    def _changed(self, removed: str | None = None) -> None:
+        """Let the change of a job be seen and acted on at once."""
+        self._documents.forget(removed)
+        self._runner.wake()
 
     def _sent(self, name: str, file: str) -> Path:
         """Path of a file in a job's folder. An address has no slash in its name of a file.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import time
+from pathlib import Path
 from typing import Any
 
 from metaspec._cli.runs import ranked_by
@@ -14,6 +16,9 @@ from metaspec_contract.files import stamp
 from metaspec_contract.run_folder import REPORT, SETTINGS, VERIFY
 
 Document = dict[str, Any]
+
+_RECENT = 0.25  # seconds that a list is shared for
+_SHARE = 0.1  # of the time that lists may take at most
 
 
 class Documents:
@@ -27,6 +32,29 @@ class Documents:
         self._jobs = jobs
         self._curves: dict[str, Curve] = {}
         self._figures: dict[str, tuple[Any, Figures | str]] = {}
+        self._settled: dict[str, tuple[Any, Document]] = {}
+        self._recent: list[Document] = []
+        self._until = 0.0
+
+    def recent(self) -> list[Document]:
+        """As `all`, but up to a moment old: the same list for all who follow the jobs, and not to be changed."""
+        began = time.monotonic()
+        if began >= self._until:
+            self._recent = self.all()
+            self._until = began + max(_RECENT, (time.monotonic() - began) / _SHARE)
+        return self._recent
+
+    def forget(self, name: str | None = None) -> None:
+        """Make the next `recent` as new as `all`.
+
+        Args:
+            name: job of which nothing that was read is to be used again.
+        """
+        self._until = 0.0
+        if name is not None:
+            self._curves.pop(name, None)
+            self._figures.pop(name, None)
+            self._settled.pop(name, None)
 
     def all(self) -> list[Document]:
         """All jobs: those with the same objective beside each other, best first; then those without a value, as queued.
@@ -34,10 +62,9 @@ class Documents:
         `rank` counts among the jobs with the same `ranked_by`: values of different objectives cannot be compared.
         """
         jobs = self._jobs.all()
-        names = {job.name for job in jobs}
-        for gone in self._curves.keys() - names:
-            self._curves.pop(gone)
-            self._figures.pop(gone, None)
+        known = self._curves.keys() | self._figures.keys() | self._settled.keys()
+        for gone in known - {job.name for job in jobs}:
+            self.forget(gone)
         waiting = [job.name for job in sorted(jobs, key=queued) if job.state == "waiting"]
         documents = [self._document(job, waiting) for job in sorted(jobs, key=queued)]
         valued = [one for one in documents if one["objective"] is not None and one["ranked_by"] is not None]
@@ -49,13 +76,17 @@ class Documents:
             before = document
         return valued + [one for one in documents if one["rank"] is None]
 
-    def one(self, name: str) -> Document:
+    def one(self, name: str, *, recent: bool = False) -> Document:
         """A job.
+
+        Args:
+            name: its name.
+            recent: whether it may be a moment old; see `recent`.
 
         Raises:
             UnknownJob: there is none.
         """
-        for document in self.all():
+        for document in self.recent() if recent else self.all():
             if document["name"] == name:
                 return document
         raise UnknownJob(f"there is no job {name!r:.60}")
@@ -71,6 +102,16 @@ class Documents:
         return found
 
     def _document(self, job: Job, waiting: list[str]) -> Document:
+        if not job.finished or job.process is not None:
+            return self._read(job, waiting)
+        now = (job.record, *_stamps(job.folder))
+        known = self._settled.get(job.name)
+        if known is None or known[0] != now:
+            known = self._settled[job.name] = (now, self._read(job, waiting))
+            del self._curves[job.name]  # all of its steps
+        return dict(known[1])
+
+    def _read(self, job: Job, waiting: list[str]) -> Document:
         curve = self._curves.setdefault(job.name, Curve(job.folder))
         curve.update()
         record, found = job.record, self._found(job) if job.finished else None
@@ -100,7 +141,7 @@ class Documents:
 
     def _found(self, job: Job) -> Figures | str:
         """Figures of a finished job; what is wrong where its report is damaged."""
-        now = [stamp(job.folder / name) if (job.folder / name).exists() else None for name in (REPORT, VERIFY)]
+        now = _stamps(job.folder)
         known = self._figures.get(job.name)
         if known is None or known[0] != now:
             try:
@@ -109,6 +150,17 @@ class Documents:
                 found = str(error)
             known = self._figures[job.name] = (now, found)
         return known[1]
+
+
+def _stamps(folder: Path) -> list[tuple[int, int, int] | None]:
+    """What tells whether a run's report or its verification have changed."""
+    found: list[tuple[int, int, int] | None] = []
+    for name in (REPORT, VERIFY):
+        try:
+            found.append(stamp(folder / name))
+        except FileNotFoundError:
+            found.append(None)
+    return found
 
 
 def _words(job: Job) -> str | None:

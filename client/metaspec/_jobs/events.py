@@ -32,7 +32,7 @@ async def of_job(documents: Documents, job: Job, start: int, stopping: Callable[
     state, last = "", time.monotonic()
     while not stopping():
         try:
-            document = documents.one(job.name)  # before its lines: what has ended has written all of them
+            document = documents.one(job.name, recent=True)  # before its lines: what has ended has written all of them
         except UnknownJob:
             yield _event("end", {"name": job.name, "state": "removed"})
             return
@@ -59,15 +59,18 @@ async def of_all(documents: Documents, stopping: Callable[[], bool]) -> AsyncIte
         stopping: function that says whether the service ends.
     """
     yield _RETRY
-    known: dict[str, Document] | None = None
+    known: dict[str, Document] = {}
+    seen: list[Document] | None = None
     last = time.monotonic()
     while not stopping():
-        now = {document["name"]: document for document in documents.all()}
-        if known is None or list(now) != list(known) or now != known:
-            changed = [one for name, one in now.items() if known is None or known.get(name) != one]
-            known, last = now, time.monotonic()
-            yield _event("jobs", {"order": list(now), "jobs": changed})
-        elif time.monotonic() - last > _QUIET:
+        if (recent := documents.recent()) is not seen:
+            now = {document["name"]: document for document in recent}
+            changed = [one for name, one in now.items() if known.get(name) != one]
+            if changed or seen is None or list(now) != list(known):
+                last = time.monotonic()
+                yield _event("jobs", {"order": list(now), "jobs": changed})
+            seen, known = recent, now
+        if time.monotonic() - last > _QUIET:
             last = time.monotonic()
             yield ":\n\n"
         await asyncio.sleep(_EVERY)

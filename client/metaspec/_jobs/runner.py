@@ -16,6 +16,7 @@ from metaspec._jobs.settings import WrongSetting, arguments
 from metaspec_contract.run_folder import LOG
 
 _EVERY = 0.25  # seconds between two steps
+_SHARE = 0.1  # of the time that steps may take at most, in a folder with very many jobs
 _GRACE = 30.0  # seconds for processes to save what they have, when the service ends
 _TAIL = 4096  # bytes of a log that are searched for its last line
 
@@ -42,13 +43,14 @@ class Runner:
     async def run(self) -> None:
         """Make a step whenever something may have changed, until the runner is closed."""
         while not self._closed:
+            began = time.monotonic()
             try:
                 self.step()
             except (OSError, UnknownJob) as error:  # a full disk, or a folder that somebody removes: not for ever
                 print(f"metaspec: {error}", file=sys.stderr, flush=True)
             self._awake.clear()
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._awake.wait(), _EVERY)
+                await asyncio.wait_for(self._awake.wait(), max(_EVERY, (time.monotonic() - began) / _SHARE))
 
     def step(self) -> None:
         """Note which processes have ended, pause what is to be paused, start what waits."""

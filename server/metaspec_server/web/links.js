@@ -30,6 +30,6 @@ export async function structureOf(fragment, pixels) {
 
 // The page of `metaspec jobs` that an address was opened from; null if it was not.
 export function jobsOf(fragment) {
-  const url = URL.parse(new URLSearchParams(fragment.slice(1)).get("jobs") ?? "");
-  return url && ["http:", "https:"].includes(url.protocol) ? url : null;
+  const text = new URLSearchParams(fragment.slice(1)).get("jobs") ?? "";
+  return /^https?:/.test(text) && URL.canParse(text) ? new URL(text) : null;
 }
