@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from metaspec._design.filters import conic_filter
 from metaspec._surrogate.client import Surrogate
+from metaspec.conditions import FixedConditions
 from metaspec.figures import draw_history, draw_spectra, draw_structure
 from metaspec.layouts._rules import import_klayout, outline_rules
 from metaspec.layouts._writing import solid_outlines
@@ -86,7 +87,7 @@ def write_designs(
     Args:
         folder: run folder, created if necessary. Files of the same names are replaced.
         result: result of `metaspec.optimise.run`.
-        source: source that it was computed by; its process goes into the report.
+        source: source that it was computed by; its process, and its fixed conditions, go into the report.
         objective: name of the objective, for the report.
         settings: JSON settings of the optimisation, for the report.
         seed: seed of the random starts, for the report.
@@ -109,6 +110,7 @@ def write_designs(
     folder = Path(folder)
     info = source.metadata()
     process = info.process
+    origin, conditions = (source.source, source.fixed) if isinstance(source, FixedConditions) else (source, {})
     tolerance = process.pixel_nm if contour_tolerance_nm is None else contour_tolerance_nm
     check_layer(gds_layer)
     layouts = [
@@ -150,12 +152,13 @@ def write_designs(
     write_text(folder / "history.csv", table.getvalue())
     _save_figure(draw_history(result.history, objective=objective), folder / "history.png")
     report = RunReport(
-        url=source.url if isinstance(source, Surrogate) else None,
+        url=origin.url if isinstance(origin, Surrogate) else None,
         model=info.name,
         model_version=result.spectra.version,
         objective=objective,
         ranked_by=ranked_by or f"objective {objective}",
         settings=dict(settings or {}),
+        conditions=conditions,
         process=process,
         period_um=process.period_um,
         pixel_nm=process.pixel_nm,
@@ -170,8 +173,8 @@ def write_designs(
         structures_evaluated=result.structures_evaluated,
         designs=designs,
     )
-    # Figures of merit that do not apply to predictions are left out.
-    document = report.model_dump(mode="json") | {
+    # Figures of merit that do not apply to predictions are left out, and conditions where there are none, as before.
+    document = report.model_dump(mode="json", exclude=None if conditions else {"conditions"}) | {
         "designs": [design.model_dump(mode="json", exclude_none=True) for design in designs]
     }
     write_text(folder / PAGE, page(document, folder))

@@ -130,9 +130,12 @@ def spectra_function(source: Source) -> SpectraFunction:
         if not jnp.issubdtype(density.dtype, jnp.floating):
             density = density.astype(float)
         wait_at_exit()
-        given = {name: value for name, value in conditions.items() if value is not None}
-        known = named_conditions(info.conditions, given)
-        at = {name: _spread(condition, given[name], density.shape[:-2]) for name, condition in known.items()}
+        known = named_conditions(info.conditions, conditions)
+        at = {
+            name: _spread(condition, conditions[name], density.shape[:-2])
+            for name, condition in known.items()
+            if conditions[name] is not None
+        }
         return spectra_of_wide(_wide(density), at).astype(density.dtype)
 
     return spectra_of

@@ -68,9 +68,12 @@ def spectra_of(density: torch.Tensor, source: Source, **conditions: TensorCondit
         raise InvalidStructure(f"density must be real numbers from 0 (void) to 1 (solid), got {density.dtype}")
     if not density.is_floating_point():
         density = density.to(torch.get_default_dtype())
-    given = {name: value for name, value in conditions.items() if value is not None}
-    known = named_conditions(source.metadata().conditions, given) if given else {}
-    at = {name: _spread(condition, given[name], density.shape[:-2]) for name, condition in known.items()}
+    known = named_conditions(source.metadata().conditions, conditions) if conditions else {}
+    at = {
+        name: _spread(condition, conditions[name], density.shape[:-2])
+        for name, condition in known.items()
+        if conditions[name] is not None
+    }
     result: torch.Tensor = _Spectra.apply(density, source, tuple(at), *at.values())  # type: ignore[no-untyped-call]
     return result
 

@@ -190,6 +190,15 @@ def check_conditions(
     return {name: condition.check(given.get(name), count) for name, condition in known.items()}
 
 
+def stated_conditions(values: Mapping[str, float | Sequence[float]]) -> str:
+    """Values of conditions in words: "distance_um 1.25, incidence (3, -4.5)"."""
+
+    def stated(value: float | Sequence[float]) -> str:
+        return f"{value:g}" if isinstance(value, int | float) else f"({', '.join(f'{one:g}' for one in value)})"
+
+    return ", ".join(f"{name} {stated(value)}" for name, value in values.items())
+
+
 def spread_conditions(conditions: Iterable[Condition], count: int) -> dict[str, NDArray[np.float32]]:
     """Values that cover the range of each condition evenly, with both ends if there are two or more: float32 (count, size).
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from metaspec_contract.conditions import stated_conditions
 from metaspec_contract.detectors import COLOURS
 from metaspec_contract.files import read_array, write_text
 from metaspec_contract.links import structure_link
@@ -138,7 +139,9 @@ def page(report: Mapping[str, Any], folder: Path) -> str:
 
 
 def stated(value: Any) -> str:
-    """A setting in words: the entries of a list, separated by commas."""
+    """A setting in words: the entries of a list, or of a mapping with their names, separated by commas."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {stated(one)}" for name, one in value.items()) or "none"
     return ", ".join(map(str, value)) if isinstance(value, list) else "none" if value is None else str(value)
 
 
@@ -197,7 +200,8 @@ def _read(path: Path) -> Any:
 
 def _notes(report: Mapping[str, Any], verified: Mapping[str, Any] | None) -> Iterable[str]:
     """Where the efficiencies come from and how to check them, and warnings."""
-    origin = f"{report['model']}, version {report['model_version']}"
+    at = f", at {stated_conditions(report['conditions'])}" if report.get("conditions") else ""
+    origin = f"{report['model']}, version {report['model_version']}{at}"
     check = "metaspec-simulate verify on this folder"
     if report["simulated"]:
         yield f"All efficiencies were simulated ({origin}). To check a design on another grid: {check}."
@@ -325,7 +329,7 @@ def _studio_link(report: Mapping[str, Any], path: Path) -> str | None:
     structure = read_array(path)
     if not np.isin(structure, (0, 1)).all():
         return None
-    return structure_link(report["url"], structure.astype(np.uint8), report["model"])
+    return structure_link(report["url"], structure.astype(np.uint8), report["model"], report.get("conditions"))
 
 
 def _colours(values: Mapping[str, float | None]) -> str:

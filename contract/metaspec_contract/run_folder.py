@@ -218,6 +218,8 @@ class RunReport(BaseModel):
         objective: name of the objective.
         ranked_by: what designs are ranked by, in words.
         settings: settings of the run.
+        conditions: values at which the source computed, beside the structures, by name: a number, or those of a vector; left
+            out where there are none. Where the process has a field of a condition's name, it has this value.
         process: device whose spectra the source computes, with every field stated.
         period_um: side of the unit cell in um, the same as the process's.
         pixel_nm: width of a pixel in nm.
@@ -242,6 +244,7 @@ class RunReport(BaseModel):
     objective: str
     ranked_by: str | None = None
     settings: dict[str, JsonValue]
+    conditions: dict[str, FiniteFloat | list[FiniteFloat]] = {}
     process: CompleteProcess
     period_um: FiniteFloat
     pixel_nm: FiniteFloat

@@ -21,6 +21,8 @@ from metaspec import Surrogate, objectives
 from metaspec_contract.run_folder import VERIFY, read_report
 from metaspec_contract.structures import pack
 from metaspec_simulation.source import SolverSource
+from metaspec_testing.conditioned_models import CONDITIONS
+from metaspec_testing.direct import Direct
 from metaspec_testing.servers import RunningServer
 
 LONG_RUN = {"folder": "run", "steps": 300, "starts": 2}
@@ -124,6 +126,21 @@ async def test_predictions_are_those_of_the_surrogate(
     assert np.load(folder / found["saved"]) == pytest.approx(expected.values[[3, 1]], abs=1e-5)
     assert same["structures"][0] == by_row[3] | {"row": 0, "spectra": None}
     assert (unmade["solid_nm"], unmade["void_nm"], unmade["fill"]) == (None, None, 0.25)
+
+
+async def test_conditions(conditioned: RunningServer, folder: Path, structures: np.ndarray, direct: Direct) -> None:
+    at: dict[str, Any] = {"distance_um": 1.25, "incidence": [3, -4.5]}
+    async with tools(conditioned, folder) as client:
+        listed = (await answer(client, "list_models"))["conditions"]
+        await answer(client, "predict", structures="structures.npy", conditions=at, save="spectra.npy")
+        refused = await refusal(client, "gradient", structures="structures.npy", conditions={"distance_um": 4})
+        await answer(client, "optimise", folder="run", steps=3, starts=1, conditions=at)
+    assert listed == [str(condition) for condition in CONDITIONS]
+    np.testing.assert_allclose(np.load(folder / "spectra.npy"), direct.spectra(structures, **at), rtol=1e-4, atol=1e-5)
+    assert "distance_um must lie between 1 and 3 um, got 4" in refused
+    assert read_report(folder / "run").conditions == at
+    spectra, designs = np.load(folder / "run" / "spectra.npy"), np.load(folder / "run" / "designs.npy")
+    np.testing.assert_allclose(spectra, direct.spectra(designs, **at), rtol=1e-4, atol=1e-5)
 
 
 async def test_gradients_are_summed_over_tiles(

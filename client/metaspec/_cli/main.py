@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from metaspec import objectives, optimise
 from metaspec._cli import bulk, display, runs
+from metaspec._cli.conditions import ConditionOption, Distance
 from metaspec._cli.jobs import jobs
 from metaspec._cli.mcp import mcp
 from metaspec._cli.polish import polish
@@ -80,6 +81,8 @@ def predict(
     cells: Cells = None,
     workers: Workers = None,
     process: ProcessFile = None,
+    condition: ConditionOption = None,
+    distance_um: Distance = None,
     wait: Wait = LONGEST_WAIT,
     out: Annotated[Path | None, typer.Option(help="Write the spectra to this .npy or .csv file.")] = None,
     plot: Annotated[
@@ -212,6 +215,8 @@ def design(
     cells: Cells = None,
     workers: Workers = None,
     process: ProcessFile = None,
+    condition: ConditionOption = None,
+    distance_um: Distance = None,
     wait: Wait = LONGEST_WAIT,
     check: runs.Check = False,
 ) -> None:
@@ -279,7 +284,7 @@ def design(
         verb = "Resuming" if checkpoint.exists() else "Optimising"
         address = f" at {url}" if source == SURROGATE else ""
         rows = len(method.ask())
-        typer.echo(f"{verb} objective {objective}, {rows} starts, {optimiser}; {info.label}{address}")
+        typer.echo(f"{verb} objective {objective}, {rows} starts, {optimiser}; {info.label}{address}{chosen.stated}")
         for remark in [] if given is None else given.remarks:
             typer.echo(remark)
         if info.merged_greens:

@@ -98,7 +98,7 @@ def polish(
     layer = solid_layer(gds_layer)
     width = _width_of(folder, found) if min_feature_nm is None else min_feature_nm
     symmetry = "diagonal" if (designs == designs.transpose(0, 2, 1)).all() else None
-    chosen = choose_source(context, source, process=found.process)
+    chosen = choose_source(context, source, process=found.process, conditions=found.conditions)
     out = folder / "polished" if out is None else out
     settings = {
         "polishes": hashlib.sha256(designs.tobytes()).hexdigest()[:16],
@@ -127,7 +127,7 @@ def polish(
         check_answers(origin)
         context.with_resource(working_in(out, settings))
         verb = "Resuming" if checkpoint.exists() else "Polishing"
-        typer.echo(f"{verb} {len(designs)} designs of {folder}, objective {name}; {info.label}")
+        typer.echo(f"{verb} {len(designs)} designs of {folder}, objective {name}; {info.label}{chosen.stated}")
         shown = display.RunDisplay(console, problem, steps)
         with resumable(shown.where):
             with shown:

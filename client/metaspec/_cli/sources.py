@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from metaspec._cli.conditions import read_conditions
 from metaspec._surrogate.client import Surrogate
+from metaspec.conditions import at_conditions
+from metaspec_contract.conditions import stated_conditions
 from metaspec_contract.process import Process, read_process
 from metaspec_contract.source import Source, find_source, source_names
 
@@ -62,44 +65,68 @@ class ChosenSource:
         name: its name, the value of `--source`.
         make: function that makes it.
         arguments: arguments of that function, by the names of the options.
+        conditions: values of its conditions, as JSON.
     """
 
     name: str
     make: Callable[..., Source]
     arguments: dict[str, Any]
+    conditions: Mapping[str, float | list[float]] = field(default_factory=dict)
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Arguments that the spectra depend on, as JSON, for the settings of a run."""
+        """What the spectra depend on, as JSON, for the settings of a run."""
+        at = {"conditions": dict(self.conditions)} if self.conditions else {}
         if self.name == SURROGATE:
-            return {"model": self.arguments["model"]}
+            return {"model": self.arguments["model"], **at}
         default = Process().model_dump(mode="json")
         device = self.arguments.get("process", Process()).model_dump(mode="json")
         changed = {field: value for field, value in device.items() if value != default[field]}
         cells = self.arguments.get("cells", _parameters(self.make).get("cells"))
-        return {"source": self.name, "cells": cells, "process": changed}
+        return {"source": self.name, "cells": cells, "process": changed, **at}
+
+    @property
+    def stated(self) -> str:
+        """Conditions in words, such as ", distance_um 1.25"; "" where none were given."""
+        return f", {stated_conditions(self.conditions)}" if self.conditions else ""
 
     def open(self, **more: Any) -> Source:
-        """Make the source.
+        """Make the source, at its conditions.
 
         Args:
             **more: further arguments, of which the source takes those that it has.
+
+        Raises:
+            InvalidCondition: it does not take a condition, or not at this value.
+            SourceError: conditions were given, and the description that says which there are could not be requested.
         """
         known = _parameters(self.make)
         further = {name: value for name, value in (_FIXED | more).items() if name in known}
-        return self.make(**further, **self.arguments)
+        source = self.make(**further, **self.arguments)
+        try:
+            return at_conditions(source, self.conditions)
+        except BaseException:
+            source.close()
+            raise
 
 
-def choose_source(context: typer.Context, name: str, process: Process | None = None) -> ChosenSource:
+def choose_source(
+    context: typer.Context,
+    name: str,
+    process: Process | None = None,
+    conditions: Mapping[str, float | list[float]] | None = None,
+) -> ChosenSource:
     """The source of a command, from its options.
 
     Args:
-        context: context of the command, which has the options of `OPTIONS`.
+        context: context of the command, which has the options of `OPTIONS`, and may have those of conditions.
         name: name of the source.
         process: process of a source that has this argument, if the option is not given.
+        conditions: values of conditions; by default, those of the options.
 
     Raises:
-        ValueError: there is no such source, it does not have an option that was given, or the file of a process is invalid.
+        ValueError: there is no such source, it does not have an option that was given, the file of a process is invalid, or a
+            condition is not NAME=VALUE.
         ImportError: the source is not installed; the distribution to install is named.
     """
     names = [SURROGATE, *source_names()]
@@ -119,7 +146,9 @@ def choose_source(context: typer.Context, name: str, process: Process | None = N
                 arguments[option] = read_process(value) if option == "process" else value
         elif origin is not None and origin.name == "COMMANDLINE":
             raise ValueError(f"--{option.replace('_', '-')} is not an option of --source {name}")
-    return ChosenSource(name, make, arguments)
+    if conditions is None:
+        conditions = read_conditions(context.params.get("condition"), context.params.get("distance_um"))
+    return ChosenSource(name, make, arguments, conditions)
 
 
 def _parameters(make: Callable[..., Source]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from metaspec._cli.runs import check_objective
 from metaspec._mcp import answers
 from metaspec._mcp.folder import STRUCTURES
 from metaspec._mcp.tools import Tools
+from metaspec.conditions import at_conditions
 from metaspec.figures import draw_spectra, draw_structure
 from metaspec_contract.files import write_array, write_bytes
 from metaspec_contract.model import is_gradient_model
@@ -28,6 +29,12 @@ if TYPE_CHECKING:
 Structures = Annotated[str, Field(description=STRUCTURES)]
 Rows = Annotated[list[int] | None, Field(description="Rows of the structures in their file, from 0; all by default.")]
 Model = Annotated[str | None, Field(description="Name of the model; the server's default if left out.")]
+Conditions = Annotated[
+    dict[str, float | list[float]] | None,
+    Field(
+        description="Values of the model's conditions by name, for all structures; list_models states them and defaults."
+    ),
+]
 Save = Annotated[str | None, Field(description="File in the working folder for the whole array, ending in .npy.")]
 Objective = Annotated[str, Field(description=f"One of {', '.join(objectives.NAMES)}.")]
 
@@ -75,6 +82,7 @@ class Looking(Tools):
         structures: Structures,
         rows: Rows = None,
         model: Model = None,
+        conditions: Conditions = None,
         wavelengths: Annotated[
             int,
             Field(description="Number of wavelengths of the spectra in the answer; 0 for no spectra.", ge=0, le=301),
@@ -83,10 +91,10 @@ class Looking(Tools):
     ) -> answers.Prediction:
         """Predict the spectra of structures: efficiency and crosstalk of each colour, fill, narrowest features; best first."""
         path = None if save is None else self._folder.new_file(save, "save", ".npy")
-        surrogate = self._models.get(model)
-        process = surrogate.metadata().process
+        source = at_conditions(self._models.get(model), conditions)
+        process = source.metadata().process
         given = self._folder.read(structures, rows, process, self._limits.structures)
-        spectra = surrogate.predict(given.density)
+        spectra = source.predict(given.density)
         answer = answers.prediction(spectra, given.density, process.pixel_nm, given.rows, wavelengths)
         if path is not None:
             write_array(path, spectra.values)
@@ -99,6 +107,7 @@ class Looking(Tools):
         objective: Objective = "bayer",
         rows: Rows = None,
         model: Model = None,
+        conditions: Conditions = None,
         tiles: Annotated[
             int, Field(description="Tiles along each side that the gradient is summed over.", ge=1, le=16)
         ] = 8,
@@ -107,11 +116,11 @@ class Looking(Tools):
         """The gradient of an objective with respect to the density of each pixel: where more solid, or less, would raise it."""
         path = None if save is None else self._folder.new_file(save, "save", ".npy")
         goal = objectives.by_name(objective)
-        surrogate = self._models.get(model)
-        info = surrogate.metadata()
+        source = at_conditions(self._models.get(model), conditions)
+        info = source.metadata()
         check_objective(objective, goal, info)
         given = self._folder.read(structures, rows, info.process, self._limits.structures)
-        value, gradient, spectra = surrogate.predict_and_gradient(given.density, goal)
+        value, gradient, spectra = source.predict_and_gradient(given.density, goal)
         answer = answers.Gradient(
             model=spectra.model,
             version=spectra.version,
@@ -132,6 +141,7 @@ class Looking(Tools):
         row: Annotated[int, Field(description="Row of the structure in its file.", ge=0)] = 0,
         show: Literal["structure", "spectra", "both"] = "both",
         model: Model = None,
+        conditions: Conditions = None,
         save: Annotated[
             str | None,
             Field(
@@ -141,10 +151,10 @@ class Looking(Tools):
     ) -> list[str | Image]:
         """Draw a structure, its predicted spectra over the bands of the colours, or both: PNG pictures, and a line of text."""
         path = None if save is None else self._folder.new_file(save, "save", ".png")
-        surrogate = self._models.get(model)
-        process = surrogate.metadata().process
+        source = at_conditions(self._models.get(model), conditions)
+        process = source.metadata().process
         given = self._folder.read(structures, [row], process, 1)
-        spectra = surrogate.predict(given.density)
+        spectra = source.predict(given.density)
         merit = in_words(Merit.of(spectra.values[0], spectra.wavelengths_nm, spectra.channels))
         name = f"{given.name}, row {row}"
         figures: dict[str, Figure] = {}

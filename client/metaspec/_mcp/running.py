@@ -27,11 +27,12 @@ from metaspec._design.filters import RADIUS_NM
 from metaspec._mcp import answers
 from metaspec._mcp.folder import BITS, Folder
 from metaspec._mcp.limits import Limits
-from metaspec._mcp.looking import Model, Objective, Structures, laboratory
+from metaspec._mcp.looking import Conditions, Model, Objective, Structures, laboratory
 from metaspec._mcp.models import Models
 from metaspec._mcp.tools import Tools
 from metaspec._mcp.watching import Anything, Bar, OutOfTime, Watch
 from metaspec._run_progress import recorded
+from metaspec.conditions import at_conditions
 from metaspec.designs import is_finished, write_designs
 from metaspec_contract.files import write_array
 from metaspec_contract.report_page import PAGE
@@ -70,6 +71,7 @@ class Running(Tools):
         min_feature_nm: Annotated[float, Field(description="Minimum width of solid and void; 0 for any.", ge=0)] = 0.0,
         seed: Annotated[int, Field(description="Seed of the random starts.", ge=0)] = 0,
         model: Model = None,
+        conditions: Conditions = None,
     ) -> answers.Run:
         """Design colour routers. Answers after the server's limit of seconds at the latest: unfinished, repeat the same call.
 
@@ -82,7 +84,7 @@ class Running(Tools):
             context,
             self._folder.run_folder(folder, "folder"),
             None if start is None else self._folder.inside(start, "start"),
-            model or self._models.default,
+            {"model": model or self._models.default, **({"conditions": conditions} if conditions else {})},
             runs.run_settings(
                 objective=objective,
                 steps=steps,
@@ -98,7 +100,7 @@ class Running(Tools):
             return await to_thread.run_sync(work)
 
     def _optimise(
-        self, context: Anything, out: Path, start: Path | None, model: str, settings: dict[str, Any]
+        self, context: Anything, out: Path, start: Path | None, source: dict[str, Any], settings: dict[str, Any]
     ) -> answers.Run:
         """An optimisation, in a thread. The settings are those of `metaspec optimise`, which finds the same run."""
         name, steps, starts = self._folder.relative(out), settings["steps"], settings["starts"]
@@ -106,11 +108,11 @@ class Running(Tools):
         drawings = read_starts(None if start is None else [start], None, "1/0")
         if (given_count := sum(drawing.count for drawing in drawings)) > starts:
             raise ValueError(f"starts must be at least the {given_count} structures of start, got {starts}")
-        settings = {**settings, **start_settings(drawings, None, "1/0"), "model": model}
+        settings = {**settings, **start_settings(drawings, None, "1/0"), **source}
         if is_finished(out, settings):
             return answers.run_of(read_report(out), name, f"{name}/{PAGE}", steps, f"It was finished before. {_ADVICE}")
         import_imageruler()  # first needed at the end of the run
-        surrogate = self._models.get(model)
+        surrogate = at_conditions(self._models.get(source["model"]), source.get("conditions"))
         info = surrogate.metadata()
         runs.check_objective(settings["objective"], goal, info)
         symmetry = None if settings["symmetry"] == "none" else settings["symmetry"]

@@ -144,11 +144,7 @@ class Surrogate(SurrogateBase, Source):
                 (N, channels, wavelengths); see `metaspec_contract.source.ObjectiveFunction`.
             **conditions: conditions as for `predict`.
 
-        Raises:
-            InvalidStructure: raised before anything is sent.
-            InvalidCondition: raised before anything is sent.
-            InvalidCotangent: the objective's derivatives have another shape or are not finite.
-            MetaSpecError: one of its subclasses, see there.
+        Errors are those of `gradient`.
         """
         spectra = self.predict(structures, **conditions)
         value, cotangent = value_and_cotangent(objective, spectra)

@@ -43,9 +43,9 @@ def load(path: Path, settings: dict[str, Any]) -> dict[str, Array]:
         found = json.loads(str(arrays.pop("settings")))
     except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} is damaged or not a checkpoint of this program ({error}): move it away") from error
-    expected = json.loads(json.dumps(settings))
-    for name, value in _flat(expected).items():
-        other = _flat(found).get(name)
+    before, now = _flat(found), _flat(json.loads(json.dumps(settings)))
+    for name in {**now, **before}:
+        other, value = before.get(name), now.get(name)
         if other != value:
             raise ValueError(
                 f"{path} is the checkpoint of another run: {name} was {other}, is {value}. "

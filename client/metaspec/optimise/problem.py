@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from metaspec._source import check_source
+from metaspec.conditions import FixedConditions
 from metaspec.fabrication import BlurAndBias
 from metaspec.optimise.base import Array
 from metaspec.optimise.variants import Etched, Fabricated, Nominal, Variant
@@ -49,7 +50,8 @@ class Problem:
     other corners in every step. All variants are computed in one batch.
 
     Args:
-        source: source of spectra and gradients: a `Surrogate`, the solver, or another one.
+        source: source of spectra and gradients: a `Surrogate`, the solver, or another one; with
+            `metaspec.conditions.FixedConditions`, at other values of its conditions than the defaults.
         objective: function from `Spectra` of N structures to N values, larger is better, and N derivatives with respect
             to the spectra.
         parameterisation: map from latents to densities.
@@ -223,9 +225,11 @@ class Problem:
         mean = float(np.mean(_checked_values(value, count)))
         # A server's newer version takes over within a run; another grid or process of a solver is another run.
         solver = {"version": info.version, "process": info.process.model_dump(mode="json")} if info.simulated else {}
+        fixed = {"conditions": self.source.fixed} if isinstance(self.source, FixedConditions) else {}
         return {
             "model": info.name,
             **solver,
+            **fixed,
             "objective": _named(self.objective),
             "objective_of_noise": float(f"{mean:.9g}"),  # distinguishes functions of the same name
             "parameterisation": repr(self.parameterisation),

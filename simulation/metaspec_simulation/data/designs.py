@@ -73,6 +73,10 @@ def read_designs(folder: Path, process: Process | None = None) -> Designs:
         ValueError: a file is missing or damaged, or two of them contradict each other.
     """
     report = _read_report(folder, process)
+    if other := [name for name in report.conditions if name not in Process.model_fields]:
+        raise ValueError(
+            f"{folder / REPORT}: the designs were made at a condition that the solver does not have, {other[0]}"
+        )
     structures = _read_structures(folder / DESIGNS, report.process.structure_shape)
     if len(structures) != len(report.designs):
         raise ValueError(f"{folder}: {DESIGNS} has {len(structures)} rows but {REPORT} lists {len(report.designs)}")
