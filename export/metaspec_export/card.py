@@ -54,7 +54,7 @@ The network is trained on binary structures like those of its data sets. On othe
 errors are larger than stated. An optimiser finds such structures: check a final design with the solver.
 
 Source revision {metadata.source_revision}.
-SHA-256 of the weights {metadata.weights_sha256}.
+SHA-256 of the trained network {metadata.network_sha256}, of the weights in this file {metadata.weights_sha256}.
 """
 
 

@@ -56,6 +56,7 @@ class ExportedMetadata(ModelMetadata):
         source_revision: revision of the code.
         made_with: versions of the packages.
         weights_sha256: SHA-256 of the weights, see `weights_sha256`.
+        network_sha256: SHA-256 of the trained network, see `network_sha256`; "" in models of earlier releases.
     """
 
     model_config = ConfigDict(frozen=True, extra="allow")
@@ -69,6 +70,7 @@ class ExportedMetadata(ModelMetadata):
     source_revision: str
     made_with: dict[str, str]
     weights_sha256: str
+    network_sha256: str = ""
 
     @property
     def warning(self) -> str | None:
@@ -111,6 +113,7 @@ def common_facts(source: Source, images: int, revision: str) -> dict[str, Any]:
         "training": training.model_dump(mode="json"),
         "evaluated_on": source.evaluated_on,
         "source_revision": revision,
+        "network_sha256": network_sha256(network),
         "made_with": {"torch": torch.__version__, "onnx": onnx.__version__, "onnxruntime": ort.__version__},
     }
 
@@ -214,6 +217,21 @@ def weights_sha256(model: onnx.ModelProto) -> str:
         array = numpy_helper.to_array(tensor)
         digest.update(tensor.name.encode())
         digest.update(array.astype(array.dtype.newbyteorder("<")).tobytes())
+    return digest.hexdigest()
+
+
+def network_sha256(network: torch.nn.Module) -> str:
+    """SHA-256 over the trained weights: each one's name, then its little-endian float32 bytes, in order of name.
+
+    All models of a network have it in common, in every precision and over symmetric images, however the graph is written: what
+    was measured of the network's predictions holds for them all, within their stated deviations.
+    """
+    while isinstance(inner := getattr(network, "network", None), torch.nn.Module):
+        network = inner
+    digest = hashlib.sha256()
+    for name, weight in sorted(network.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(weight.detach().cpu().numpy().astype("<f4").tobytes())
     return digest.hexdigest()
 
 

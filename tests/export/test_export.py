@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 import shutil
@@ -23,11 +24,13 @@ from tritonclient.grpc import model_config_pb2
 from metaspec_contract.process import Process
 from metaspec_contract.provenance import Provenance
 from metaspec_contract.structures import Structure
-from metaspec_export.metadata import read, weights_sha256
+from metaspec_export.metadata import network_sha256, read, weights_sha256
 from metaspec_export.parity import check_gradient_parity, check_parity
 from metaspec_simulation.dataset import load
 from metaspec_testing.triton import python_repository, start_triton
 from metaspec_training.fit.checkpoint import load_network
+from metaspec_training.networks.field import DiffractionFieldNet
+from metaspec_training.networks.symmetric import SymmetricNetwork
 from metaspec_training.report.evaluation import uselessness
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # tracing takes minutes on a busy machine
@@ -125,6 +128,20 @@ def test_metadata_come_from_the_checkpoint(graph: Graph, process: Process, train
     assert read(graph("diffractionnet_fp16")).deviation["max_abs"] > 0
 
 
+def test_all_models_of_a_network_have_its_hash(graph: Graph, network: nn.Module) -> None:
+    names = ("diffractionnet", "diffractionnet_vjp", "diffractionnet_fp16", "diffractionnet_fp16_vjp")
+    expected = network_sha256(network)
+    assert {read(graph(name)).network_sha256 for name in names} == {expected}
+    assert len({read(graph(name)).weights_sha256 for name in names}) > 1
+    assert network_sha256(SymmetricNetwork(network, 4)) == expected
+    assert isinstance(network, DiffractionFieldNet)
+    assert network_sha256(network.with_distance_range(1, 3)) == expected
+    other = copy.deepcopy(network)
+    with torch.no_grad():
+        next(other.parameters()).view(-1)[0] += 1e-6
+    assert network_sha256(other) != expected
+
+
 def test_cards(repository: Path, graph: Graph, trained_on: Provenance) -> None:
     metadata = read(graph("diffractionnet"))
     card = (repository / "diffractionnet" / "1" / "MODEL_CARD.md").read_text()
@@ -137,7 +154,8 @@ def test_cards(repository: Path, graph: Graph, trained_on: Provenance) -> None:
     assert "31 wavelengths from 450 to 750 nm" in words
     assert f"- narrow-450nm: {trained_on.data[0].structures} training structures, labelled by imported" in words
     assert f"| test | {metadata.metrics['test']['count']} | {metadata.metrics['test']['mae']:.4f} |" in card
-    assert f"SHA-256 of the weights {metadata.weights_sha256}." in card
+    hashes = f"SHA-256 of the trained network {metadata.network_sha256}, of the weights in this file {metadata.weights_sha256}."
+    assert hashes in card
     assert "mean of G1 and G2" not in card
     card = (repository / "diffractionnet_fp16_vjp" / "1" / "MODEL_CARD.md").read_text()
     assert "million parameters, fp16." in card
