@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from metaspec import AsyncSurrogate, InvalidCondition, InvalidStructure, MetaSpecError, Spectra, Surrogate
+from metaspec import AsyncSurrogate, InvalidCondition, InvalidStructure, MetaSpecError, ServerError, Spectra, Surrogate
 from metaspec_contract.structures import pack
-from metaspec_testing.conditioned_models import CONDITIONS
+from metaspec_testing.conditioned_models import CONDITIONED_METADATA, CONDITIONS
 from metaspec_testing.direct import Direct
+from metaspec_testing.scripted import METADATA, good, scripted
 from metaspec_testing.servers import RunningServer
 from metaspec_testing.small_models import Array, Expected
 
@@ -195,6 +196,22 @@ def test_models_without_conditions(server: RunningServer, structures: Array, exp
         assert evaluation.conditions == {}
         close(evaluation.spectra.values, expected(structures))
         assert surrogate.gradients(structures, np.zeros((4, 301))).conditions == {}
+
+
+@pytest.mark.parametrize("client", [Surrogate, AsyncSurrogate])
+async def test_a_new_version_that_requires_a_condition(client: Any) -> None:
+    """A bare Triton refuses requests without it: the next call asks for the description again."""
+    inputs = [{"name": one.name, "datatype": "FP32", "shape": [-1, one.size]} for one in CONDITIONS]
+    newer = METADATA | {"inputs": [*METADATA["inputs"], *inputs], "parameters": CONDITIONED_METADATA}
+    with scripted((400, {}, b'{"error": "expected 3 inputs but got 1 inputs"}'), good(1)) as server:
+        surrogate = client(server.url)
+        assert (await given(surrogate.metadata())).conditions == ()
+        server.describe = lambda path: newer if path.endswith("diffractionnet") else {"extensions": []}
+        with pytest.raises(ServerError, match="expected 3 inputs"):
+            await given(surrogate.predict(np.zeros((128, 128))))
+        assert len(await given(surrogate.predict(np.zeros((128, 128)), distance_um=1.25))) == 1
+        assert (await given(surrogate.metadata())).conditions == CONDITIONS
+        await given(surrogate.close())
 
 
 def test_the_documentation(conditioned: RunningServer, direct: Direct, capsys: pytest.CaptureFixture[str]) -> None:
