@@ -316,14 +316,22 @@ def _section(
         entries[f"KLayout, {kind}"] = f"width {rules['width_nm']} nm, space {rules['space_nm']} nm"
     names = [files[kind] for kind in ("structure", "layout", "contours") if files.get(kind)]
     entries["files"] = " ".join(f'<a href="{html.escape(name)}">{html.escape(name)}</a>' for name in names)
-    if link := _studio_link(report, folder / files["structure"]):
+    if link := studio_link(report, folder / files["structure"]):
         entries["studio"] = f'<a href="{html.escape(link)}">open on the page of the server</a>'
     head = f'<section id="design-{design["rank"]}"><h2>Design {design["rank"]:03d}</h2>'
     return f'{head}<div class="pictures">{pictures}</div><dl>{_list(entries)}</dl></section>'
 
 
-def _studio_link(report: Mapping[str, Any], path: Path) -> str | None:
-    """Link to a binary design on the page of the server of the run; None where there is no such page."""
+def studio_link(report: Mapping[str, Any], path: Path) -> str | None:
+    """Link to a binary design on the page of the server of a run; None where there is no such page, or no such design.
+
+    Args:
+        report: contents of `report.json`.
+        path: file of the design.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
     if report["url"] is None or not path.is_file():
         return None
     structure = read_array(path)

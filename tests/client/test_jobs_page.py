@@ -31,7 +31,7 @@ def service(server: RunningServer, tmp_path_factory: pytest.TempPathFactory) -> 
 
 def row(name: str) -> str:
     """JavaScript that finds the entry of a job."""
-    return f"document.querySelector('[aria-label=\"Remove {name}\"]').closest('.job')"
+    return f"document.querySelector('[aria-label=\"Remove {name}\"]')?.closest('.job')"
 
 
 def give(page: Page, **settings: object) -> None:
@@ -46,18 +46,19 @@ def test_jobs_are_made_watched_paused_resumed_and_removed(browser: Page, service
     browser.open(f"{service.url}/")
     browser.wait("!document.getElementById('none').hidden && document.getElementById('new').open")
     assert "crosstalk" in texts(browser, "#setting-objective option")
-    give(browser, name="routers", steps=400, starts=1, radius_nm=-1)
+    give(browser, name="routers", steps=300, starts=1, radius_nm=-1)
     browser.wait("document.getElementById('form-problem').textContent.includes('radius_nm must be')")
     assert browser.evaluate("document.activeElement.name") == "radius_nm"
     give(browser, radius_nm=120)
-    browser.wait(f"{row('routers')}.dataset.state === 'running'")
+    browser.wait(f"{row('routers')}?.dataset.state === 'running'")
     browser.wait(f"{row('routers')}.querySelectorAll('.curve path').length === 2")
     assert text(browser, ".list h2") in ("Ranked by objective bayer", "Without a value yet")
     click(browser, '[aria-label="Pause routers"]')
-    browser.wait(f"{row('routers')}.dataset.state === 'paused'")
+    browser.wait(f"{row('routers')}?.dataset.state === 'paused'")
     assert service.show("routers")["state"] == "paused"
     browser.wait("document.getElementById('said').textContent.startsWith('routers: paused')")
     click(browser, '[aria-label="Resume routers"]')
+    service.until("routers", "finished")
     browser.wait(f"{row('routers')}.dataset.state === 'finished'")
     links = dict(
         zip(
@@ -89,7 +90,8 @@ def test_the_page_fits_a_phone_has_names_and_follows_the_scheme(browser: Page, s
     service.make(name="a-long-name-of-a-job-that-has-to-be-broken-into-several-lines-0", objective="red", steps=5)
     browser.open(f"{service.url}/")
     browser.wait("document.querySelector('.job[data-state=finished]')")
-    click(browser, "#new summary")
+    for summary in ("#new > summary", "#form summary"):
+        click(browser, summary)
     for width in (320, 1000):
         browser.resize(width)
         assert browser.evaluate("document.documentElement.scrollWidth <= innerWidth")

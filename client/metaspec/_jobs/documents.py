@@ -9,7 +9,7 @@ from typing import Any
 
 from metaspec._cli.runs import ranked_by
 from metaspec._jobs.curve import Curve
-from metaspec._jobs.figures import Figures, figures
+from metaspec._jobs.figures import Figures, compared, figures
 from metaspec._jobs.jobs import Job, Jobs, UnknownJob
 from metaspec._jobs.runner import queued
 from metaspec_contract.files import stamp
@@ -167,6 +167,7 @@ def _words(job: Job) -> str | None:
     """What a run that goes on is ranked by, in words, from its settings; None where they cannot be read."""
     try:
         settings = json.loads((job.folder / SETTINGS).read_text(encoding="utf-8"))
-        return ranked_by(settings["objective"], settings.get("robust_delta", 0.0), settings.get("spread_penalty", 0.0))
+        words = ranked_by(settings["objective"], settings.get("robust_delta", 0.0), settings.get("spread_penalty", 0.0))
+        return compared(words, settings.get("conditions", {}))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from zipfile import BadZipFile
@@ -12,10 +13,10 @@ from pydantic import ValidationError
 
 from metaspec import objectives
 from metaspec._working_folder import WorkingFolder
+from metaspec_contract.conditions import stated_conditions
 from metaspec_contract.detectors import CHANNELS
-from metaspec_contract.files import read_array
-from metaspec_contract.links import structure_link
-from metaspec_contract.run_folder import DESIGNS, VERIFY, Merit, RunReport, VerifyReport, read_report
+from metaspec_contract.report_page import studio_link
+from metaspec_contract.run_folder import VERIFY, Merit, RunReport, VerifyReport, read_report
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ def figures(folder: Path) -> Figures:
     """The figures of a run folder.
 
     Raises:
-        ValueError: its report is missing or damaged.
+        ValueError: its report is missing or damaged, or the design.
     """
     report = read_report(folder)
     ranked_by = report.ranked_by or f"objective {report.objective}"
@@ -56,15 +57,16 @@ def figures(folder: Path) -> Figures:
         objective, rank, cells, merit = max(simulated, key=lambda one: one[0])
     else:
         objective, rank, cells, merit = report.designs[0].objective, 0, None, report.designs[0].predicted
+    files = report.designs[rank].files
     return Figures(
-        ranked_by=ranked_by,
+        ranked_by=compared(ranked_by, report.conditions),
         objective=objective,
         verified=bool(simulated) or report.simulated,
         min_efficiency=merit.min_efficiency,
         cells=cells,
         rank=rank,
-        layout=report.designs[rank].files.layout,
-        link=_link(folder, report, rank),
+        layout=files.layout,
+        link=studio_link(report.model_dump(mode="json"), folder / files.structure),
     )
 
 
@@ -91,14 +93,6 @@ def _verified(folder: Path, report: RunReport) -> list[tuple[float, int, int, Me
     return found
 
 
-def _link(folder: Path, report: RunReport, rank: int) -> str | None:
-    """Link to a binary design on the page of the server."""
-    if report.url is None:
-        return None
-    try:
-        structure = read_array(folder / DESIGNS)[rank]
-    except (ValueError, IndexError):
-        return None
-    if not np.isin(structure, (0, 1)).all():
-        return None
-    return structure_link(report.url, structure.astype(np.uint8), report.model)
+def compared(words: str, conditions: Mapping[str, float | Sequence[float]]) -> str:
+    """What runs are ranked among, in words: with the same objective, at the same conditions, since others are other devices."""
+    return f"{words}, at {stated_conditions(conditions)}" if conditions else words
