@@ -52,7 +52,7 @@ def main() -> None:
     with running_server("--models", "diffractionnet") as server:
         metadata = server.get("/v2/models/diffractionnet").json()["parameters"]
         bodies = answers(server)
-    print(f"diffractionnet {metadata['weights_sha256'][:12]}\n")
+    print(f"diffractionnet {metadata.get('network_sha256', metadata['weights_sha256'])[:12]}\n")
     print("| answer | kB | " + " | ".join(f"level {level}: size, MB/s" for level in LEVELS) + " |")
     print("|---|---|" + "---|" * len(LEVELS))
     for name, body in bodies.items():

@@ -14,20 +14,23 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import httpx
 import numpy as np
 import onnx
 import onnxruntime
 import psutil
+from bundled import feed, metadata_of
+from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from metaspec_contract.conditions import Condition, check_conditions
 from metaspec_contract.structures import Structure
 from metaspec_testing.closed_loop import Load, http_request
 from metaspec_testing.servers import running_server
@@ -96,16 +99,22 @@ def structures(count: int) -> Structure:
     return np.random.default_rng(0).integers(0, 2, (count, 128, 128), np.uint8)
 
 
-def oip(address: str, batch: int, packed: bool = False) -> bytes:
-    """A request in the Open Inference Protocol, binary in and out."""
+def oip(address: str, batch: int, packed: bool = False, conditions: Sequence[Condition] = ()) -> bytes:
+    """A request in the Open Inference Protocol, binary in and out, with conditions at their defaults: Triton requires them."""
     if packed:
-        array, shape, kind = np.packbits(structures(batch).reshape(batch, -1), axis=1), [batch, 2048], "UINT8"
+        bits = np.packbits(structures(batch).reshape(batch, -1), axis=1)
+        arrays: dict[str, tuple[str, NDArray[Any]]] = {"structure": ("UINT8", bits)}
     else:
-        array, shape, kind = structures(batch).astype(np.float32), [batch, 1, 128, 128], "FP32"
-    tensor = {"name": "structure", "datatype": kind, "shape": shape, "parameters": {"binary_data_size": array.nbytes}}
-    header = json.dumps({"inputs": [tensor], "parameters": {"binary_data_output": True}}).encode()
+        arrays = {"structure": ("FP32", structures(batch)[:, None].astype(np.float32))}
+    arrays |= {name: ("FP32", values) for name, values in check_conditions(conditions, {}, batch).items()}
+    tensors = [
+        {"name": name, "datatype": kind, "shape": array.shape, "parameters": {"binary_data_size": array.nbytes}}
+        for name, (kind, array) in arrays.items()
+    ]
+    header = json.dumps({"inputs": tensors, "parameters": {"binary_data_output": True}}).encode()
+    data = b"".join(array.tobytes() for _, array in arrays.values())
     headers = {"Inference-Header-Content-Length": str(len(header)), "Content-Type": "application/octet-stream"}
-    return http_request(address, "/v2/models/diffractionnet/infer", header + array.tobytes(), headers)
+    return http_request(address, "/v2/models/diffractionnet/infer", header + data, headers)
 
 
 def direct(
@@ -131,15 +140,15 @@ def direct(
     options.intra_op_num_threads = threads // workers
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     size = min(callers * batch // workers, PER_CORE if apart else MAX_BATCH)
-    density = structures(size)[:, None].astype(np.float32)
-    session.run(None, {"structure": density})
+    inputs = feed(metadata_of(model), structures(size))
+    session.run(None, inputs)
     runs = max(1, batch // size)  # micro-batches of a request
     started = time.perf_counter()
 
     def loop(_: int) -> list[float]:
         durations: list[float] = []
         while (now := time.perf_counter()) < started + seconds or len(durations) < runs:
-            session.run(None, {"structure": density})
+            session.run(None, inputs)
             durations.append(time.perf_counter() - now)
         return durations
 
@@ -160,17 +169,20 @@ class Contender(NamedTuple):
 
 
 @contextmanager
-def metaspec(repository: Path, threads: int, *flags: str, packed: bool = False) -> Iterator[Contender]:
+def metaspec(
+    repository: Path, threads: int, *flags: str, packed: bool = False, conditions: Sequence[Condition] = ()
+) -> Iterator[Contender]:
     common = ["--repository", str(repository), "--threads", str(threads), "--cache-mb", "0", "--max-queue", "100000"]
     with running_server(*common, *flags) as server:
-        request = partial(oip, server.address, packed=packed)
+        request = partial(oip, server.address, packed=packed, conditions=conditions)
         yield Contender(server.address, psutil.Process(server.process.pid), request)
 
 
 @contextmanager
-def triton(repository: Path, packed: bool = False) -> Iterator[Contender]:
+def triton(repository: Path, packed: bool = False, conditions: Sequence[Condition] = ()) -> Iterator[Contender]:
     with tempfile.TemporaryDirectory() as work, start_triton(repository, Path(work)) as server:
-        yield Contender(server.http, psutil.Process(server.process.pid), partial(oip, server.http, packed=packed))
+        request = partial(oip, server.http, packed=packed, conditions=conditions)
+        yield Contender(server.http, psutil.Process(server.process.pid), request)
 
 
 @contextmanager

@@ -196,7 +196,8 @@ def main() -> None:
         Surrogate(server.url, batch_size=32, timeout=600, progress=False) as surrogate,
         SolverSource(cells=arguments.cells, cache=arguments.out / "simulated") as exact,
     ):
-        weights = surrogate.metadata().details["weights_sha256"][:12]
+        details = surrogate.metadata().details
+        weights = details.get("network_sha256", details["weights_sha256"])[:12]
         settings = {name: value for name, value in vars(arguments).items() if name not in ("out", "minutes", "methods")}
         settings |= {"model": f"{DEFAULT_MODEL} {weights}", "solver": exact.metadata().version, "cores": exact.workers}
         stored = json.loads(file.read_text()) if file.exists() else {"settings": settings, "runs": {}}

@@ -16,9 +16,11 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import onnxruntime as ort
+from bundled import hash_of
 from numpy.typing import NDArray
 
-from metaspec_contract.model import COTANGENT, GRADIENT, SPECTRA, STRUCTURE, gradient_model
+from metaspec_contract.conditions import spread_conditions
+from metaspec_contract.model import COTANGENT, GRADIENT, SPECTRA, STRUCTURE, gradient_model, parse_metadata
 from metaspec_contract.structures import pack
 from metaspec_server.core.engine import Description
 from metaspec_server.engines.bound import Bound
@@ -68,7 +70,7 @@ def models_of(repository: Path) -> dict[str, Model]:
         if versions:
             about = describe(versions[0], "")
             extra = about.metadata.model_extra or {}
-            weights = extra["weights_sha256"][:12] if "weights_sha256" in extra else "without a hash"
+            weights = hash_of(about.metadata)
             found[name] = Model(
                 name, versions[0].path, about, weights, about.metadata.forward_passes, extra.get("precision", "fp32")
             )
@@ -114,12 +116,16 @@ def structures(count: int) -> NDArray[np.uint8]:
 
 
 def inputs_of(session: Any, count: int) -> Tensors:
-    """Structures and, for a gradient model, normally distributed cotangents; at most 64 different ones."""
+    """Structures, for a gradient model normally distributed cotangents, and conditions in their range: 64 different at most."""
     made: Tensors = {}
+    conditions = parse_metadata(session.get_modelmeta().custom_metadata_map).conditions
+    spread = spread_conditions(conditions, min(count, 64))
     for argument in session.get_inputs():
         shape = (min(count, 64), *argument.shape[1:])
         if argument.name == STRUCTURE:
             values = structures(shape[0])[:, None].astype(np.float32)
+        elif argument.name in spread:
+            values = spread[argument.name]
         else:
             values = np.random.default_rng(11).normal(size=shape).astype(np.float32)
         made[argument.name] = np.ascontiguousarray(np.resize(values, (count, *argument.shape[1:])))

@@ -12,6 +12,9 @@ import numpy as np
 import onnxruntime
 from fastapi import Request, Response
 
+from metaspec_contract.conditions import check_conditions
+from metaspec_contract.model import parse_metadata
+
 
 class Model(litserve.LitAPI):  # type: ignore[misc]  # LitServe is not installed with the tests
     """Bit-packed structures in an uploaded file to raw float32 spectra: binary both ways, as every contender."""
@@ -20,6 +23,7 @@ class Model(litserve.LitAPI):  # type: ignore[misc]  # LitServe is not installed
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = int(sys.argv[3])
         self.session = onnxruntime.InferenceSession(sys.argv[1], options, providers=["CPUExecutionProvider"])
+        self.conditions = parse_metadata(self.session.get_modelmeta().custom_metadata_map).conditions
 
     def decode_request(self, request: Request) -> np.ndarray:
         bits = np.frombuffer(request["structures"].file.read(), np.uint8)
@@ -29,7 +33,9 @@ class Model(litserve.LitAPI):  # type: ignore[misc]  # LitServe is not installed
         return inputs
 
     def predict(self, inputs: list[np.ndarray]) -> list[np.ndarray]:
-        spectra = self.session.run(None, {"structure": np.concatenate(inputs)})[0]
+        structures = np.concatenate(inputs)
+        defaults = check_conditions(self.conditions, {}, len(structures))
+        spectra = self.session.run(None, {"structure": structures, **defaults})[0]
         return np.split(spectra, np.cumsum([len(one) for one in inputs])[:-1])
 
     def unbatch(self, output: list[np.ndarray]) -> list[np.ndarray]:

@@ -32,8 +32,8 @@ import numpy as np
 import onnxruntime
 import tritonclient.grpc
 import tritonclient.http
+from bundled import feed, metadata_of, model_of, newest
 from contenders import repository_of
-from serving_bench import model_of
 
 from metaspec_testing.servers import running_server
 from metaspec_testing.triton import PACKAGES, python_repository, start_triton
@@ -116,12 +116,15 @@ def triton(repository: Path) -> Iterator[Server]:
 def check(server: Server, model: Path) -> None:
     """Compare answers over HTTP and gRPC with the model run directly."""
     structures = np.random.default_rng(1).integers(0, 2, (3, 1, 128, 128)).astype(np.float32)
-    expected = onnxruntime.InferenceSession(model).run(None, {"structure": structures})[0]
+    inputs = feed(metadata_of(model), structures[:, 0])
+    expected = onnxruntime.InferenceSession(model).run(None, inputs)[0]
     for protocol, address in ((tritonclient.http, server.http), (tritonclient.grpc, server.grpc)):
         with protocol.InferenceServerClient(address) as client:
-            tensor = protocol.InferInput("structure", list(structures.shape), "FP32")
-            tensor.set_data_from_numpy(structures)
-            np.testing.assert_allclose(client.infer(NAME, [tensor]).as_numpy("spectra"), expected, atol=1e-5)
+            tensors = []
+            for name, array in inputs.items():
+                tensors.append(protocol.InferInput(name, list(array.shape), "FP32"))
+                tensors[-1].set_data_from_numpy(array)
+            np.testing.assert_allclose(client.infer(NAME, tensors).as_numpy("spectra"), expected, atol=1e-5)
 
 
 def analyse(
@@ -172,7 +175,7 @@ def table(measured: dict[tuple[str, int, str], list[dict[str, float]]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, default=ROOT / "server" / "models" / NAME / "1" / "model.onnx")
+    parser.add_argument("--model", type=Path, default=newest(NAME))
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 4, 16])
     parser.add_argument("--batch", type=int, default=1)
@@ -188,8 +191,9 @@ def main() -> None:
         work = Path(temporary)
         program = find_program(arguments.binary, work)
         (work / "data").mkdir()
-        structure = np.random.default_rng(0).integers(0, 2, (128, 128)).astype("<f4")
-        structure.tofile(work / "data" / "structure")
+        structure = np.random.default_rng(0).integers(0, 2, (1, 128, 128), np.uint8)
+        for name, array in feed(metadata_of(arguments.model), structure).items():
+            array.astype("<f4").tofile(work / "data" / name)
         repository = repository_of(arguments.model, work / "models")
         for_triton = python_repository(repository, work / "triton", arguments.threads)
         for turn in range(arguments.rounds):

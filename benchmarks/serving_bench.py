@@ -27,11 +27,10 @@ from pathlib import Path
 import contenders
 import matplotlib
 import numpy as np
-import onnx
 import psutil
+from bundled import metadata_of, model_of, newest
 from contenders import Contender, Watched
 
-from metaspec_contract.model import parse_metadata
 from metaspec_testing.closed_loop import Load, closed_loop
 from metaspec_testing.triton import python_repository
 
@@ -136,13 +135,6 @@ def measure_direct(
         results.setdefault((callers, batch), Measured()).add(load, batch, cpu_seconds, peak_mib)
 
 
-def model_of(path: Path) -> str:
-    """Name of a model file, and the hash of its weights that tells whether a figure is of the bundled model."""
-    properties = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
-    metadata = parse_metadata(properties)
-    return f"`{metadata.name}` {(metadata.model_extra or {}).get('weights_sha256', 'without a hash')[:12]}"
-
-
 def table(results: Results, loads: list[tuple[int, int]]) -> str:
     columns = (
         "callers x structures|server|structures/s|of direct|p50 ms|p95 ms|p99 ms|CPU ms/structure|peak MiB|disturbed"
@@ -180,8 +172,7 @@ def draw(results: Results, path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    bundled = ROOT / "server" / "models" / "diffractionnet" / "1" / "model.onnx"
-    parser.add_argument("--model", type=Path, default=bundled)
+    parser.add_argument("--model", type=Path, default=newest())
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=8.0)
@@ -198,15 +189,15 @@ def main() -> None:
     results: Results = {name: {} for name in arguments.only}
     overhead: Results = {name: {} for name in ("metaspec", "triton") if name in arguments.only}
     with tempfile.TemporaryDirectory(dir=model.parents[3]) as temporary:
-        work = Path(temporary)
+        work, taken = Path(temporary), metadata_of(model).conditions
         repository = contenders.repository_of(model, work / "models")
         nothing = contenders.model_that_computes_nothing(work / "nothing")
         for_triton = python_repository(repository, work / "triton", threads)
         nothing_for_triton = contenders.triton_that_computes_nothing(work / "triton_nothing")
         servers = {
-            "metaspec": lambda: contenders.metaspec(repository, threads),
-            "one-engine": lambda: contenders.metaspec(repository, threads, "--instances", "1"),
-            "triton": lambda: contenders.triton(for_triton),
+            "metaspec": lambda: contenders.metaspec(repository, threads, conditions=taken),
+            "one-engine": lambda: contenders.metaspec(repository, threads, "--instances", "1", conditions=taken),
+            "triton": lambda: contenders.triton(for_triton, conditions=taken),
             "litserve": lambda: contenders.litserve(model, threads),
         }
         without_work = {

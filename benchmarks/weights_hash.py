@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from torch import nn
 
-from metaspec_export.graph import forward_graph
-from metaspec_export.metadata import weights_sha256
+from metaspec_export.metadata import network_sha256
 
 
 def weights_hash(network: nn.Module) -> str:
-    """First 12 digits of the weights' SHA-256, as in the metadata of the exported model."""
-    return weights_sha256(forward_graph(network))[:12]
+    """First 12 digits of the SHA-256 of the trained weights, as in the metadata of the exported models."""
+    return network_sha256(network)[:12]
