@@ -188,7 +188,7 @@ def five_channels() -> onnx.ModelProto:
 def silent() -> onnx.ModelProto:
     """The small model without metadata."""
     model = small_model()
-    model.metadata_props.clear()
+    del model.metadata_props[:]
     return model
 
 
