@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -189,10 +190,10 @@ async def _decode(
     selection = Selection(metadata, choice.channels, choice.wavelengths_nm)
     shape = selection.shape if with_cotangent else None
     body = await read_body(raw, content_type, Form(model.structure, shape, service.limit, conditions, arrays))
-    twice = [field for field in ("channels", "wavelengths_nm") if getattr(choice, field) and getattr(body, field)]
-    if twice := [*twice, *(values.keys() & body.conditions)]:
-        raise InvalidBody(twice[0], "given in the query and in the body: give it once")
     if body.channels or body.wavelengths_nm:
+        _refuse_twice(
+            field for field in ("channels", "wavelengths_nm") if getattr(choice, field) and getattr(body, field)
+        )
         channels, wavelengths_nm = choice.channels or body.channels, choice.wavelengths_nm or body.wavelengths_nm
         nbytes = _BYTES_PER_NAME * (len(channels or []) + len(wavelengths_nm or []))
         selection = await off_loop(nbytes, Selection, metadata, channels, wavelengths_nm)
@@ -202,10 +203,16 @@ async def _decode(
         rest_codec.check_cotangent_count(len(pulled), len(body.structures))
         rows[COTANGENT] = pulled
     if conditions:
+        _refuse_twice(values.keys() & body.conditions)
         nbytes = 4 * count(rows) * sum(condition.size for condition in conditions)
         await raw.lease.grow(nbytes)
         rows |= await off_loop(nbytes, check_conditions, conditions, values | body.conditions, count(rows))
     return rows, selection
+
+
+def _refuse_twice(fields: Iterable[str]) -> None:
+    for field in fields:
+        raise InvalidBody(field, "given in the query and in the body: give it once")
 
 
 async def _hold(
