@@ -16,6 +16,7 @@ DOCUMENTS = (
     "README.md",
     "docs/export.md",
     "docs/inverse-design.md",
+    "docs/jobs.md",
     "docs/mcp.md",
     "docs/server.md",
     "docs/studio.md",

@@ -13,7 +13,7 @@ from metaspec._jobs.figures import Figures, compared, figures
 from metaspec._jobs.jobs import Job, Jobs, UnknownJob
 from metaspec._jobs.runner import queued
 from metaspec_contract.files import stamp
-from metaspec_contract.run_folder import REPORT, SETTINGS, VERIFY
+from metaspec_contract.run_folder import LOG, REPORT, SETTINGS, VERIFY
 
 Document = dict[str, Any]
 
@@ -117,6 +117,7 @@ class Documents:
         record, found = job.record, self._found(job) if job.finished else None
         figures = found if isinstance(found, Figures) else None
         message = found if isinstance(found, str) else job.damage or (record.failed if record else None)
+        logged = [LOG] if (job.folder / LOG).exists() else []
         value = figures.objective if figures else curve.last.get("best")
         return {
             "name": job.name,
@@ -136,7 +137,7 @@ class Documents:
             "created": record.created.isoformat() if record else None,
             "curve": curve.points(),
             "studio": figures.link if figures else None,
-            "files": ["report", "designs.npy", "best.gds"] if figures else [],
+            "files": (["report", "designs.npy", "best.gds"] if figures else []) + logged,
         }
 
     def _found(self, job: Job) -> Figures | str:

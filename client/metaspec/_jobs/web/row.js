@@ -43,9 +43,8 @@ export class Row {
     this.showLinks(job);
   }
 
-  showLinks({ name, command, files, studio }) {
-    const links = files.map((file) => [file, `jobs/${name}/${file}`]);
-    if (command !== null) links.push(["log", `jobs/${name}/job.log`]);
+  showLinks({ name, files, studio }) {
+    const links = files.map((file) => [file.replace("job.log", "log"), `jobs/${name}/${file}`]);
     if (studio) links.push(["studio", `${studio}&jobs=${encodeURIComponent(location.href.split(/[?#]/)[0])}`]);
     const key = JSON.stringify(links);
     if (this.shown === key) return;  // what has the focus stays
