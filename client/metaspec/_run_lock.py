@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from metaspec_contract import locks
 from metaspec_contract.run_folder import LOCK
 
 _PATIENCE = 1.0  # seconds to try: whoever asks for the holder holds it for a moment
-_PAUSE = 0.02  # seconds between two tries
-_UNSUPPORTED = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP}  # of file systems without locks, where nothing is locked
 
 
 @contextmanager
@@ -30,13 +27,12 @@ def locked(folder: Path) -> Iterator[None]:
     if sys.platform == "win32":
         yield
         return
-    path = folder / LOCK
-    descriptor = _acquired(path)
-    try:
+
+    def refusal(note: bytes) -> ValueError:
+        return ValueError(f"process {_number(note)} works in {folder}: wait until it ends, or use another folder")
+
+    with locks.exclusive(folder / LOCK, str(os.getpid()).encode(), refusal, _PATIENCE):
         yield
-    finally:
-        path.unlink(missing_ok=True)  # while it is held: who opened it before finds that it is gone
-        os.close(descriptor)
 
 
 def holder(folder: Path) -> int | None:
@@ -56,9 +52,9 @@ def holder(folder: Path) -> int | None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
-        return int(os.pread(descriptor, 20, 0) or 0)  # 0: it has not yet written its number
+        return _number(os.pread(descriptor, 20, 0))
     except OSError as error:
-        if error.errno not in _UNSUPPORTED:
+        if error.errno not in locks.UNSUPPORTED:
             raise
         return None
     else:
@@ -67,38 +63,6 @@ def holder(folder: Path) -> int | None:
         os.close(descriptor)
 
 
-def _acquired(path: Path) -> int:
-    """Descriptor of a lock file that this process holds."""
-    import fcntl
-
-    deadline = time.monotonic() + _PATIENCE
-    while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if _is(descriptor, path):
-                os.truncate(descriptor, 0)
-                os.pwrite(descriptor, str(os.getpid()).encode(), 0)
-                return descriptor
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                os.close(descriptor)
-                number = holder(path.parent)
-                raise ValueError(
-                    f"process {number} works in {path.parent}: wait until it ends, or use another folder"
-                ) from None
-            time.sleep(_PAUSE)
-        except OSError as error:
-            if error.errno in _UNSUPPORTED:
-                return descriptor
-            os.close(descriptor)
-            raise
-        os.close(descriptor)
-
-
-def _is(descriptor: int, path: Path) -> bool:
-    """Whether an open file is the one at a path: the holder before may have removed it."""
-    try:
-        return os.path.samestat(os.fstat(descriptor), path.stat())
-    except FileNotFoundError:
-        return False
+def _number(note: bytes) -> int:
+    """Number of a process in a lock file; 0 before it has written it."""
+    return int(note or 0)

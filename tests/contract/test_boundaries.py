@@ -66,7 +66,7 @@ FACTS = {
     "detectors of green (detectors.DETECTORS)": r"['\"]G1['\"], ?['\"]G2['\"]",
     "quadrants (detectors.QUADRANTS)": r"\(0, 0\),.{0,8}\(0, 1\),.{0,8}\(1, 0\)",
     "names of gradient models (model.gradient_model)": r"_vjp['\"`]",
-    "temporary names (files.replacing)": r"\bgetpid\(\)\}",
+    "temporary names (files.replacing)": r"\bgetpid\(",
     "syncing files (files.replacing)": r"\bfsync\(",
     "bit packing of structures (structures.pack)": r"\b(un)?packbits\(",
 }
@@ -83,6 +83,7 @@ ALLOWED = {
         "bit packing of structures (structures.pack)",
     ): "bits in words to rotate",
     ("simulation/metaspec_simulation/data/store.py", "temporary names (files.replacing)"): "moves a folder, not a file",
+    ("client/metaspec/_run_lock.py", "temporary names (files.replacing)"): "says who holds the lock",
     ("simulation/metaspec_simulation/data/lock.py", "temporary names (files.replacing)"): "says who holds the lock",
 }
 """Reasons, by path and fact, why a text is something else."""
