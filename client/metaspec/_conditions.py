@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -21,10 +22,8 @@ def check_conditions(
     Raises:
         InvalidCondition: see `metaspec_contract.conditions.check_conditions`.
     """
-    try:
+    with _as_ours():
         return contract.check_conditions(known, given, count)
-    except contract.InvalidCondition as error:
-        raise InvalidCondition(error.name, str(error).removeprefix(f"{error.name} ")) from None
 
 
 def named_conditions(known: Iterable[Condition], names: Iterable[str]) -> dict[str, Condition]:
@@ -42,14 +41,10 @@ def as_numbers(condition: Condition, value: ConditionValue) -> NDArray[Any]:
     """What a caller gave for a condition as an array of numbers, of any shape.
 
     Raises:
-        InvalidCondition: masked, or no numbers.
+        InvalidCondition: see `metaspec_contract.conditions.Condition.numbers`.
     """
-    if np.ma.is_masked(value):
-        raise InvalidCondition(condition.name, "must be given everywhere, got a masked array: use its method filled")
-    array = np.asarray(value)
-    if array.dtype.kind not in "uif":
-        raise InvalidCondition(condition.name, f"must be numbers between {condition.range}, got {array.dtype}")
-    return array
+    with _as_ours():
+        return condition.numbers(value)
 
 
 def spread_shape(condition: Condition, shape: tuple[int, ...], lead: tuple[int, ...]) -> tuple[int, ...]:
@@ -75,3 +70,12 @@ def spread_shape(condition: Condition, shape: tuple[int, ...], lead: tuple[int, 
         densities = ", ".join(map(str, (*lead, "y", "x")))
         raise InvalidCondition(condition.name, f"{expected} for densities ({densities}), got an array {shape}")
     return full
+
+
+@contextmanager
+def _as_ours() -> Iterator[None]:
+    """Raise errors of the contract as those of this package."""
+    try:
+        yield
+    except contract.InvalidCondition as error:
+        raise InvalidCondition(error.name, str(error).removeprefix(f"{error.name} ")) from None

@@ -120,14 +120,7 @@ class Condition(BaseModel):
         Raises:
             InvalidCondition: another shape, no numbers, not finite, or outside the range, in float32.
         """
-        if value is None:
-            value = self.default
-        if np.ma.is_masked(value):
-            raise InvalidCondition(self.name, "must be given everywhere, got a masked array: use its method filled")
-        try:
-            array = np.asarray(value)
-        except ValueError as error:
-            raise InvalidCondition(self.name, f"must be an array: {error}") from None
+        array = self.numbers(self.default if value is None else value)
         self.check_head(array.dtype, array.shape, count)
         for_all = array.shape == (() if self.size == 1 else self.shape)
         shape = count, self.size
@@ -141,6 +134,21 @@ class Condition(BaseModel):
             raise InvalidCondition(self.name, f"must lie between {self.range}, got {rows[row, component]:.9g}{where}")
         return checked
 
+    def numbers(self, value: ConditionValue) -> NDArray[Any]:
+        """What a user gave as an array of numbers, of any shape.
+
+        Raises:
+            InvalidCondition: a masked array, no array, or no numbers.
+        """
+        if np.ma.is_masked(value):
+            raise InvalidCondition(self.name, "must be given everywhere, got a masked array: use its method filled")
+        try:
+            array = np.asarray(value)
+        except ValueError as error:
+            raise InvalidCondition(self.name, f"must be an array: {error}") from None
+        self._check_dtype(array.dtype)
+        return array
+
     def check_head(self, dtype: np.dtype[Any], shape: tuple[int, ...], count: int) -> None:
         """Refuse an array by its dtype and shape, as `check` does, before its values are read.
 
@@ -152,8 +160,7 @@ class Condition(BaseModel):
         Raises:
             InvalidCondition: no numbers, or another shape than `check` takes.
         """
-        if dtype.kind not in "uif":
-            raise InvalidCondition(self.name, f"must be numbers between {self.range}, got {dtype}")
+        self._check_dtype(dtype)
         if self.size == 1:
             shapes, expected = [(), (count,), (count, 1)], f"a number, or ({count},): one for each structure"
         else:
@@ -161,6 +168,10 @@ class Condition(BaseModel):
             expected = f"({self.size},), or ({count}, {self.size}) for each structure"
         if shape not in shapes:
             raise InvalidCondition(self.name, f"must be {expected}, got an array {shape}")
+
+    def _check_dtype(self, dtype: np.dtype[Any]) -> None:
+        if dtype.kind not in "uif":
+            raise InvalidCondition(self.name, f"must be numbers between {self.range}, got {dtype}")
 
 
 def check_conditions(
