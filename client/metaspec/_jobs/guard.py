@@ -27,6 +27,7 @@ _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
     "img-src data:; base-uri 'none'; form-action 'none'",
 }
+_LINES = [(name.lower().encode(), value.encode()) for name, value in _HEADERS.items()]  # as ASGI has them
 
 
 def read_token(file: Path) -> str:
@@ -77,8 +78,7 @@ class Guard:
         async def send_guarded(message: Message) -> None:
             if message["type"] == "http.response.start":
                 known = {name.lower() for name, _ in message["headers"]}
-                more = [(name.lower().encode(), value.encode()) for name, value in _HEADERS.items()]
-                message["headers"].extend(line for line in more if line[0] not in known)
+                message["headers"].extend(line for line in _LINES if line[0] not in known)
             await send(message)
 
         if (problem := self._refusal(scope)) is not None:

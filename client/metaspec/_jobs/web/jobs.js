@@ -11,6 +11,11 @@ class Page {
     Object.assign(this, { jobs: new Map(), rows: new Map(), groups: "", stream: null });
     this.form = new Form((job) => { this.say(`${job.name} waits`); });
     $("token-form").addEventListener("submit", (event) => { event.preventDefault(); this.logIn(); });
+    // Not "close", which comes later: the dialog may be about another job by then.
+    $("remove").addEventListener("submit", ({ submitter }) => {
+      const name = $("remove-name").textContent;
+      if (submitter.value === "remove") this.ask(name, `jobs/${name}`, "DELETE");
+    });
   }
 
   async begin() {
@@ -93,23 +98,19 @@ class Page {
     if (focused?.isConnected) focused.focus();
   }
 
-  async act(action, name) {
-    if (action === "remove" && !await this.agreed(name)) return;
+  act(action, name) {
+    if (action !== "remove") { this.ask(name, `jobs/${name}/${action}`, "POST"); return; }
+    $("remove-name").textContent = name;
+    $("remove").showModal();
+  }
+
+  async ask(name, path, method) {
     try {
-      await (action === "remove" ? send(`jobs/${name}`, "DELETE") : send(`jobs/${name}/${action}`, "POST"));
+      await send(path, method);
     } catch (error) {
       const row = this.rows.get(name);
       if (row) row.message.textContent = error.message;
     }
-  }
-
-  agreed(name) {
-    $("remove-name").textContent = name;
-    $("remove").returnValue = "";
-    $("remove").showModal();
-    return new Promise((resolve) => {
-      $("remove").addEventListener("close", () => resolve($("remove").returnValue === "remove"), { once: true });
-    });
   }
 }
 
