@@ -188,11 +188,9 @@ def _in_precision(
     """The graph in a precision, with the weights of some names stored in half, within its tolerance, and what was measured."""
     samples, conditions = source.samples, conditions_of(source.network)
     model = reduce(graph, precision, samples.of("train").structures, conditions)
-    if precision == "fp32" and halved:
+    if halved and precision == "fp32":
         model = _with_half_weights(model, halved, source, report)
-    elif (
-        precision == "int8"
-    ):  # of integers, the smallest change can move one to the next: what counts is the deviation below
+    elif halved:  # the smallest change can move an integer to the next one: what counts is the deviation below
         model = halve(model, halved)
     served = session(model.SerializeToString())
     if precision == "fp32":

@@ -28,11 +28,9 @@ export class Conditions {
 
   control({ name, unit, low, high, size }, component) {
     const values = this.values.get(name), title = titleOf(name, unit) + (size > 1 ? ` ${component + 1}` : "");
-    const range = { min: low, max: high, value: values[component], ariaLabel: title };
-    const slider = make("input", { type: "range", ...range, step: "any" });
-    slider.step = (high - low) / STEPS;
-    slider.value = values[component];
-    const number = make("input", { type: "number", ...range, step: "any", required: true });
+    const input = (type, step) => make("input", { type, min: low, max: high, step, value: values[component], ariaLabel: title });
+    const slider = input("range", (high - low) / STEPS), number = input("number", "any");
+    number.required = true;
     const set = (value) => {
       values[component] = value;
       slider.value = number.value = value;
