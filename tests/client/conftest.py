@@ -5,11 +5,13 @@ from __future__ import annotations
 import socket
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 
 from metaspec import Surrogate
 from metaspec_testing.commands import Command, give
 from metaspec_testing.servers import RunningServer
+from metaspec_testing.small_models import Array
 
 
 @pytest.fixture(scope="session")
@@ -34,3 +36,15 @@ def metaspec(capfd: pytest.CaptureFixture[str]) -> Command:
         return status, output.out, output.err
 
     return run
+
+
+@pytest.fixture
+def density() -> Array:
+    """Grey structures."""
+    return np.random.default_rng(4).uniform(0.2, 0.8, (3, 128, 128)).astype(np.float32)
+
+
+@pytest.fixture
+def weight() -> Array:
+    """A cotangent for each of them."""
+    return np.random.default_rng(5).normal(size=(3, 4, 301)).astype(np.float32)

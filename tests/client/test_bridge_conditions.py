@@ -28,16 +28,6 @@ def surrogate(conditioned: RunningServer) -> Iterator[Surrogate]:
 
 
 @pytest.fixture
-def density() -> Array:
-    return np.random.default_rng(4).uniform(0.2, 0.8, (3, 128, 128)).astype(np.float32)
-
-
-@pytest.fixture
-def weight() -> Array:
-    return np.random.default_rng(5).normal(size=(3, 4, 301)).astype(np.float32)
-
-
-@pytest.fixture
 def distance() -> Array:
     return np.array([1.25, 2.0, 2.75], np.float32)
 

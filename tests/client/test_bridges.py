@@ -31,16 +31,6 @@ def surrogate(server: RunningServer) -> Iterator[Surrogate]:
         yield surrogate
 
 
-@pytest.fixture
-def density() -> Array:
-    return np.random.default_rng(4).uniform(0.2, 0.8, (3, 128, 128)).astype(np.float32)
-
-
-@pytest.fixture
-def weight() -> Array:
-    return np.random.default_rng(5).normal(size=(3, 4, 301)).astype(np.float32)
-
-
 def requests(url: str) -> int:
     """How many inference requests the server has answered."""
     text = httpx.get(url + "/metrics").text

@@ -2,61 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-import numpy as np
-import onnxruntime
 import pytest
 
-from metaspec_contract.conditions import check_conditions
 from metaspec_contract.figures_of_merit import colour_efficiency
 from metaspec_contract.process import Process
 from metaspec_testing import chromium
 from metaspec_testing.chromium import Page
-from metaspec_testing.conditioned_models import CONDITIONS, conditioned_gradient_model, conditioned_model
-from metaspec_testing.servers import RunningServer, running_server
-from metaspec_testing.small_models import Array, write_repository
+from metaspec_testing.direct import Direct
+from metaspec_testing.servers import RunningServer
+from metaspec_testing.small_models import Array
 from metaspec_testing.studio import choose, click, drag, drawn, opened, settled, text, texts
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(chromium.PROGRAM is None, reason="Chromium is not installed")]
 
 
-@pytest.fixture(scope="module")
-def conditioned(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
-    root = write_repository(tmp_path_factory.mktemp("repository"), conditioned_model())
-    with running_server("--repository", str(write_repository(root, conditioned_gradient_model()))) as server:
-        yield server
-
-
-def spectra(structure: Array, **conditions: object) -> Array:
-    """What the model itself predicts for a structure, (4, 301)."""
-    session = onnxruntime.InferenceSession(conditioned_model().SerializeToString())
-    values = check_conditions(CONDITIONS, conditions, 1)  # type: ignore[arg-type]
-    (found,) = session.run(None, {"structure": structure.reshape(1, 1, 128, 128).astype(np.float32)} | values)
-    return np.asarray(found[0])
-
-
-def efficiencies(values: Array) -> list[str]:
-    found = colour_efficiency(values, Process().wavelengths_nm)
+def efficiencies(spectra: Array) -> list[str]:
+    """Cells of the table for spectra (1, 4, 301)."""
+    found = colour_efficiency(spectra[0], Process().wavelengths_nm)
     return [f"{value:.3f}" for value in (*found, found.min())]
 
 
-def test_a_slider_and_a_number_for_each_value(browser: Page, conditioned: RunningServer) -> None:
+def test_a_slider_and_a_number_for_each_value(browser: Page, conditioned: RunningServer, direct: Direct) -> None:
     page = opened(browser, conditioned.url)
     names = "[...document.querySelectorAll('#conditions input[type=number]')].map((one) => one.ariaLabel)"
     assert page.evaluate(names) == ["distance", "incidence 1", "incidence 2"]
     drag(page, (10, 20), (90, 30))
     structure = drawn(page)
-    assert texts(page, "#efficiency td") == efficiencies(spectra(structure))
+    assert texts(page, "#efficiency td") == efficiencies(direct.spectra(structure))
     choose(page, "#conditions input[type=range]", "1.25")
     settled(page)
-    at_distance = efficiencies(spectra(structure, distance_um=1.25))
-    assert at_distance != efficiencies(spectra(structure))
+    at_distance = efficiencies(direct.spectra(structure, distance_um=1.25))
+    assert at_distance != efficiencies(direct.spectra(structure))
     assert texts(page, "#efficiency td") == at_distance
     assert ", distance 1.25 um, incidence 0, 0 degrees, " in text(page, "#status")
     choose(page, "#conditions input[aria-label='incidence 2'][type=number]", "-7.5")
     settled(page)
-    expected = spectra(structure, distance_um=1.25, incidence=[0, -7.5])
+    expected = direct.spectra(structure, distance_um=1.25, incidence=[0, -7.5])
     assert texts(page, "#efficiency td") == efficiencies(expected)
     choose(page, "#conditions input[aria-label=distance][type=number]", "3.5")
     settled(page)
@@ -68,7 +49,9 @@ def test_a_slider_and_a_number_for_each_value(browser: Page, conditioned: Runnin
     assert texts(page, "#efficiency td") == efficiencies(expected), "the link holds the values"
 
 
-def test_gradients_and_runs_are_at_the_values_that_are_set(browser: Page, conditioned: RunningServer) -> None:
+def test_gradients_and_runs_are_at_the_values_that_are_set(
+    browser: Page, conditioned: RunningServer, direct: Direct
+) -> None:
     page = opened(browser, conditioned.url)
     choose(page, "#conditions input[type=range]", "1.5")
     drag(page, (10, 20), (90, 30))
@@ -89,7 +72,7 @@ def test_gradients_and_runs_are_at_the_values_that_are_set(browser: Page, condit
     asked = page.evaluate("[...window.asked].filter((path) => /^(predict|gradient)/.test(path))")
     query = "?model=diffractionnet&distance_um=1.5&incidence=0%2C0"
     assert set(asked) == {f"predict{query}", f"gradient{query}"}
-    assert texts(page, "#efficiency td") == efficiencies(spectra(drawn(page), distance_um=1.5))
+    assert texts(page, "#efficiency td") == efficiencies(direct.spectra(drawn(page), distance_um=1.5))
 
 
 def test_a_model_without_conditions_has_no_controls(page: Page) -> None:
