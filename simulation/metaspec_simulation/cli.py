@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
@@ -37,10 +38,12 @@ from metaspec_simulation.dataset import (
     read_dataset,
     summary,
     write_samples,
+    write_together,
 )
 from metaspec_simulation.import_command import import_files
 from metaspec_simulation.jobs import Function, Job, Progress, run_here, run_on_cluster
-from metaspec_simulation.physics.solver import DECAY, LONGEST, Solver
+from metaspec_simulation.physics.run import DECAY, LONGEST
+from metaspec_simulation.physics.solver import Solver
 from metaspec_simulation.process_option import print_process, read_stated
 from metaspec_simulation.simulated import Task, simulations, tasks
 from metaspec_simulation.structure_files import check_folder, read_structures, structure_tasks, write_results
@@ -60,6 +63,7 @@ _PROCESS_FILE_INSTEAD = typer.Option(
 _CELLS = typer.Option(help="Solver grid cells per period.", min=24, max=512)
 _WORKERS = typer.Option(help="Processes on this machine, one thread each.", min=1)
 _SCHEDULER = typer.Option(help="Address of a Dask scheduler, to use its workers instead of local ones.")
+_GPU = typer.Option("--gpu", help="Simulate on an NVIDIA GPU instead, hundreds of structures side by side.")
 _ORDERS = typer.Option("--orders", help="Keep the Fourier orders of the field under the patterned layer, too.")
 _RUN_FOLDER = typer.Argument(help="Folder written by `metaspec optimise`.", exists=True, file_okay=False)
 
@@ -106,11 +110,13 @@ def simulate(
     orders: Annotated[bool, _ORDERS] = False,
     process: Annotated[Path | None, _PROCESS_FILE] = None,
     scheduler: Annotated[str | None, _SCHEDULER] = None,
+    gpu: Annotated[bool, _GPU] = False,
 ) -> None:
     """Simulate structures and write them, with their spectra, to a Zarr data set.
 
     Killed or interrupted with Ctrl-C, it resumes when the same command is given again.
     """
+    simulate_missing = _simulate_missing_with(workers, scheduler, gpu)
     device = Process() if process is None else read_stated(process)
     given = None
     if structures is not None:
@@ -126,7 +132,7 @@ def simulate(
         group = open_dataset(out, recipe, count, given)
         for damage in mend(out, group, recipe, given):
             typer.echo(f"{damage.file} was damaged: its samples are simulated again.")
-        _simulate_missing(out, group, recipe, workers, scheduler)
+        simulate_missing(out, group, recipe)
 
 
 @app.command("from-designs")
@@ -139,12 +145,14 @@ def simulate_designs(
     workers: Annotated[int, _WORKERS] = 1,
     process: Annotated[Path | None, _PROCESS_FILE_INSTEAD] = None,
     scheduler: Annotated[str | None, _SCHEDULER] = None,
+    gpu: Annotated[bool, _GPU] = False,
 ) -> None:
     """Simulate the structures that optimisers designed or visited on the way, and append them to a data set.
 
     Of structures that are translations, rotations or mirror images of each other, one is taken, and none that the data set
     already has. Given again, the command resumes where it was interrupted, and adds nothing twice.
     """
+    simulate_missing = _simulate_missing_with(workers, scheduler, gpu)
     override = None if process is None else read_stated(process)
     found = [read_designs(folder, override) for folder in folders]
     for other in found[1:]:
@@ -163,21 +171,57 @@ def simulate_designs(
         group = read_dataset(out, mode="r+")
         for damage in mend(out, group, recipe):
             typer.echo(f"{damage.file} was damaged: its samples are simulated again.")
-        _simulate_missing(out, group, recipe, workers, scheduler)
+        simulate_missing(out, group, recipe)
+
+
+def _simulate_missing_with(workers: int, scheduler: str | None, gpu: bool) -> Callable[[Path, Group, Recipe], None]:
+    """What simulates the missing samples of a data set.
+
+    Raises:
+        ValueError: options exclude each other, or there is no GPU.
+    """
+    if not gpu:
+        return functools.partial(_simulate_missing, workers=workers, scheduler=scheduler)
+    if workers > 1 or scheduler is not None:
+        raise ValueError("--gpu and --workers or --scheduler exclude each other")
+    from metaspec_simulation.physics.cuda import require_gpu  # slow to import, and needed here only
+
+    require_gpu("--gpu")
+    return _simulate_missing_together
 
 
 def _simulate_missing(out: Path, group: Group, recipe: Recipe, workers: int, scheduler: str | None) -> None:
-    """Simulate what is missing in a data set, with a progress bar; Ctrl-C stops it cleanly."""
+    """Simulate what is missing in a data set in worker processes."""
     shards = missing_shards(group)
-    total, missing = group["complete"].shape[0], sum(stop - start for start, stop in shards)
-    if not missing:
-        typer.echo(f"{out} already has {total} samples: nothing to do. {summary(group)}")
-        return
     jobs = [(str(out.absolute()), recipe, start, stop) for start, stop in shards]
     sizes = [stop - start for start, stop in shards]
+    with _appending(out, group, sum(sizes)) as bar:
+        if jobs:
+            _run(_simulate_shard, jobs, sizes, bar, workers, scheduler)
+
+
+def _simulate_missing_together(out: Path, group: Group, recipe: Recipe) -> None:
+    """Simulate what is missing in a data set on a GPU."""
+    from metaspec_simulation.physics.many import ManySolver
+
+    shards = missing_shards(group)
+    with _appending(out, group, sum(stop - start for start, stop in shards)) as bar:
+        if shards:
+            solver = _solver(recipe.process, recipe.cells, recipe.decay, recipe.longest)
+            write_together(group, recipe, ManySolver(solver), shards, bar.update)
+
+
+@contextmanager
+def _appending(out: Path, group: Group, missing: int) -> Iterator[tqdm[Any]]:
+    """A progress bar while samples are added to a data set, and what became of it; Ctrl-C ends it cleanly."""
+    total = group["complete"].shape[0]
+    if not missing:
+        yield tqdm(disable=True)
+        typer.echo(f"{out} already has {total} samples: nothing to do. {summary(group)}")
+        return
     with tqdm(total=total, initial=total - missing, unit="structure") as bar:
         try:
-            _run(_simulate_shard, jobs, sizes, bar, workers, scheduler)
+            yield bar
         except KeyboardInterrupt:
             bar.close()
             done = int(finished(group).sum())

@@ -5,7 +5,14 @@
 
 from __future__ import annotations
 
-from metaspec_simulation.data.append import add_structures, mend, missing_shards, open_dataset, write_samples
+from metaspec_simulation.data.append import (
+    add_structures,
+    mend,
+    missing_shards,
+    open_dataset,
+    write_samples,
+    write_together,
+)
 from metaspec_simulation.data.labels import HARMONIC_STEP, STEP
 from metaspec_simulation.data.recipe import Recipe, given_recipe
 from metaspec_simulation.data.samples import ROW_FIELDS, Samples, check, count_distinct, load, provenance, summary
@@ -30,4 +37,5 @@ __all__ = [
     "read_dataset",
     "summary",
     "write_samples",
+    "write_together",
 ]

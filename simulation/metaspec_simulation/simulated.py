@@ -20,7 +20,8 @@ from metaspec_contract.files import replacing
 from metaspec_contract.process import Process
 from metaspec_contract.structures import pack
 from metaspec_simulation.data.designs import Designs, process_of_spectra
-from metaspec_simulation.physics.solver import DECAY, LONGEST, Simulation, Solver
+from metaspec_simulation.physics.run import DECAY, LONGEST
+from metaspec_simulation.physics.solver import Simulation, Solver
 
 FOLDER = "simulated"
 """Folder of the simulations in a run folder."""

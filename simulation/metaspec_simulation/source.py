@@ -38,7 +38,8 @@ from metaspec_contract.source import (
 )
 from metaspec_contract.spectra import Spectra
 from metaspec_contract.structures import as_density, check_structures
-from metaspec_simulation.physics.solver import DECAY, LONGEST, Solver
+from metaspec_simulation.physics.run import DECAY, LONGEST
+from metaspec_simulation.physics.solver import Solver
 from metaspec_simulation.workers import Job, Result, Workers, do
 
 Array = NDArray[Any]

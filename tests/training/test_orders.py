@@ -13,7 +13,7 @@ from lightning.pytorch import Trainer
 from metaspec_contract.process import Process
 from metaspec_contract.structures import Symmetry
 from metaspec_simulation import Solver
-from metaspec_simulation.data.labels import ORDER_STEP, label, pack_orders
+from metaspec_simulation.data.labels import ORDER_STEP, labels, pack_orders
 from metaspec_simulation.data.recipe import Recipe
 from metaspec_simulation.data.store import whole_chunks
 from metaspec_simulation.dataset import load, open_dataset, write_samples
@@ -63,11 +63,17 @@ def test_labels_move_as_the_structures_do(element: int, shift: tuple[int, int], 
     solver, structure, orders = solved["solver"], solved["structure"], solved["orders"]
     symmetry: Symmetry = D4[element]
     moved = symmetry.apply(np.roll(structure, shift, axis=(0, 1)))
-    expected = ORDER_STEP * label(solver, moved, orders=True)[1]["orders"].astype(np.float32)
+    expected = ORDER_STEP * packed(solver, moved).astype(np.float32)
     stored = torch.from_numpy(orders)[None]
     found = OrderLabels(PROCESS)(stored, torch.tensor([element]), torch.tensor([shift]))[0].numpy()
     assert np.abs(expected).max() > 0.3
     np.testing.assert_allclose(found, expected, atol=2 * ORDER_STEP)
+
+
+def packed(solver: Solver, structure: Any) -> Any:
+    """Orders of a structure as a data set keeps them."""
+    simulation, orders = solver.simulate_with_orders(structure)
+    return labels(solver.process, simulation, orders)["orders"]
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +82,7 @@ def solved() -> dict[str, Any]:
     solver = Solver(PROCESS, cells=CELLS, decay=0.1)
     structure = np.zeros((128, 128), np.uint8)
     structure[8:40, 12:92], structure[60:100, 100:120], structure[52:60, 20:44] = 1, 1, 1
-    return {"solver": solver, "structure": structure, "orders": label(solver, structure, orders=True)[1]["orders"]}
+    return {"solver": solver, "structure": structure, "orders": packed(solver, structure)}
 
 
 def test_batches_of_sets_with_and_without_orders(fine: Path, with_orders: Path) -> None:

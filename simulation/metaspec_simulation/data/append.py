@@ -7,9 +7,9 @@ given, and stored when the data set is created.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from metaspec_contract.process import Process
 from metaspec_simulation.data import families
 from metaspec_simulation.data.damage import Damage, find_damage, finished
-from metaspec_simulation.data.labels import label
+from metaspec_simulation.data.labels import labels
 from metaspec_simulation.data.levels import as_levels, as_structure
 from metaspec_simulation.data.recipe import Recipe, given_levels, given_recipe
 from metaspec_simulation.data.store import (
@@ -34,7 +34,11 @@ from metaspec_simulation.data.store import (
     read_levels,
     whole_chunks,
 )
-from metaspec_simulation.physics.solver import Solver
+from metaspec_simulation.physics.farfield import Complex
+from metaspec_simulation.physics.solver import Simulation, Solver
+
+if TYPE_CHECKING:  # compiles for CUDA when imported
+    from metaspec_simulation.physics.many import ManySolver
 
 
 def open_dataset(path: Path, recipe: Recipe, count: int, given: ArrayLike | None = None, shard: int = SHARD) -> Group:
@@ -201,26 +205,73 @@ def write_samples(
     group: Group, recipe: Recipe, solver: Solver, start: int, stop: int, report: Callable[[], object]
 ) -> None:
     """Simulate samples start .. stop - 1, which lie in one shard, and write them; calls `report()` after each."""
-    rows: dict[str, list[Any]] = {}
+    rows = []
+    for sample, structure in structures_of(group, recipe, start, stop):
+        rows.append(_row(recipe, sample, structure, *solver.simulate_with_orders(structure)))
+        report()
+    _write(group, start, rows)
+
+
+def write_together(
+    group: Group, recipe: Recipe, solver: ManySolver, shards: list[tuple[int, int]], report: Callable[[], object]
+) -> None:
+    """Simulate the samples of many shards side by side, and write each shard when its last one has ended.
+
+    Args:
+        group: the data set, opened for writing.
+        recipe: its recipe.
+        solver: solver of the data set's process, on a GPU.
+        shards: ranges as `missing_shards` returns them.
+        report: called after each sample.
+    """
+    # Structures are drawn when there are free lanes: only those that are being simulated are kept.
+    under_way: dict[int, tuple[int, NDArray[Any]]] = {}
+
+    def structures() -> Iterator[NDArray[Any]]:
+        every = (each for start, stop in shards for each in structures_of(group, recipe, start, stop))
+        for number, (sample, structure) in enumerate(every):
+            under_way[number] = sample, structure
+            yield structure
+
+    shard_of = {sample: shard for shard in shards for sample in range(*shard)}
+    rows: dict[tuple[int, int], dict[int, dict[str, Any]]] = {}
+    for number, simulation, orders in solver.simulate(structures()):
+        sample, structure = under_way.pop(number)
+        shard = shard_of[sample]
+        done = rows.setdefault(shard, {})
+        done[sample] = _row(recipe, sample, structure, simulation, orders)
+        report()
+        if len(done) == shard[1] - shard[0]:
+            _write(group, shard[0], [row for _, row in sorted(rows.pop(shard).items())])
+
+
+def structures_of(group: Group, recipe: Recipe, start: int, stop: int) -> Iterator[tuple[int, NDArray[Any]]]:
+    """Numbers and structures of samples start .. stop - 1."""
     given = None if recipe.given is None else read_levels(group, slice(start, stop))
     for sample in range(start, stop):
-        structure = recipe.structure(sample) if given is None else as_structure(given[sample - start])
-        simulation, labels = label(solver, structure, recipe.orders)
-        energy_error = float(np.sqrt(np.mean(simulation.energy_error**2)))
-        row = labels | {
-            "structure": as_levels(structure),
-            "family": families.SOURCES.index(recipe.family(sample) if given is None else "design"),
-            "split": families.SPLITS.index(families.split_of(structure)),
-            "energy_error": energy_error,
-            "remaining": simulation.remaining,
-            "duration": simulation.duration,
-            "flag": not energy_error <= recipe.energy_bound,
-            "complete": 1,
-        }
-        for name, value in row.items():
-            rows.setdefault(name, []).append(value)
-        report()
+        yield sample, recipe.structure(sample) if given is None else as_structure(given[sample - start])
+
+
+def _row(
+    recipe: Recipe, sample: int, structure: NDArray[Any], simulation: Simulation, orders: Complex
+) -> dict[str, Any]:
+    """All that a data set keeps of a sample, by the names of its arrays."""
+    energy_error = float(np.sqrt(np.mean(simulation.energy_error**2)))
+    return labels(recipe.process, simulation, orders if recipe.orders else None) | {
+        "structure": as_levels(structure),
+        "family": families.SOURCES.index(recipe.family(sample) if recipe.given is None else "design"),
+        "split": families.SPLITS.index(families.split_of(structure)),
+        "energy_error": energy_error,
+        "remaining": simulation.remaining,
+        "duration": simulation.duration,
+        "flag": not energy_error <= recipe.energy_bound,
+        "complete": 1,
+    }
+
+
+def _write(group: Group, start: int, rows: list[dict[str, Any]]) -> None:
+    """Write rows from sample `start` on."""
     with whole_chunks():
         for name in PER_SAMPLE:  # `complete` comes last
-            if name in rows:
-                group[name][start:stop] = np.stack(rows[name])
+            if name in rows[0]:
+                group[name][start : start + len(rows)] = np.stack([row[name] for row in rows])

@@ -6,14 +6,12 @@ too, thinly: a network that has learnt the field at some wavelengths takes the r
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
 from metaspec_contract.process import Process
 from metaspec_simulation.physics import farfield
-from metaspec_simulation.physics.solver import Simulation, Solver
+from metaspec_simulation.physics.solver import Simulation
 
 STEP = 1e-4
 """Step of the spectra."""
@@ -36,26 +34,21 @@ def thinned(process: Process, distance_nm: float = HARMONICS_NM) -> slice:
     return slice(None, None, max(1, round(distance_nm / process.wavelength_step_nm)))
 
 
-def label(solver: Solver, structure: NDArray[Any], orders: bool) -> tuple[Simulation, dict[str, NDArray[np.int16]]]:
-    """Simulate a structure.
+def labels(process: Process, simulation: Simulation, orders: farfield.Complex | None) -> dict[str, NDArray[np.int16]]:
+    """Labels of a simulated structure, by the names of their arrays.
 
     Args:
-        solver: solver of the data set's process.
-        structure: structure or density, (128, 128).
-        orders: whether to keep the orders under the layer, too.
-
-    Returns:
-        The simulation, and labels by the names of their arrays.
+        process: process of the data set.
+        simulation: the simulation.
+        orders: orders under the layer as `Solver.orders` returns them; None if they are not kept.
     """
-    process = solver.process
-    simulation, field = solver.simulate_with_orders(structure)
-    labels = {
+    kept = {
         "spectra": _in_steps(simulation.spectra, STEP),
         "harmonics": _in_steps(simulation.harmonics[:, thinned(process)], HARMONIC_STEP),
     }
-    if orders:
-        labels["orders"] = pack_orders(field[:, :, thinned(process, ORDERS_NM)], process)
-    return simulation, labels
+    if orders is not None:
+        kept["orders"] = pack_orders(orders[:, :, thinned(process, ORDERS_NM)], process)
+    return kept
 
 
 def order_numbers(process: Process) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -16,7 +16,7 @@ from metaspec_simulation.data import families
 from metaspec_simulation.data.labels import order_numbers
 from metaspec_simulation.data.levels import as_levels, is_grey
 from metaspec_simulation.physics.farfield import harmonic_orders
-from metaspec_simulation.physics.solver import DECAY, LONGEST
+from metaspec_simulation.physics.run import DECAY, LONGEST
 
 SCHEMA_VERSION = 3
 

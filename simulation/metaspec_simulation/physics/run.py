@@ -35,14 +35,12 @@ class Run:
         permittivity[0] = np.inf  # a mirror behind the absorbing layer
         self._grid = grid
         self._row = len(fractions[0])
-        outside = np.array([1.0, 1.0, 1.0, below])[:, None]
         layers = (4, self._row * (self._row + 2))
         inverse, drive = fields(3, layers), fields(3, layers)
-        for n, (fraction, shares) in enumerate(zip(fractions, _SHARES, strict=True)):
-            share = np.array(shares)[:, None]
-            solid = np.pad(fraction, ((1, 1), (0, 0)), mode="wrap").ravel()
-            inverse[n][:] = 1 / ((1 - share) * outside + share * (1 + solid * (grid.eps_solid - 1)))
-            drive[n][:] = share * solid * grid.dt * grid.pole_frequency**2 * grid.pole_strength
+        x, y, z = (np.pad(fraction, ((1, 1), (0, 0)), mode="wrap") for fraction in fractions)
+        for ours, values in zip((inverse, drive), layer_materials(grid, (x, y, z), below), strict=True):
+            for array, numbers in zip(ours, values, strict=True):
+                array[:] = numbers
         self._mesh = Mesh(
             stride=grid.stride,
             row=self._row,
@@ -133,6 +131,26 @@ class Run:
         return ex[top:bottom], ey[top:bottom], ez[top - 1 : bottom]
 
 
+def layer_materials(grid: Grid, fractions: Fractions, below: float) -> tuple[list[Array], list[Array]]:
+    """Materials of the patterned layer at Ex, Ey and Ez, `inverse` and `drive` of `fdtd.Medium`.
+
+    Args:
+        grid: grid of the run.
+        fractions: share of solid at the nodes of Ex, Ey and Ez, of any shape (y, x).
+        below: permittivity under the layer.
+
+    Returns:
+        For each of Ex, Ey and Ez one array (4, y * x).
+    """
+    outside = np.array([1.0, 1.0, 1.0, below])[:, None]
+    inverse, drive = [], []
+    for fraction, shares in zip(fractions, _SHARES, strict=True):
+        share, solid = np.array(shares)[:, None], fraction.ravel()
+        inverse.append(1 / ((1 - share) * outside + share * (1 + solid * (grid.eps_solid - 1))))
+        drive.append(share * solid * grid.dt * grid.pole_frequency**2 * grid.pole_strength)
+    return inverse, drive
+
+
 def _copied(state: State) -> State:
     (ex, ey, ez), (hx, hy, hz), (px, py, pz), (jx, jy, jz), (mx, my, mu, mv) = state
     return State(
@@ -209,6 +227,63 @@ class History:
 
 _MOST_BYTES = 300_000_000
 """Bound on what a run keeps: nothing is repeated in most runs at 64 cells, and two runs at 80 cells fit into 1 GiB."""
+
+
+DECAY = 5e-6
+"""Share of the largest energy in the grid at which a run ends."""
+
+LONGEST = 400.0
+"""Time at which a run ends in any case, um / c; what then still rings is continued, see `physics.tail`."""
+
+_AFTER_PULSE = 10.0  # um / c: what little energy is left of a film's echoes still counts in every wavelength
+
+
+class Watch:
+    """Decides when a run has ended: when the light has left the grid, or at the longest time.
+
+    Args:
+        grid: grid of the run.
+        pulse_steps: length of the pulse in steps.
+        decay: share of the largest energy in the grid at which a run ends.
+        longest: time at which it ends in any case, um / c.
+
+    Attributes:
+        intervals: number of intervals that the run has advanced.
+        energy: energy in the grid at the last look, as `Run.energy`.
+        largest: the largest of these energies.
+    """
+
+    def __init__(self, grid: Grid, pulse_steps: int, decay: float, longest: float) -> None:
+        self._interval = grid.interval * grid.dt
+        self._pulse = pulse_steps * grid.dt
+        self._decay, self._longest = decay, longest
+        self.intervals, self.energy, self.largest = 0, 0.0, 0.0
+
+    @property
+    def most(self) -> int:
+        """Largest number of intervals."""
+        return int(np.ceil(self._longest / self._interval)) + 1
+
+    @property
+    def decayed(self) -> bool:
+        """Whether the light had left the grid at the last look."""
+        return self.energy <= self._decay * self.largest
+
+    @property
+    def remaining(self) -> float:
+        """Energy left in the grid at the last look, relative to the largest."""
+        return self.energy / self.largest
+
+    def ended(self, energy: Callable[[], float]) -> bool:
+        """Take note of another interval; `energy` is asked for the energy in the grid if it is time to look."""
+        self.intervals += 1
+        passed = self.intervals * self._interval
+        if passed < self._pulse or self.intervals % 4 == 0:
+            self.energy = energy()
+            self.largest = max(self.largest, self.energy)
+            if passed >= self._pulse + _AFTER_PULSE and self.decayed:
+                return True
+        return passed >= self._longest
 
 
 @dataclass(frozen=True)

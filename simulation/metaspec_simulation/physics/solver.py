@@ -19,16 +19,8 @@ from metaspec_contract.structures import InvalidStructure, as_density, check_str
 from metaspec_simulation.physics import farfield
 from metaspec_simulation.physics.adjoint import Sheet, run_back
 from metaspec_simulation.physics.grid import Array, fill_fractions, make_grid, pull_back, pulse
-from metaspec_simulation.physics.run import Fractions, History, Recording, Run
+from metaspec_simulation.physics.run import DECAY, LONGEST, Fractions, History, Recording, Run, Watch
 from metaspec_simulation.physics.tail import tail
-
-DECAY = 5e-6
-"""Share of the largest energy in the grid at which a run ends."""
-
-_AFTER_PULSE = 10.0  # um / c: what little energy is left of a film's echoes still counts in every wavelength
-
-LONGEST = 400.0
-"""Time at which a run ends in any case, um / c; what then still rings is continued, see `physics.tail`."""
 
 _T = TypeVar("_T")
 
@@ -96,14 +88,14 @@ class Solver:
         self.grid = make_grid(process, cells)
         self.decay, self.longest, self.threads = decay, longest, threads
         self.wavelengths_nm = process.wavelengths_nm
-        self._order = farfield.max_order(process)
+        self.order = farfield.max_order(process)
         index = process.substrate.index(self.wavelengths_nm)
         vacuum = np.ones_like(index)
         eps = self.grid.eps_substrate
-        self._below = farfield.PlaneWaves(self.grid, process, self.wavelengths_nm, index, eps, self._order)
-        self._above = farfield.PlaneWaves(self.grid, process, self.wavelengths_nm, vacuum, 1.0, self._order)
-        self._quadrants = farfield.quadrant_weights(self._order).astype(np.float32)
-        self._pulse = pulse(self.grid, process)
+        self._below = farfield.PlaneWaves(self.grid, process, self.wavelengths_nm, index, eps, self.order)
+        self._above = farfield.PlaneWaves(self.grid, process, self.wavelengths_nm, vacuum, 1.0, self.order)
+        self._quadrants = farfield.quadrant_weights(self.order).astype(np.float32)
+        self.pulse = pulse(self.grid, process)
         self._incident = self._incident_amplitude()
 
     def simulate(self, structure: ArrayLike, distance_um: float | None = None) -> Simulation:
@@ -117,7 +109,7 @@ class Solver:
         Raises:
             InvalidStructure: another shape, or values outside [0, 1].
         """
-        density = self._density(structure)
+        density = self.density(structure)
         return self._simulation(self._forward(density, keep=False), distance_um)
 
     def at_distances(self, structure: ArrayLike, distances_um: Iterable[float]) -> NDArray[np.float32]:
@@ -130,7 +122,7 @@ class Solver:
         Raises:
             InvalidStructure: as for `simulate`.
         """
-        recordings = self._forward(self._density(structure), keep=False)
+        recordings = self._forward(self.density(structure), keep=False)
         return np.stack([self._simulation(recordings, distance).spectra for distance in distances_um])
 
     def gradient(
@@ -172,7 +164,7 @@ class Solver:
 
         The derivative of sum(cotangent * spectra) by the distance is sum(cotangent * derivative).
         """
-        density = self._density(structure)
+        density = self.density(structure)
         if not callable(cotangent):
             self._weights(cotangent)  # refused before the runs
         forward = self._forward(density, keep=True, both=True)
@@ -195,11 +187,14 @@ class Solver:
         Raises:
             InvalidStructure: as for `simulate`.
         """
-        return self._orders(self._forward(self._density(structure), keep=False))
+        return self._orders(self._forward(self.density(structure), keep=False))
 
     def simulate_with_orders(self, structure: ArrayLike) -> tuple[Simulation, farfield.Complex]:
         """What `simulate` and `orders` return, from the same runs."""
-        recordings = self._forward(self._density(structure), keep=False)
+        return self.results(self._forward(self.density(structure), keep=False))
+
+    def results(self, recordings: list[Recording]) -> tuple[Simulation, farfield.Complex]:
+        """What `simulate` and `orders` return, from runs of both polarisations that have ended."""
         return self._simulation(recordings), self._orders(recordings)
 
     def flux(self, orders: farfield.Complex, distance_um: float) -> NDArray[np.float32]:
@@ -210,7 +205,7 @@ class Solver:
     def _orders(self, recordings: list[Recording]) -> farfield.Complex:
         """`orders` of runs that have ended."""
         through = np.stack([one.planes[1] for one in recordings])
-        zero = self._order
+        zero = self.order
         field = self._below.continuous(through, self._offset_um, 0.0).swapaxes(1, 2)
         # Recorded phases are relative to the bare pulse on the same plane, which has crossed the patterned layer and the
         # offset on its way. The phase of the layer is that of real vacuum, without the grid's numerical dispersion.
@@ -229,8 +224,12 @@ class Solver:
             raise ValueError("cotangent must be finite, got a NaN or an infinity")
         return weights
 
-    def _density(self, structure: ArrayLike) -> NDArray[np.float64]:
-        """A single checked density, (y, x)."""
+    def density(self, structure: ArrayLike) -> NDArray[np.float64]:
+        """A single checked density, (y, x).
+
+        Raises:
+            InvalidStructure: another shape, or values outside [0, 1].
+        """
         structures = check_structures(structure, self.process.structure_shape, "structure")
         if len(structures) != 1:
             raise InvalidStructure(f"structure must be a single one, got {len(structures)}")
@@ -248,8 +247,7 @@ class Solver:
         fractions = fill_fractions(density, self.grid.cells)
         if not both and np.array_equal(density, density.T):  # one field is the transpose of the other
             x = self._run(fractions, 0, keep, stop=Event())
-            back, through = (field[:, ::-1].swapaxes(-1, -2) for field in x.planes)
-            return [x, Recording((back, through), x.intervals, x.remaining)]
+            return [x, transposed(x)]
         return self._in_parallel([partial(self._run, fractions, polarisation, keep) for polarisation in (0, 1)])
 
     def _in_parallel(self, jobs: list[Callable[[Event], _T]]) -> list[_T]:
@@ -270,38 +268,38 @@ class Solver:
         run = Run(grid, fractions)
 
         def repeat(run: Run, interval: int) -> None:
-            run.send(self._pulse, polarisation, interval, record=False)
+            run.send(self.pulse, polarisation, interval, record=False)
 
         history = History(partial(Run, grid, fractions), repeat) if keep else None
         series: list[list[farfield.Complex]] = [[], []]
-        largest, energy, intervals = 0.0, 0.0, 0
-        pulse_time = len(self._pulse) * grid.dt
-        passed = 0.0
-        while passed < self.longest and not stop.is_set():
+        watch = self.watch()
+        ended = False
+        while not ended and not stop.is_set():
             if history is not None:
-                history.before(run, intervals)
-            recorded = run.send(self._pulse, polarisation, intervals, record=True)
+                history.before(run, watch.intervals)
+            recorded = run.send(self.pulse, polarisation, watch.intervals, record=True)
             for plane, projected in zip(recorded, series, strict=True):
-                projected.append(farfield.project(plane, grid, self._order))
+                projected.append(farfield.project(plane, grid, self.order))
             if history is not None:
                 history.after(run)
-            intervals += 1
-            passed = intervals * grid.interval * grid.dt
-            if passed < pulse_time or intervals % 4 == 0:
-                energy = run.energy
-                largest = max(largest, energy)
-                if passed >= pulse_time + _AFTER_PULSE and energy <= self.decay * largest:
-                    break
-        both = np.stack([np.concatenate(projected) for projected in series], axis=1)
-        spectra = farfield.spectrum(both, grid, self.wavelengths_nm)
-        if energy > self.decay * largest:
-            spectra += tail(both, grid.stride * grid.dt, self.wavelengths_nm)
+            ended = watch.ended(lambda: run.energy)
+        return self.recording(np.stack([np.concatenate(projected) for projected in series], axis=1), watch, history)
+
+    def watch(self) -> Watch:
+        """What decides when a run of this solver has ended."""
+        return Watch(self.grid, len(self.pulse), self.decay, self.longest)
+
+    def recording(self, series: farfield.Complex, watch: Watch, history: History | None = None) -> Recording:
+        """What is known of a run that has ended, from the orders on the planes above and below, (samples, 2, 2, ky, kx)."""
+        spectra = farfield.spectrum(series, self.grid, self.wavelengths_nm)
+        if not watch.decayed:
+            spectra += tail(series, self.grid.stride * self.grid.dt, self.wavelengths_nm)
         back, through = (spectra[:, n] / scale[:, None, None, None] for n, scale in enumerate(self._incident))
-        return Recording((back, through), intervals, energy / largest, history)
+        return Recording((back, through), watch.intervals, watch.remaining, history)
 
     def _simulation(self, recordings: list[Recording], distance_um: float | None = None) -> Simulation:
         back = np.stack([one.planes[0] for one in recordings])
-        grid, zero = self.grid, self._order
+        grid, zero = self.grid, self.order
         for polarisation in (0, 1):  # the source sheet radiates upwards, too, with the same amplitude
             back[polarisation, :, polarisation, zero, zero] -= 1
         incident_power = self._above.s_scale[:, zero, zero] ** 2
@@ -326,7 +324,7 @@ class Solver:
         flux = farfield.flux_map(turning, waves.magnetic(electric)) + farfield.flux_map(
             electric, waves.magnetic(turning)
         )
-        incident_power = self._above.s_scale[:, self._order, self._order] ** 2
+        incident_power = self._above.s_scale[:, self.order, self.order] ** 2
         slope = np.einsum("cyx,wyx->cw", self._quadrants, flux.mean(axis=0) / incident_power[:, None, None])
         return slope.astype(np.float32)
 
@@ -352,7 +350,7 @@ class Solver:
         """
         fractions = fill_fractions(density, self.grid.cells)
         weights = np.einsum("kcw,cyx->kwyx", cotangents, self._quadrants)
-        weights /= 2 * self._above.s_scale[:, self._order, self._order, None, None] ** 2
+        weights /= 2 * self._above.s_scale[:, self.order, self.order, None, None] ** 2
         sheets = [self._sheets(one, weights, distance_um) for one in forward]
         x, y = self._in_parallel(
             [partial(run_back, self.grid, fractions, one, theirs) for one, theirs in zip(forward, sheets, strict=True)]
@@ -385,8 +383,8 @@ class Solver:
         """Amplitude of the bare pulse on the two recorded planes, (2, W), from one column of cells of vacuum."""
         grid = self.grid
         run = Run(grid, (np.zeros((1, 1)),) * 3, in_vacuum=True)
-        intervals = range(-(-3 * len(self._pulse) // grid.interval))
-        recorded = [run.send(self._pulse, 0, interval, record=True)[:, :, 0, 0, 0] for interval in intervals]
+        intervals = range(-(-3 * len(self.pulse) // grid.interval))
+        recorded = [run.send(self.pulse, 0, interval, record=True)[:, :, 0, 0, 0] for interval in intervals]
         return np.stack(
             [farfield.spectrum(plane, grid, self.wavelengths_nm) for plane in np.concatenate(recorded, axis=1)]
         )
@@ -397,3 +395,9 @@ class Solver:
         magnetic = waves.magnetic(field)
         flux = field[..., 0, :, :] * magnetic[..., 1, :, :].conj() - field[..., 1, :, :] * magnetic[..., 0, :, :].conj()
         return np.where(waves.propagating, flux.real, 0).sum(axis=(-2, -1)).mean(axis=0)
+
+
+def transposed(recording: Recording) -> Recording:
+    """The run of the other polarisation through a structure that equals its transpose."""
+    back, through = (field[:, ::-1].swapaxes(-1, -2) for field in recording.planes)
+    return Recording((back, through), recording.intervals, recording.remaining)
