@@ -152,7 +152,11 @@ class PackedSpectra(Dataset[Packed]):
     __getitems__ = __getitem__  # what a DataLoader asks for a batch
 
     def _put(self, numbers: NDArray[np.int64]) -> Tensor:
-        return torch.from_numpy(numbers).to(self.device)
+        tensor = torch.from_numpy(numbers)
+        if self.device.type != "cuda":
+            return tensor.to(self.device)
+        # From pinned memory: otherwise every transfer would wait for all that the GPU still has to do.
+        return tensor.pin_memory().to(self.device, non_blocking=True)
 
 
 def packed_size(samples: Samples) -> int:
