@@ -71,9 +71,11 @@ release: $(DEV_ENV)/.done ## build, check, install and test the distributions, a
 	@OMP_NUM_THREADS=1 $(DEV_ENV)/bin/python -m metaspec_testing.release --workers $(WORKERS) $(ARGS)
 
 data: $(DEV_ENV)/.done ## simulate the reference data sets, or what is missing of them, and check all of their files
+	$(DEV_ENV)/bin/metaspec-simulate --count 800 --cells 80 --orders --out datasets/bayer-600nm-80 --workers $$(nproc) --seed 1
 	$(DEV_ENV)/bin/metaspec-simulate --count 3000 --cells 80 --out datasets/bayer-600nm --workers $$(nproc) --seed 1
 	$(DEV_ENV)/bin/metaspec-simulate --count 20000 --cells 48 --out datasets/bayer-600nm-coarse --workers $$(nproc) --seed 1
-	$(DEV_ENV)/bin/metaspec-simulate check datasets/bayer-600nm datasets/bayer-600nm-coarse --checksums datasets/structures.sha256
+	$(DEV_ENV)/bin/metaspec-simulate check datasets/bayer-600nm-80 datasets/designs-600nm-80 datasets/bayer-600nm datasets/bayer-600nm-coarse \
+		--checksums datasets/structures.sha256
 
 train: $(DEV_ENV)/.done ## train a network as the bundled one: on all data sets, then on the fine ones
 	$(DEV_ENV)/bin/python training/train.py --config training/configs/field.yaml $(ARGS) \

@@ -27,7 +27,7 @@ from metaspec_training.networks.layers import NetworkConfig
 from metaspec_training.report.evaluation import errors, predict
 
 ROOT = Path(__file__).parents[1]
-WEIGHTS = ROOT / "training" / "checkpoints" / "fast_continued.ckpt"
+WEIGHTS = ROOT / "training" / "checkpoints" / "fast.ckpt"
 COUNT, CELLS = 300, 48
 SETTINGS = ["--config", "training/configs/fast.yaml", "--config", "training/configs/adapt.yaml"]
 VARIANTS = {

@@ -28,7 +28,7 @@ from metaspec_simulation import Solver
 from metaspec_simulation import dataset as data
 from metaspec_simulation.data.designs import candidates, read_designs
 from metaspec_simulation.data.families import FAMILIES, orbit_key, random_structure, split_of
-from metaspec_simulation.data.labels import pack_orders, unpack_orders
+from metaspec_simulation.data.labels import labels, pack_orders, unpack_orders
 from metaspec_simulation.data.store import new_folder
 from metaspec_simulation.physics.farfield import quadrant_weights, shifted_basis
 from metaspec_testing.run_folders import PROCESS as SPARSE
@@ -553,3 +553,29 @@ def test_the_reference_data_sets(name: str, cells: int, count: int) -> None:
     assert size / len(samples) < 5.2e3, "23,000 structures take less than 120 MB"
     with pytest.raises(ValueError, match="split must be one of train, validation, test, got 'all'"):
         samples.of("all")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "sample", "grey", "flagged"), [("bayer-600nm-80", 3, 120, 7), ("designs-600nm-80", 0, 162, 0)]
+)
+def test_the_reference_data_sets_of_schema_3(name: str, sample: int, grey: int, flagged: int) -> None:
+    """Complete, small, with the field under the layer; simulated on a GPU, they hold what the solver says."""
+    samples = data.load(DATASETS / name, orders=True)
+    assert samples.attributes["schema_version"] == 3
+    assert samples.attributes["solver"] == data.Recipe(Process(), seed=1, cells=80).attributes()["solver"]
+    assert data.count_distinct([samples]) == len(samples) == len(samples.orders)
+    assert ((samples.grey >= 0) & (samples.flag == 0)).sum() == grey
+    assert samples.flag.sum() == flagged
+    assert samples.energy_error[samples.flag == 0].max() < 5e-3
+    structure = samples.structures[sample]
+    if name.startswith("bayer"):
+        recipe = data.Recipe(Process(), seed=samples.attributes["seed"], cells=80, orders=True)
+        np.testing.assert_allclose(structure, recipe.structure(sample), atol=1e-6)
+    simulation, orders = Solver(Process(), 80).simulate_with_orders(structure)
+    expected = labels(Process(), simulation, orders)
+    np.testing.assert_allclose(samples.spectra[sample], expected["spectra"] * data.STEP, atol=1.01 * data.STEP)
+    assert np.abs(samples.harmonics[sample] - expected["harmonics"]).max() <= 1
+    assert np.abs(samples.orders[samples.ordered[sample]] - expected["orders"]).max() <= 1
+    size = sum(file.stat().st_size for file in (DATASETS / name).rglob("*") if file.is_file())
+    assert size / len(samples) < 25e3

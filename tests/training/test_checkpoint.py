@@ -258,12 +258,15 @@ def test_several_positions_need_a_network_that_predicts_the_field(samples: Sampl
         module.training_step(batch, 0)
 
 
-@pytest.mark.parametrize("name", ["field", "fast"])
-def test_the_bundled_checkpoints_state_what_they_were_trained_on(name: str) -> None:
+@pytest.mark.parametrize(("name", "coarser"), [("field", 282), ("fast", 596)])
+def test_the_bundled_checkpoints_state_what_they_were_trained_on(name: str, coarser: int) -> None:
     known = read_checkpoint(CHECKPOINTS / f"{name}.ckpt").provenance
     assert known is not None
     assert (known.process, known.preset, known.merged_greens) == (Process(), name, False)
     assert {source.name: (source.structures, source.solver["cells"]) for source in known.data} == {
+        "bayer-600nm-80": (645, 80),
+        "designs-600nm-80": (253, 80),
+        "bayer-600nm-64": (coarser, 64),
         "bayer-600nm": (2391, 80),
         "bayer-600nm-coarse": (15908, 48),
         "designs-600nm": (204, 80),
