@@ -50,8 +50,8 @@ The labels have errors of their own, see `docs/simulation.md`.
 
 ## What it is not for
 
-The network is trained on binary structures like those of its data sets. On others, and on grey ones during an optimisation,
-errors are larger than stated. An optimiser finds such structures: check a final design with the solver.
+The network knows structures like those of its data sets. On others, and on grey ones during an optimisation where these sets
+hold none, errors are larger than stated. An optimiser finds such structures: check a final design with the solver.
 
 Source revision {metadata.source_revision}.
 SHA-256 of the trained network {metadata.network_sha256}, of the weights in this file {metadata.weights_sha256}.
