@@ -1,9 +1,8 @@
 """8-bit convolutions: the 3 x 3 convolutions of a forward pass in integers, with ranges measured on structures.
 
-Static quantisation (Jacob et al., CVPR 2018): activations in uint8 over the part of the range that they have on the structures
-in which their rounding errors are least, rare values beyond it being cut off (Nagel et al., arXiv:2106.08295, section 3.1);
-weights in seven bits of int8 with one scale per output channel. A convolution pads periodically by copying margins; what it pads
-is quantised once, before, so that margins are copied as bytes. Everything else stays float32, in the layout that it has.
+Static quantisation (Jacob et al., CVPR 2018): activations in uint8 over the range that they have on the structures, weights in
+seven bits of int8 with one scale per output channel. A convolution pads periodically by copying margins; what it pads is
+quantised once, before, so that margins are copied as bytes. Everything else stays float32, in the layout that it has.
 """
 
 from __future__ import annotations
@@ -23,10 +22,6 @@ from metaspec_contract.model import COTANGENT, STRUCTURE
 _BATCH = 16
 _LARGEST_WEIGHT = 64
 """Processors without VNNI add two products of a byte and a weight in 16 bits, where 2 * 255 * 127 would be cut off."""
-_KEPT = 20_000
-"""Values of a tensor, of each batch of structures, that its range is chosen by, beside the largest and the smallest one."""
-_SHARES = tuple(0.05 * n for n in range(4, 21))
-"""Parts of the full range that are tried."""
 _MARGINS = {"Concat", "Slice"}  # the operators of periodic padding
 
 
@@ -161,7 +156,7 @@ def _padding(
 def _ranges(
     model: onnx.ModelProto, names: set[str], structures: NDArray[np.uint8], conditions: Sequence[Condition]
 ) -> dict[str, tuple[float, float]]:
-    """Ranges of tensors of a graph on structures, see `_best_range`; cotangents are zero, since they do not enter."""
+    """Smallest and largest value of tensors of a graph on structures; cotangents are zero, since they do not enter."""
     watched = onnx.ModelProto()
     watched.CopyFrom(model)
     del watched.graph.output[:]
@@ -169,32 +164,16 @@ def _ranges(
     session = ort.InferenceSession(watched.SerializeToString(), providers=["CPUExecutionProvider"])
     others = {value.name: value.shape[1:] for value in session.get_inputs() if value.name != STRUCTURE}
     given = spread_conditions(conditions, len(structures))
-    found: dict[str, list[NDArray[np.float32]]] = {name: [] for name in sorted(names)}
+    ranges = dict.fromkeys(sorted(names), (0.0, 0.0))  # zero is in every range, so that it is exact
     for start in range(0, len(structures), _BATCH):
         density = structures[start : start + _BATCH, None].astype(np.float32)
         feed = {STRUCTURE: density}
         feed |= {name: np.zeros((len(density), *shape), np.float32) for name, shape in others.items()}
         feed |= {name: values[start : start + _BATCH] for name, values in given.items()}
-        for values, kept in zip(session.run(list(found), feed), found.values(), strict=True):
-            extremes = np.array([values.min(), values.max()])
-            kept.append(np.concatenate([extremes, values.ravel()[:: max(1, values.size // _KEPT)]]))
-    return {name: _best_range(np.concatenate(kept)) for name, kept in found.items()}
-
-
-def _best_range(values: NDArray[np.float32]) -> tuple[float, float]:
-    """The part of the range of values in which they are rounded with the least mean square error.
-
-    Zero is in every range, so that it is exact.
-    """
-    low, high = min(0.0, float(values.min())), max(0.0, float(values.max()))
-
-    def error(share: float) -> float:
-        scale, zero = _affine(share * low, share * high)
-        rounded = np.clip(np.rint(values / scale) + zero, 0, 255) - zero
-        return float(np.mean((scale * rounded - values) ** 2))
-
-    share = min(_SHARES, key=error)
-    return share * low, share * high
+        for name, values in zip(ranges, session.run(list(ranges), feed), strict=True):
+            low, high = ranges[name]
+            ranges[name] = min(low, float(values.min())), max(high, float(values.max()))
+    return ranges
 
 
 def _affine(low: float, high: float) -> tuple[np.float32, np.uint8]:
