@@ -17,6 +17,7 @@ from metaspec_contract.process import Process
 from metaspec_simulation import Solver
 from metaspec_simulation.data.families import SPLITS
 from metaspec_simulation.data.recipe import Recipe
+from metaspec_simulation.data.store import whole_chunks
 from metaspec_simulation.dataset import Samples, load, open_dataset, write_samples
 from metaspec_training.cli import main
 
@@ -63,6 +64,18 @@ def coarse(fine: Path) -> Path:
     group.attrs["solver"] |= {"cells": CELLS - 4}
     group["complete"][4:] = 0
     return copy
+
+
+@pytest.fixture(scope="session")
+def with_orders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """8 structures to train on whose orders are known."""
+    path = tmp_path_factory.mktemp("data") / "with_orders"
+    recipe = Recipe(Process(), seed=3, cells=CELLS, decay=0.1, energy_bound=1.0, orders=True)
+    group = open_dataset(path, recipe, 8)
+    write_samples(group, recipe, Solver(Process(), cells=CELLS, decay=0.1), 0, 8, lambda: None)
+    with whole_chunks():
+        group["split"][:] = 0
+    return path
 
 
 @pytest.fixture(scope="session")

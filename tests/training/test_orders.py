@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +16,11 @@ from metaspec_contract.process import Process
 from metaspec_contract.structures import Symmetry
 from metaspec_simulation import Solver
 from metaspec_simulation.data.labels import ORDER_STEP, labels, pack_orders
-from metaspec_simulation.data.recipe import Recipe
-from metaspec_simulation.data.store import whole_chunks
-from metaspec_simulation.dataset import load, open_dataset, write_samples
+from metaspec_simulation.dataset import load
 from metaspec_training.data.datamodule import SpectraDataModule
 from metaspec_training.data.orders import OrderLabels
+from metaspec_training.fit.alignment import field_phase
+from metaspec_training.fit.checkpoint import read_checkpoint
 from metaspec_training.fit.loss import AdaptiveSpectralLoss
 from metaspec_training.fit.module import SpectraModule
 from metaspec_training.networks.field import DiffractionFieldNet, DiffractionFieldNetConfig
@@ -29,18 +31,6 @@ from metaspec_training.networks.symmetric import D4
 
 PROCESS, CELLS = Process(), 32  # a cell of the grid is four pixels
 TINY = DiffractionFieldNetConfig(width=32, blocks=1, stem=8, wavelength_nodes=20)
-
-
-@pytest.fixture(scope="module")
-def with_orders(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """8 structures whose orders are known."""
-    path = tmp_path_factory.mktemp("data") / "with_orders"
-    recipe = Recipe(PROCESS, seed=3, cells=24, decay=0.1, energy_bound=1.0, orders=True)
-    group = open_dataset(path, recipe, 8)
-    write_samples(group, recipe, Solver(PROCESS, cells=24, decay=0.1), 0, 8, lambda: None)
-    with whole_chunks():
-        group["split"][:] = 0
-    return path
 
 
 def test_orders_of_a_predicted_field() -> None:
@@ -119,6 +109,59 @@ def test_the_field_is_learnt(with_orders: Path, fine: Path) -> None:
     trainer.fit(module, data)
     assert float(trainer.callback_metrics["train/orders"]) > 0
     assert power_of_the_error() < 0.7 * before
+
+
+def test_a_field_turned_by_one_phase_keeps_its_spectra() -> None:
+    torch.manual_seed(0)
+    network = replace(TINY, coarse_head=True).build().double().eval()
+    assert network.coarse_head is not None
+    torch.nn.init.normal_(network.coarse_head.weight, std=0.1)
+    density, low = torch.rand(3, 1, 128, 128).double(), torch.tensor([True, False, True])
+    before, field = network(density, low), network.orders_of(network.maps(density, low))
+    network.turn_field(np.full(301, 2.0))
+    after, turned = network(density, low), network.orders_of(network.maps(density, low))
+    torch.testing.assert_close(after, before, rtol=1e-9, atol=1e-12)
+    expected = torch.complex(*field.unbind(3)) * np.exp(2j)
+    torch.testing.assert_close(torch.complex(*turned.unbind(3)), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_a_phase_that_was_never_learnt_is_found_and_turned_back(with_orders: Path) -> None:
+    torch.manual_seed(0)
+    network, samples = replace(TINY, spectral_basis=32).build().eval(), load(with_orders, orders=True)
+    density = torch.from_numpy(samples.structures[:, None]).float()
+    network.turn_field(field_phase(network, samples).phase)
+    aligned, spectra = field_phase(network, samples), network(density)
+    assert aligned.agreement > 0.95
+    x = (PROCESS.wavelengths_nm - 550) / 150
+    network.turn_field(-3.3 + 0.6 * x - 0.2 * x**2)  # as spectra leave it
+    found = field_phase(network, samples)
+    assert not found.learnt
+    assert found.before > 1.5 * found.after
+    network.turn_field(found.phase)
+    assert field_phase(network, samples).before == pytest.approx(found.after, rel=1e-3)
+    assert found.after == pytest.approx(aligned.after, rel=1e-2)
+    torch.testing.assert_close(network(density), spectra, rtol=0, atol=1e-5)
+
+
+def test_weights_of_spectra_alone_are_trained_on_orders(
+    train: Callable[..., Path], checkpoint: Path, fine: Path, with_orders: Path, tmp_path: Path
+) -> None:
+    samples = load(with_orders, orders=True)
+    before = read_checkpoint(checkpoint).network
+    assert isinstance(before, DiffractionFieldNet)
+    assert not field_phase(before, samples).learnt
+    sets = [f"--data.path+={with_orders}", "--data.orders=true", "--trainer.max_epochs=1"]
+    run = train(tmp_path, f"[{fine}]", f"--model.weights={checkpoint}", "--model.learning_rate=1e-6", *sets)
+    after = read_checkpoint(run / "checkpoints" / "last.ckpt").network
+    assert isinstance(after, DiffractionFieldNet)
+    assert field_phase(after, samples).agreement > 0.9
+    density = torch.from_numpy(samples.structures[:, None]).float()
+    torch.testing.assert_close(after(density), before(density), rtol=0, atol=1e-3)
+
+
+def test_a_phase_of_samples_without_orders(fine: Path) -> None:
+    with pytest.raises(ValueError, match="the phase of the field needs binary samples that hold the orders"):
+        field_phase(TINY.build(), load(fine, orders=True))
 
 
 @pytest.mark.parametrize(

@@ -86,7 +86,7 @@ class SpectraDataModule(LightningDataModule):
         self.provenance: Provenance = known.model_copy(
             update={"data": tuple(source for source in known.data if source.structures)}
         )
-        self._train = _join(list(parts.values()))
+        self._train = join(list(parts.values()))
         cells = [int(source.solver.get("cells", 0)) for source in known.data]  # imported samples state none
         self._low_fidelity = np.repeat([each < cells[0] for each in cells], [len(part) for part in parts.values()])
         self.expansion = Expansion(
@@ -104,6 +104,10 @@ class SpectraDataModule(LightningDataModule):
     def train_samples(self) -> Samples:
         """The samples that are trained on."""
         return self._train
+
+    def samples_with_orders(self) -> Samples:
+        """Those of them whose orders are known and whose labels are not low-fidelity."""
+        return self._train.take(np.flatnonzero((self._train.ordered >= 0) & ~self._low_fidelity))
 
     def train_dataloader(self) -> DataLoader[Packed]:
         """Batches of the current epoch, in an order that follows from seed and epoch."""
@@ -213,7 +217,7 @@ def _training_parts(sets: dict[str, Samples], limit: int | None) -> dict[str, Sa
     return parts
 
 
-def _join(parts: list[Samples]) -> Samples:
+def join(parts: list[Samples]) -> Samples:
     """All samples of data sets; those with fewer harmonics have zeros for the others."""
     first = parts[0]
     if len(parts) == 1:

@@ -60,7 +60,8 @@ class PackedSpectra(Dataset[Packed]):
         samples: samples of one split.
         draw: seed and epoch; None shows every structure as it was simulated.
         positions: positions over the detectors at which each structure is compared, K.
-        low_fidelity: which samples have labels of a coarser grid, bool (N,); default: none.
+        low_fidelity: which samples have labels of a coarser grid, bool (N,), or how much of the difference between the grids
+            is in the labels, from 0 to 1, float32 (N,); default: none.
         device: device that holds the samples, in addition to the `samples` themselves if it is not the CPU.
     """
 
@@ -69,7 +70,7 @@ class PackedSpectra(Dataset[Packed]):
         samples: Samples,
         draw: tuple[int, int] | None = None,
         positions: int = 1,
-        low_fidelity: NDArray[np.bool_] | None = None,
+        low_fidelity: NDArray[np.bool_] | NDArray[np.float32] | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
         self.device, self.positions, self.pixels = torch.device(device), positions, samples.process.pixels

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from metaspec_contract.conditions import Condition
@@ -147,7 +148,8 @@ class DiffractionFieldNet(nn.Module):
 
         Args:
             density: (B, 1, y, x), of the pixels of the process.
-            low_fidelity: structures whose field is predicted as on the coarser grid, bool (B,); default: none.
+            low_fidelity: structures whose field is predicted as on the coarser grid, bool (B,), or the share of the
+                difference between the grids that their fields have, float32 (B,); default: none.
         """
         density = on_grid(density)
         encoded = self.stem(2 * density - 1)
@@ -177,6 +179,28 @@ class DiffractionFieldNet(nn.Module):
         other = DiffractionFieldNet(replace(self.config, spectral_basis=count))
         other.load_state_dict(state)
         return other
+
+    @torch.no_grad()
+    def turn_field(self, phase: NDArray[np.float64]) -> None:
+        """Turn the predicted field by a phase at each wavelength, which no spectrum depends on.
+
+        The turned splines are refitted by least squares: exactly for one phase at all wavelengths, and for one that hardly
+        changes between two knots up to the error of splines.
+
+        Args:
+            phase: phase in rad, (W,), at the wavelengths of the process.
+        """
+        basis = self.config.spectral_basis
+        splines = spline_basis(1000 / self.process.wavelengths_nm, basis)
+        fit = np.linalg.pinv(splines)
+        cosine, sine = (torch.from_numpy(fit @ (part[:, None] * splines)) for part in (np.cos(phase), np.sin(phase)))
+        state = self.state_dict()  # shares its memory with the parameters
+        for name in ("head.2.weight", "head.2.bias", "coarse_head.weight", "coarse_head.bias"):
+            if name in state:
+                before = state[name].cpu().double().reshape(2, 2, 2, basis, -1)
+                real, imaginary = before[:, :, 0], before[:, :, 1]
+                turned = torch.stack([cosine @ real - sine @ imaginary, sine @ real + cosine @ imaginary], dim=2)
+                state[name].copy_(turned.reshape(state[name].shape))
 
     def with_distance_range(self, low: float, high: float) -> DiffractionFieldNet:
         """The same network, which takes the distance of the detectors: no weight depends on it.
