@@ -1,12 +1,13 @@
 """Train a DiffractionFieldNet further on one GPU for a given time, on data sets of several grids, with and without orders.
 
-The bundled field and fast were made by an earlier form of this program, with 282 and 596 structures at 64 cells in addition to
-the data sets below. All data lie on the device; all shapes are fixed, so that one compilation serves all steps. Each batch holds so many structures of each class (binary, regular, grey, design; with orders first), in
-proportion to their numbers and weights. Labels of coarser grids are compared with the coarse head, those of 64 cells with a
-third of it. Samples of schema 2, whose simulations ended 25 um/c after the pulse, are left out of training if their energy
-error is above .004 on the finest grid or .008 on others. A field whose phase was learnt from spectra alone is first turned to
-that of the orders. The rate is constant for half of the time and then falls to a hundredth along a cosine, the weight of the
-field from its first value to its last.
+The bundled field and fast were made by an earlier form of this program, with 282 and 596 structures at 64 cells in addition
+to the data sets below. All data lie on the device; all shapes are fixed, so that one compilation serves all steps. Each batch
+holds so many structures of each class (binary, regular, grey, design; with orders first), in proportion to their numbers and
+weights. Labels of coarser grids are compared with the coarse head, those of 64 cells with a third of it. Samples of schema 2,
+whose simulations ended 25 um/c after the pulse, are left out of training if their energy error is above .004 on the finest
+grid or .008 on others. A field whose phase was learnt from spectra alone is first turned to that of the orders. The rate is
+constant for half of the time and then falls to a hundredth along a cosine, the weight of the field from its first value to
+its last.
 
 Every minute, errors of the averaged weights on the validation split of the sets of the finest grid are printed by group. Every
 two minutes, at the end and at SIGTERM, OUT/NAME.ckpt (averaged weights in half precision, a checkpoint as others) and
