@@ -34,7 +34,7 @@ def test_the_wheel_holds_the_packages_and_the_licence(folder: str, archives: Cal
     expected = package_files(folder)
     if folder == "server":
         expected |= files(ROOT / "server/models", "metaspec_server/models")
-        assert "metaspec_server/models/diffractionnet/1/model.onnx" in expected
+        assert "metaspec_server/models/diffractionnet/2/model.onnx" in expected
         assert "metaspec_server/web/index.html" in expected
     assert {name for name in names if ".dist-info/" not in name} == expected
     assert {f"{Path(package).name}/py.typed" for package in PACKAGES[folder]} <= names
