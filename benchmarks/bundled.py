@@ -28,8 +28,8 @@ def metadata_of(file: Path) -> ModelMetadata:
 
 def hash_of(metadata: ModelMetadata) -> str:
     """First digits of the hash of the trained network, or of the weights in files of earlier releases."""
-    extra = metadata.model_extra or {}
-    return str(extra.get("network_sha256") or extra.get("weights_sha256", "without a hash"))[:12]
+    fields = metadata.model_dump()
+    return str(fields.get("network_sha256") or fields.get("weights_sha256", "without a hash"))[:12]
 
 
 def model_of(file: Path) -> str:
