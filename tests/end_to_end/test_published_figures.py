@@ -1,5 +1,7 @@
-"""Figures in documents name the model that they were measured on, by the hash of its network: that of the bundled model, or they
-say of which earlier version they are."""
+"""Figures in documents name the model that they were measured on, by the hash of its network.
+
+It is that of the bundled model, or the document says of which earlier version they are.
+"""
 
 from __future__ import annotations
 
