@@ -191,13 +191,12 @@ def _kernels(grid: Grid, order: int) -> _Kernels:
 
     @cuda.jit
     def clear(lane: Any, field: Any, memory: Any, pole: Any) -> None:
-        k = cuda.blockIdx.x
+        k, c = cuda.blockIdx.x, cuda.blockIdx.y
         for i in range(cuda.threadIdx.x, cells, cuda.blockDim.x):
-            for c in range(6):
-                field[c, lane, k, i] = zero
-                if k < pole.shape[2]:
-                    pole[c, lane, k, i] = zero
-            for c in range(4):
+            field[c, lane, k, i] = zero
+            if k < pole.shape[2]:
+                pole[c, lane, k, i] = zero
+            if c < memory.shape[0]:
                 memory[c, lane, k, i] = zero
 
     return _Kernels(advance_h, advance_e, project, energy, clear)
@@ -258,7 +257,7 @@ class Lanes:
             layer_materials(self._grid, fractions, self._grid.eps_substrate), (self._inverse, self._drive), strict=True
         ):
             ours[lane].copy_to_device(np.stack(each, dtype=np.float32))
-        self._kernels.clear[self._grid.depth + 1, _THREADS](lane, self._field, self._memory, self._pole)
+        self._kernels.clear[(self._grid.depth + 1, 6), _THREADS](lane, self._field, self._memory, self._pole)
         self._running[lane], self._polarisation[lane], self._intervals[lane] = True, polarisation, 0
 
     def advance(self) -> NDArray[np.float64]:
