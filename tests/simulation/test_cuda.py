@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from numba import cuda
 from typer.testing import CliRunner
 
 from metaspec_simulation.cli import app
+from metaspec_simulation.physics.cuda import cuda
 
 
 def test_in_the_simulator() -> None:
