@@ -77,7 +77,7 @@ data: $(DEV_ENV)/.done ## simulate the reference data sets, or what is missing o
 	$(DEV_ENV)/bin/metaspec-simulate check datasets/bayer-600nm-80 datasets/designs-600nm-80 datasets/bayer-600nm datasets/bayer-600nm-coarse \
 		--checksums datasets/structures.sha256
 
-train: $(DEV_ENV)/.done ## train a network as the bundled one: on all data sets, then on the fine ones
+train: $(DEV_ENV)/.done ## train a network from scratch: on the first data sets, then on the fine ones
 	$(DEV_ENV)/bin/python training/train.py --config training/configs/field.yaml $(ARGS) \
 		--data.path "[datasets/bayer-600nm, datasets/bayer-600nm-coarse, datasets/designs-600nm-coarse]"
 	$(DEV_ENV)/bin/python training/train.py --config training/configs/field.yaml --config training/configs/finetune.yaml $(ARGS) \

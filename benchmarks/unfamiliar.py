@@ -34,7 +34,7 @@ def cut(field: Array, fill: float) -> Array:
 
 
 def fine_features(rng: np.random.Generator, count: int) -> Array:
-    """Random fields of correlation lengths from 25 to 70 nm, where the data sets have no feature below 78 nm."""
+    """Random fields of correlation lengths from 25 to 70 nm, where the first data sets have no feature below 78 nm."""
     correlation, fill = rng.uniform(1.5, 4.5, count), rng.uniform(0.25, 0.75, count)
     return np.stack([cut(field, share) for field, share in zip(fields(rng, correlation), fill, strict=True)])
 
