@@ -8,7 +8,7 @@ import { packed } from "./structure.js";
 
 const IDLE = 350;  // ms without a change, after which another model is asked
 const COMMON = "0.99";  // quantile of the spread of test structures
-const BEYOND = 1.2;  // times that quantile is unlike them: good designs reach 1.05 of it, noise 1.5 to 2.7
+const BEYOND = 1.2;  // times that quantile is unlike them: with version 1, good designs reached 1.05 of it, noise 1.5 to 2.7
 
 export class Trust {
   constructor(contract, conditions) {
