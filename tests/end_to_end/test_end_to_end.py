@@ -37,7 +37,7 @@ def report() -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def test_set(report: dict[str, Any]) -> Samples:
     """The test split as it was when the bundled model was measured; the data set may have grown since."""
-    samples = load(ROOT / "datasets" / "bayer-600nm")
+    samples = load(ROOT / "datasets" / "bayer-600nm-80")
     kept = np.flatnonzero(samples.split == "test")[: report["counts"]["test"]]
     return samples.take(kept)
 

@@ -26,9 +26,9 @@ from metaspec_contract.provenance import Provenance
 from metaspec_contract.structures import Structure
 from metaspec_export.metadata import network_sha256, read, weights_sha256
 from metaspec_export.parity import check_gradient_parity, check_parity
+from metaspec_export.source import read_source
 from metaspec_simulation.dataset import load
 from metaspec_testing.triton import python_repository, start_triton
-from metaspec_training.fit.checkpoint import load_network
 from metaspec_training.networks.field import DiffractionFieldNet
 from metaspec_training.networks.symmetric import SymmetricNetwork
 from metaspec_training.report.evaluation import uselessness
@@ -220,12 +220,16 @@ def test_an_old_checkpoint_of_merged_greens_without_provenance(
 
 @pytest.mark.parametrize(("checkpoint_name", "name"), [("field", "diffractionnet"), ("fast", "diffractionnet_fast")])
 def test_the_bundled_checkpoints_are_the_bundled_models(checkpoint_name: str, name: str) -> None:
-    network = load_network(ROOT / "training" / "checkpoints" / f"{checkpoint_name}.ckpt")
-    structures = load(ROOT / "datasets" / "bayer-600nm").of("test").structures[:4]
+    checkpoint, data = (
+        ROOT / "training" / "checkpoints" / f"{checkpoint_name}.ckpt",
+        ROOT / "datasets" / "bayer-600nm-80",
+    )
+    network = read_source(checkpoint, [data], distance_range_um=(1.0, 3.0)).network
+    structures = load(data).of("test").structures[:4]
     models = ROOT / "server" / "models"
-    graph = (models / name / "1" / "model.onnx").read_bytes()
+    graph = (models / name / "2" / "model.onnx").read_bytes()
     assert check_parity(network, graph, structures) <= 1e-5
-    graph = (models / f"{name}_vjp" / "1" / "model.onnx").read_bytes()
+    graph = (models / f"{name}_vjp" / "2" / "model.onnx").read_bytes()
     assert check_gradient_parity(network, graph, structures[:2]).autograd <= 1e-4
 
 

@@ -23,7 +23,7 @@ def test_the_bundled_models_fit_into_little_memory() -> None:
     with running_server("--cache-mb", "0") as server:
         assert server.resident_bytes < 1000 * 2**20
         models = [entry["name"] for entry in server.post("/v2/repository/index").json()]
-        assert len(models) == 8
+        assert len(models) == 10
 
         def use(model: str) -> None:
             (shape,) = [output["shape"] for output in outputs(model) if output["name"] == "spectra"]
