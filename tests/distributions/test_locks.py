@@ -63,11 +63,17 @@ def test_a_lock_has_what_its_own_list_asks_for(name: str) -> None:
         assert_satisfied(f"{name}.txt", requirement, f"requirements/{name}.in")
 
 
+_NOT_LOCKED = {
+    ("client", "torch"),  # with the laboratory, only its version can be installed
+    ("lab", "numba-cuda"),  # brings the libraries of CUDA
+}
+
+
 @pytest.mark.parametrize("folder", PACKAGES)
 def test_the_oldest_lock_has_the_lowest_versions_that_are_allowed(folder: str) -> None:
     oldest = pins("oldest.txt")
     for source, requirement in wanted(folder, frozenset(read_project(folder).get("optional-dependencies", {}))):
-        if (source, requirement.name) == ("client", "torch"):  # with the laboratory, only its version can be installed
+        if (source, requirement.name) in _NOT_LOCKED:
             continue
         bound = next(Version(each.version) for each in requirement.specifier if each.operator == ">=")
         pin = oldest[canonicalize_name(requirement.name)]
