@@ -5,8 +5,7 @@ from __future__ import annotations
 import functools
 import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
@@ -116,7 +115,7 @@ def simulate(
 
     Killed or interrupted with Ctrl-C, it resumes when the same command is given again.
     """
-    simulate_missing = _simulate_missing_with(workers, scheduler, gpu)
+    means = _means(workers, scheduler, gpu)
     device = Process() if process is None else read_stated(process)
     given = None
     if structures is not None:
@@ -132,7 +131,7 @@ def simulate(
         group = open_dataset(out, recipe, count, given)
         for damage in mend(out, group, recipe, given):
             typer.echo(f"{damage.file} was damaged: its samples are simulated again.")
-        simulate_missing(out, group, recipe)
+        _simulate_missing(out, group, recipe, means)
 
 
 @app.command("from-designs")
@@ -152,7 +151,7 @@ def simulate_designs(
     Of structures that are translations, rotations or mirror images of each other, one is taken, and none that the data set
     already has. Given again, the command resumes where it was interrupted, and adds nothing twice.
     """
-    simulate_missing = _simulate_missing_with(workers, scheduler, gpu)
+    means = _means(workers, scheduler, gpu)
     override = None if process is None else read_stated(process)
     found = [read_designs(folder, override) for folder in folders]
     for other in found[1:]:
@@ -171,63 +170,65 @@ def simulate_designs(
         group = read_dataset(out, mode="r+")
         for damage in mend(out, group, recipe):
             typer.echo(f"{damage.file} was damaged: its samples are simulated again.")
-        simulate_missing(out, group, recipe)
+        _simulate_missing(out, group, recipe, means)
 
 
-def _simulate_missing_with(workers: int, scheduler: str | None, gpu: bool) -> Callable[[Path, Group, Recipe], None]:
-    """What simulates the missing samples of a data set.
+_Means = Callable[[Path, Group, Recipe, list[tuple[int, int]], "tqdm[Any]"], None]
+"""Simulates shards of a data set, and counts them on a bar."""
+
+
+def _means(workers: int, scheduler: str | None, gpu: bool) -> _Means:
+    """What simulates, as options say.
 
     Raises:
         ValueError: options exclude each other, or there is no GPU.
     """
     if not gpu:
-        return functools.partial(_simulate_missing, workers=workers, scheduler=scheduler)
+        return functools.partial(_in_processes, workers=workers, scheduler=scheduler)
     if workers > 1 or scheduler is not None:
         raise ValueError("--gpu and --workers or --scheduler exclude each other")
     from metaspec_simulation.physics.cuda import require_gpu  # slow to import, and needed here only
 
     require_gpu("--gpu")
-    return _simulate_missing_together
+    return _on_gpu
 
 
-def _simulate_missing(out: Path, group: Group, recipe: Recipe, workers: int, scheduler: str | None) -> None:
-    """Simulate what is missing in a data set in worker processes."""
+def _simulate_missing(out: Path, group: Group, recipe: Recipe, means: _Means) -> None:
+    """Simulate what is missing in a data set, with a progress bar; Ctrl-C stops it cleanly."""
     shards = missing_shards(group)
-    jobs = [(str(out.absolute()), recipe, start, stop) for start, stop in shards]
-    sizes = [stop - start for start, stop in shards]
-    with _appending(out, group, sum(sizes)) as bar:
-        if jobs:
-            _run(_simulate_shard, jobs, sizes, bar, workers, scheduler)
-
-
-def _simulate_missing_together(out: Path, group: Group, recipe: Recipe) -> None:
-    """Simulate what is missing in a data set on a GPU."""
-    from metaspec_simulation.physics.many import ManySolver
-
-    shards = missing_shards(group)
-    with _appending(out, group, sum(stop - start for start, stop in shards)) as bar:
-        if shards:
-            solver = _solver(recipe.process, recipe.cells, recipe.decay, recipe.longest)
-            write_together(group, recipe, ManySolver(solver), shards, bar.update)
-
-
-@contextmanager
-def _appending(out: Path, group: Group, missing: int) -> Iterator[tqdm[Any]]:
-    """A progress bar while samples are added to a data set, and what became of it; Ctrl-C ends it cleanly."""
-    total = group["complete"].shape[0]
+    total, missing = group["complete"].shape[0], sum(stop - start for start, stop in shards)
     if not missing:
-        yield tqdm(disable=True)
         typer.echo(f"{out} already has {total} samples: nothing to do. {summary(group)}")
         return
     with tqdm(total=total, initial=total - missing, unit="structure") as bar:
         try:
-            yield bar
+            means(out, group, recipe, shards, bar)
         except KeyboardInterrupt:
             bar.close()
             done = int(finished(group).sum())
             typer.echo(f"\nInterrupted with {done} of {total} samples written. Repeat the command to resume.")
             raise typer.Exit(130) from None
     typer.echo(f"{out} has {total} samples. {summary(group)}")
+
+
+def _in_processes(
+    out: Path,
+    group: Group,
+    recipe: Recipe,
+    shards: list[tuple[int, int]],
+    bar: tqdm[Any],
+    workers: int,
+    scheduler: str | None,
+) -> None:
+    jobs = [(str(out.absolute()), recipe, start, stop) for start, stop in shards]
+    _run(_simulate_shard, jobs, [stop - start for start, stop in shards], bar, workers, scheduler)
+
+
+def _on_gpu(out: Path, group: Group, recipe: Recipe, shards: list[tuple[int, int]], bar: tqdm[Any]) -> None:
+    from metaspec_simulation.physics.many import ManySolver
+
+    solver = _solver(recipe.process, recipe.cells, recipe.decay, recipe.longest)
+    write_together(group, recipe, ManySolver(solver), shards, bar.update)
 
 
 def _run(
