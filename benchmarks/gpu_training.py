@@ -34,13 +34,12 @@ from gpu_training_data import Validation, cells, load_sets, mixture, say
 from torch import Tensor, nn
 
 from metaspec_contract.files import replacing
-from metaspec_contract.provenance import Provenance
 from metaspec_simulation.dataset import provenance
 from metaspec_training.data.augmentation import Batch, Expansion
 from metaspec_training.data.orders import OrderLabels
 from metaspec_training.data.packed import PackedSpectra, packed_size
 from metaspec_training.fit.alignment import field_phase
-from metaspec_training.fit.checkpoint import NETWORK, PROVENANCE, read_checkpoint
+from metaspec_training.fit.checkpoint import read_checkpoint, write_checkpoint
 from metaspec_training.fit.loss import AdaptiveSpectralLoss, LossTerms
 from metaspec_training.fit.optimizer import MuonAdamW
 from metaspec_training.fit.start import with_earlier_data
@@ -51,14 +50,6 @@ REDRAWN_EVERY, CHECKED_EVERY = 16, 25
 
 VALIDATED_EVERY_S, SAVED_EVERY_S = 60, 120
 WARM_UP, AVERAGED = 100, 0.999  # steps; share of the averaged weights that is kept at each step
-
-
-def save_weights(file: Path, network: DiffractionFieldNet, known: Provenance) -> None:
-    """Write weights in half precision, as `metaspec_training.fit.checkpoint` reads them."""
-    state = {f"network.{name}": value.detach().cpu().half() for name, value in network.state_dict().items()}
-    content: dict[str, Any] = {NETWORK: (type(network.config).__name__, network.config.to_dict()), "state_dict": state}
-    with replacing(file) as temporary:
-        torch.save(content | {PROVENANCE: known.model_dump(mode="json")}, temporary)
 
 
 def train(args: argparse.Namespace) -> int:
@@ -144,7 +135,9 @@ def train(args: argparse.Namespace) -> int:
     compiled = errors if args.eager else torch.compile(errors, dynamic=False, options=options)
 
     def keep() -> None:
-        save_weights(weights_file, average, known)
+        halves = {name: value.detach().cpu().half() for name, value in average.state_dict().items()}
+        with replacing(weights_file) as temporary:
+            write_checkpoint(temporary, average.config, halves, known)
         content = {
             "network": network.state_dict(),
             "average": average.state_dict(),

@@ -25,7 +25,7 @@ from metaspec_contract.process import Process, read_process
 from metaspec_contract.provenance import DataSource, Provenance
 from metaspec_simulation.data.recipe import SCHEMA_VERSION
 from metaspec_simulation.dataset import Samples, load, provenance
-from metaspec_training.fit.checkpoint import NETWORK, PROVENANCE, read_checkpoint, saved_by_torch
+from metaspec_training.fit.checkpoint import read_checkpoint, saved_by_torch, write_checkpoint
 from metaspec_training.networks.field import DiffractionFieldNetConfig
 from metaspec_training.networks.layers import NetworkConfig
 from metaspec_training.networks.query import DiffractionNetConfig
@@ -87,10 +87,7 @@ def convert(arguments: list[str]) -> None:
         return
     options.out.parent.mkdir(parents=True, exist_ok=True)
     with replacing(options.out) as partial:
-        weights = {f"network.{name}": weight for name, weight in network.state_dict().items()}
-        state = {NETWORK: (type(config).__name__, config.to_dict()), PROVENANCE: known.model_dump(mode="json")}
-        with partial.open("wb") as file:  # by its name, torch refuses one that starts with a dot and has no suffix
-            torch.save(state | {"state_dict": weights}, file)
+        write_checkpoint(partial, config, network.state_dict(), known)
         read_checkpoint(partial)
     print(f"Wrote {options.out}.")
 

@@ -64,6 +64,21 @@ def read_checkpoint(path: Path) -> Trained:
     return rebuild(_contents(path), str(path))
 
 
+def write_checkpoint(path: Path, config: NetworkConfig, weights: Mapping[str, Tensor], known: Provenance) -> None:
+    """Write a checkpoint as `read_checkpoint` reads it: a network and its provenance, but no training to resume.
+
+    Args:
+        path: file to write.
+        config: settings of the network.
+        weights: its weights, by their names in it; of half precision, they take half the space.
+        known: what it was trained on.
+    """
+    state = {NETWORK: (type(config).__name__, config.to_dict()), PROVENANCE: known.model_dump(mode="json")}
+    named = {f"network.{name}": weight for name, weight in weights.items()}
+    with path.open("wb") as file:  # by its name, torch refuses one that starts with a dot and has no suffix
+        torch.save(state | {"state_dict": named}, file)
+
+
 def rebuild(state: Mapping[str, Any], name: str) -> Trained:
     """The network of a checkpoint's contents, with its weights, and its provenance.
 
