@@ -220,10 +220,8 @@ def test_an_old_checkpoint_of_merged_greens_without_provenance(
 
 @pytest.mark.parametrize(("checkpoint_name", "name"), [("field", "diffractionnet"), ("fast", "diffractionnet_fast")])
 def test_the_bundled_checkpoints_are_the_bundled_models(checkpoint_name: str, name: str) -> None:
-    checkpoint, data = (
-        ROOT / "training" / "checkpoints" / f"{checkpoint_name}.ckpt",
-        ROOT / "datasets" / "bayer-600nm-80",
-    )
+    checkpoint = ROOT / "training" / "checkpoints" / f"{checkpoint_name}.ckpt"
+    data = ROOT / "datasets" / "bayer-600nm-80"
     network = read_source(checkpoint, [data], distance_range_um=(1.0, 3.0)).network
     structures = load(data).of("test").structures[:4]
     models = ROOT / "server" / "models"
