@@ -20,6 +20,7 @@ from metaspec_server.blocking import PATIENCE, read_file, require_regular, withi
 __all__ = ["Contents", "ModelFile", "NothingToServe", "RepositoryError", "Unreadable", "find_models", "read_repository"]
 
 _OF_FILE_SYSTEMS = ("lost+found",)  # folders in the root of a volume
+_READINGS = 5  # of a repository that changes all the time
 _LARGEST = 2**31 - 1  # bytes of a model: the limit of ONNX, as of every protocol buffer
 
 
@@ -90,20 +91,29 @@ def read_repository(repository: Path) -> Contents:
     """What a repository holds now. Hidden folders, and those that a file system has for itself, are no models.
 
     A folder that does not answer, as of a mount that is gone, is waited for once, and is unreadable from then on until it does.
+    A repository that is replaced while it is read, as by another that is moved to its place, is read again: it would be a part of both.
 
     Raises:
         RepositoryError: there is no such folder, or it cannot be read.
     """
     try:
-        names = sorted(within(PATIENCE, os.listdir, repository))
+        for _ in range(_READINGS):
+            before = within(PATIENCE, stamp, repository)
+            contents = _contents(repository, within(PATIENCE, os.listdir, repository))
+            if within(PATIENCE, stamp, repository) == before:
+                break
+        return contents
     except (FileNotFoundError, NotADirectoryError):
         raise RepositoryError(
             repository, "no such folder; --repository expects <model>/<version>/model.onnx in it"
         ) from None
     except OSError as error:
         raise RepositoryError(repository, _unreadable(error)) from None
+
+
+def _contents(repository: Path, names: list[str]) -> Contents:
     contents = Contents({}, {})
-    for name in names:
+    for name in sorted(names):
         if name.startswith(".") or name in _OF_FILE_SYSTEMS:
             continue
         try:

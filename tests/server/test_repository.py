@@ -15,10 +15,11 @@ from typing import Any
 
 import pytest
 
+from metaspec_server import repository as repository_module
 from metaspec_server.core import registry as registry_module
 from metaspec_server.core.registry import Registry
 from metaspec_server.engines.factory import engine_factory
-from metaspec_server.repository import Contents, RepositoryError, read_repository
+from metaspec_server.repository import Contents, ModelFile, RepositoryError, read_repository
 from metaspec_server.settings import Settings
 from metaspec_testing.servers import running_server
 from metaspec_testing.small_models import METADATA, small_model, write_repository
@@ -175,6 +176,26 @@ async def test_a_whole_repository_that_cannot_be_read(
         assert registry.unreadable == 0
         assert [record.getMessage() for record in caplog.records][-1] == f"{root} can be read again"
         assert all(record.levelno >= logging.WARNING for record in caplog.records)
+
+
+def test_a_repository_that_is_replaced_while_it_is_read_is_read_again(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Never a part of what was there before and a part of what is there now."""
+    away = root.rename(root.parent / "away")
+    (root / "diffractionnet").mkdir(parents=True)
+    versions = repository_module._versions
+
+    def replaced(folder: Path) -> list[ModelFile]:
+        if away.exists():
+            shutil.rmtree(root)
+            away.rename(root)
+        return versions(folder)
+
+    monkeypatch.setattr(repository_module, "_versions", replaced)
+    found = read_repository(root)
+    assert {name: [file.version for file in files] for name, files in found.models.items()} == {
+        "diffractionnet": [1],
+        "other": [1],
+    }
 
 
 @pytest.mark.skipif(
