@@ -195,13 +195,16 @@ def litserve(model: Path, threads: int) -> Iterator[Contender]:
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen([str(part) for part in command], stdout=log, stderr=log)
         try:
-            wait_for(address, process)
+            if not listens(address, process):
+                log.seek(0)
+                raise RuntimeError(f"LitServe did not start:\n{log.read().decode()[-2000:]}")
             yield Contender(address, psutil.Process(process.pid), partial(litserve_request, address))
         finally:
-            for child in psutil.Process(process.pid).children(recursive=True):
-                child.terminate()
-            process.terminate()
-            process.wait(30)
+            if process.poll() is None:
+                for child in psutil.Process(process.pid).children(recursive=True):
+                    child.terminate()
+                process.terminate()
+                process.wait(30)
 
 
 def litserve_request(address: str, batch: int) -> bytes:
@@ -210,17 +213,18 @@ def litserve_request(address: str, batch: int) -> bytes:
     return http_request(address, "/predict", body, {"Content-Type": "multipart/form-data; boundary=part"})
 
 
-def wait_for(address: str, process: subprocess.Popen[bytes]) -> None:
+def listens(address: str, process: subprocess.Popen[bytes]) -> bool:
+    """Whether LitServe answers, within a minute."""
     for _ in range(600):
         if process.poll() is not None:
-            raise RuntimeError("LitServe ended")
+            return False
         try:
             if httpx.get(f"http://{address}/health").status_code == 200:
-                return
+                return True
         except httpx.HTTPError:
             pass
         time.sleep(0.1)
-    raise RuntimeError("LitServe did not start")
+    return False
 
 
 def repository_of(model: Path, folder: Path) -> Path:

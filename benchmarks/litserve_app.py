@@ -46,6 +46,8 @@ class Model(litserve.LitAPI):  # type: ignore[misc]  # LitServe is not installed
 
 
 if __name__ == "__main__":
+    # With `mcp` but without `fastmcp`, LitServe 0.2.19 does not start. The benchmark needs neither.
+    litserve.server._MCP_AVAILABLE = False
     api = Model(max_batch_size=int(sys.argv[4]), batch_timeout=0.0)
     server = litserve.LitServer(api, accelerator="cpu", workers_per_device=1, timeout=120)
     server.run(host="127.0.0.1", port=int(sys.argv[2]), generate_client_file=False, log_level="warning")

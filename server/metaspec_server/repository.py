@@ -91,7 +91,8 @@ def read_repository(repository: Path) -> Contents:
     """What a repository holds now. Hidden folders, and those that a file system has for itself, are no models.
 
     A folder that does not answer, as of a mount that is gone, is waited for once, and is unreadable from then on until it does.
-    A repository that is replaced while it is read, as by another that is moved to its place, is read again: it would be a part of both.
+    A repository that is replaced while it is read, as by another that is moved to its place, is read again: what was found
+    would be a part of both.
 
     Raises:
         RepositoryError: there is no such folder, or it cannot be read.

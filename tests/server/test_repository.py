@@ -178,7 +178,9 @@ async def test_a_whole_repository_that_cannot_be_read(
         assert all(record.levelno >= logging.WARNING for record in caplog.records)
 
 
-def test_a_repository_that_is_replaced_while_it_is_read_is_read_again(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_repository_that_is_replaced_while_it_is_read_is_read_again(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Never a part of what was there before and a part of what is there now."""
     away = root.rename(root.parent / "away")
     (root / "diffractionnet").mkdir(parents=True)
