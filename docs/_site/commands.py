@@ -62,7 +62,7 @@ def typer_command(command: Any, name: str) -> Iterator[str]:
     yield f"## {name}\n\n{cell(command.help or '')}"
     rows = []
     for parameter in command.params:
-        if getattr(parameter, "hidden", False) or parameter.name in ("help", "version"):
+        if getattr(parameter, "hidden", False) or getattr(parameter, "is_eager", False):  # --help and --version are
             continue
         names = (
             parameter.opts if parameter.param_type_name == "option" else [parameter.metavar or parameter.name.upper()]

@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
+import os
+import re
+import subprocess
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -321,3 +324,14 @@ async def test_bad_input_is_refused_by_name(server: RunningServer, folder: Path,
         assert not (folder / "a").exists()
     async with tools(server, folder, "--model", "other") as client:
         assert "no model 'other' here" in await refusal(client, "list_models")
+
+
+def test_the_example_of_the_document(server: RunningServer, folder: Path) -> None:
+    document = Path(__file__).parents[2] / "docs" / "mcp.md"
+    (example,) = re.findall(r"```python\n(.*?)```", document.read_text(encoding="utf-8"), re.DOTALL)
+    example = example.replace('"--folder", "."', f'"--folder", ".", "--url", "{server.url}"')
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    command = [sys.executable, "-c", example]
+    result = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, check=True)
+    assert server.url in example
+    assert "'diffractionnet'" in result.stdout

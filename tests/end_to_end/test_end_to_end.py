@@ -222,3 +222,17 @@ def test_the_curl_commands_of_the_readme(bundled: RunningServer, tmp_path: Path)
         script = command.replace("http://127.0.0.1:8000", bundled.url).replace("python3", sys.executable)
         result = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True, cwd=tmp_path)
     assert json.loads(result.stdout)["channels"] == ["R", "G1", "G2", "B"]
+
+
+@pytest.mark.parametrize("document", ["README.md", "docs/trust.md"])
+def test_the_python_of_the_documents(document: str, bundled: RunningServer, test_set: Samples) -> None:
+    names: dict[str, Any] = {"structures": test_set.structures[:8]}
+    for block in re.findall(r"```python\n(.*?)```", (ROOT / document).read_text(), re.DOTALL):
+        exec(block.replace("http://127.0.0.1:8000", bundled.url), names)
+    spectra = names["spectra"]
+    if document == "README.md":
+        assert spectra.values.shape == (10, 4, 301)
+        assert spectra.colour_efficiency().shape == (10, 3)
+    else:
+        assert spectra.channels == ("R", "G1", "G2", "B", "spread")
+        assert spectra.channel("spread").mean(axis=1).shape == (8,)
