@@ -230,8 +230,9 @@ def test_errors_have_the_messages_of_http_and_a_status_code(
     )
 
 
-def tensor(**changes: Any) -> dict[str, Any]:
-    return {"name": "structure", "datatype": "FP32", "shape": [1, 1, 128, 128], **changes}
+def tensor(parameters: dict[str, dict[str, Any]] | None = None, **changes: Any) -> dict[str, Any]:
+    stated = {name: messages.InferParameter(**value) for name, value in (parameters or {}).items()}
+    return {"name": "structure", "datatype": "FP32", "shape": [1, 1, 128, 128], "parameters": stated, **changes}
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,8 @@ class ErrorBodies:
             kept = MutableHeaders(raw=start["headers"])
             for name in ("Content-Type", "Content-Length"):
                 del kept[name]
+            if "Content-Range" in kept:  # Starlette 0.41 leaves out the unit
+                kept["Content-Range"] = f"bytes */{_size(kept)}"
             answer = Problem(start["status"], _detail(scope, kept, text.decode())).response_for(scope["path"])
             await send({**start, "headers": [*kept.raw, *answer.raw_headers]})
             await send({"type": "http.response.body", "body": answer.body})
@@ -60,6 +62,11 @@ def _detail(scope: Scope, answer: Headers, text: str) -> str:
     asked = Headers(scope=scope).get("range")
     if asked is None or scope["method"] == "OPTIONS":
         return text
-    size = answer.get("content-range", "").removeprefix("bytes */")
+    size = _size(answer)
     wanted = f"a range within its {size} bytes" if size else "bytes=FIRST-LAST"
     return f"Range: expected {wanted}, got {asked[:60]!r}"
+
+
+def _size(answer: Headers) -> str:
+    """Size of the file that an answer states, "" if it states none."""
+    return answer.get("content-range", "").rpartition("/")[2]
