@@ -3,6 +3,7 @@
 
 PYTHON ?= python3
 ARGS ?=
+GPU ?=
 WORKERS ?= 2
 # Each worker has a core: threads of PyTorch and NumPy would only wait for each other.
 PYTEST_OPTIONS = -n $(WORKERS) --dist loadgroup --no-loadscope-reorder --durations 25
@@ -70,12 +71,15 @@ version: $(DEV_ENV)/.done ## write VERSION to every file that states it, and cut
 release: $(DEV_ENV)/.done ## build, check, install and test the distributions, and write the notes, into build/release
 	@OMP_NUM_THREADS=1 $(DEV_ENV)/bin/python -m metaspec_testing.release --workers $(WORKERS) $(ARGS)
 
-data: $(DEV_ENV)/.done ## simulate the reference data sets, or what is missing of them, and check all of their files
-	$(DEV_ENV)/bin/metaspec-simulate --count 800 --cells 80 --orders --out datasets/bayer-600nm-80 --workers $$(nproc) --seed 1
-	$(DEV_ENV)/bin/metaspec-simulate --count 3000 --cells 80 --out datasets/bayer-600nm --workers $$(nproc) --seed 1
-	$(DEV_ENV)/bin/metaspec-simulate --count 20000 --cells 48 --out datasets/bayer-600nm-coarse --workers $$(nproc) --seed 1
-	$(DEV_ENV)/bin/metaspec-simulate check datasets/bayer-600nm-80 datasets/designs-600nm-80 datasets/bayer-600nm datasets/bayer-600nm-coarse \
-		--checksums datasets/structures.sha256
+data: $(DEV_ENV)/.done ## simulate the reference data sets, or what is missing of them, and check all of their files (GPU=1: on a GPU)
+	$(if $(GPU),$(DEV_ENV)/$(PIP_INSTALL) --no-build-isolation -e "./lab[gpu]")
+	$(SIMULATE) --count 800 --cells 80 --orders --out datasets/bayer-600nm-80 --seed 1
+	$(SIMULATE) --count 3000 --cells 80 --out datasets/bayer-600nm --seed 1
+	$(SIMULATE) --count 20000 --cells 48 --out datasets/bayer-600nm-coarse --seed 1
+	$(DEV_ENV)/bin/metaspec-simulate check --checksums datasets/structures.sha256 \
+		$(addprefix datasets/,bayer-600nm-80 designs-600nm-80 bayer-600nm designs-600nm bayer-600nm-coarse designs-600nm-coarse)
+
+SIMULATE = $(DEV_ENV)/bin/metaspec-simulate run $(if $(GPU),--gpu,--workers $$(nproc))
 
 train: $(DEV_ENV)/.done ## train a network from scratch: on the first data sets, then on the fine ones
 	$(DEV_ENV)/bin/python training/train.py --config training/configs/field.yaml $(ARGS) \
