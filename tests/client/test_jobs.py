@@ -204,7 +204,9 @@ def test_after_a_restart_everything_is_as_it_was(server: RunningServer, tmp_path
             assert after.until("waits", "finished", "failed")["state"] == "finished"
             assert after.show("stays")["state"] == "paused"
             steps = [data["step"] for event, data, _ in after.events("runs") if event == "progress"]
-            assert steps == list(range(1, 401))  # one process, or one after the other
+            # One process, or one after the other. The line of the step in which SIGTERM comes may be missing or repeated.
+            assert steps == sorted(steps)
+            assert len(set(range(1, 401)) ^ set(steps)) + len(steps) - len(set(steps)) <= (number == signal.SIGTERM)
 
 
 def test_two_services_do_not_share_a_folder(service: RunningJobs, metaspec: Command) -> None:
