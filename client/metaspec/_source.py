@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from metaspec_contract.conditions import ConditionValue
-from metaspec_contract.source import Gradients, Source
+from metaspec_contract.source import Evaluation, Gradients, ObjectiveFunction, Source
 from metaspec_contract.spectra import Spectra
 
 FIRST_DERIVATIVES_ONLY = (
@@ -33,6 +33,15 @@ def predict_at(source: Source, structures: ArrayLike, conditions: Mapping[str, C
     takes: Any = source  # keyword arguments; see `Source`
     spectra: Spectra = takes.predict(structures, **conditions)
     return spectra
+
+
+def evaluate_at(
+    source: Source, structures: ArrayLike, objective: ObjectiveFunction, conditions: Mapping[str, ConditionValue]
+) -> Evaluation:
+    """An objective of structures at conditions, which only sources with conditions take, and its gradient."""
+    takes: Any = source  # keyword arguments; see `Source`
+    evaluation: Evaluation = takes.predict_and_gradient(structures, objective, **conditions)
+    return evaluation
 
 
 def gradients_at(

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from metaspec._conditions import check_conditions, named_conditions
 from metaspec._errors import InvalidCondition
-from metaspec._source import check_source, gradients_at, predict_at
+from metaspec._source import check_source, evaluate_at, gradients_at, predict_at
 from metaspec_contract.conditions import ConditionValue, stated_conditions
 from metaspec_contract.source import Evaluation, Gradients, ObjectiveFunction, Source, SourceInfo
 from metaspec_contract.spectra import Spectra
@@ -65,10 +64,7 @@ class FixedConditions(Source):
         info = self.source.metadata()
         if self._described is None or self._described[0] is not info:
             left = tuple(condition for condition in info.conditions if condition.name not in self.fixed)
-            fields = type(info.process).model_fields
-            changed = {name: value for name, value in self.fixed.items() if name in fields}
-            process = type(info.process).model_validate(info.process.model_dump() | changed)
-            self._described = info, replace(info, process=process, conditions=left)
+            self._described = info, replace(info, process=info.process.at(self.fixed), conditions=left)
         return self._described[1]
 
     def predict(self, structures: ArrayLike, **conditions: ConditionValue) -> Spectra:
@@ -90,8 +86,7 @@ class FixedConditions(Source):
         self, structures: ArrayLike, objective: ObjectiveFunction, **conditions: ConditionValue
     ) -> Evaluation:
         """An objective of the spectra, and its gradient; see `Source.predict_and_gradient`."""
-        takes: Any = self.source
-        found: Evaluation = takes.predict_and_gradient(structures, objective, **self._all(conditions))
+        found = evaluate_at(self.source, structures, objective, self._all(conditions))
         return Evaluation(found.value, found.gradient, found.spectra, self._left(found.conditions))
 
     def close(self) -> None:

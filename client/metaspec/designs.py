@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metaspec._design.filters import conic_filter
+from metaspec._source import predict_at
 from metaspec._surrogate.client import Surrogate
 from metaspec.conditions import FixedConditions
 from metaspec.figures import draw_history, draw_spectra, draw_structure
@@ -28,6 +29,7 @@ from metaspec.layouts._rules import import_klayout, outline_rules
 from metaspec.layouts._writing import solid_outlines
 from metaspec.optimise import History, Problem, Result
 from metaspec.topology import feature_size, robust_etas, without_small_features
+from metaspec_contract.conditions import stated_conditions
 from metaspec_contract.detectors import SPREAD
 from metaspec_contract.files import replacing, write_array, write_json, write_text
 from metaspec_contract.layout_writing import Outlines, write_outlines
@@ -87,7 +89,8 @@ def write_designs(
     Args:
         folder: run folder, created if necessary. Files of the same names are replaced.
         result: result of `metaspec.optimise.run`.
-        source: source that it was computed by; its process, and its fixed conditions, go into the report.
+        source: source that it was computed by; its process, and its fixed conditions, go into the report. Conditions of
+            which each design has its own value are the result's.
         objective: name of the objective, for the report.
         settings: JSON settings of the optimisation, for the report.
         seed: seed of the random starts, for the report.
@@ -117,6 +120,7 @@ def write_designs(
         [solid_outlines(structure, process.period_um, gds_unit_nm, one) for one in (None, tolerance)]
         for structure in result.structure
     ]
+    own = _own_conditions(result)
     folder.mkdir(parents=True, exist_ok=True)
     designs = []
     for rank, structure in enumerate(result.structure):
@@ -129,6 +133,7 @@ def write_designs(
             objective=float(result.value[rank]),
             predicted=predicted(spectra),
             **(shifted[rank] if shifted else {}),
+            conditions=own[rank] or None,
             solid_nm=solid_nm,
             void_nm=void_nm,
             klayout=_rules(*layouts[rank]),
@@ -141,7 +146,8 @@ def write_designs(
             ),
             unpolished=unpolished[int(result.row[rank])] if unpolished else None,
         )
-        _write_design(folder, design, structure, spectra, process, gds_layer, layouts[rank])
+        note = stated_conditions({**conditions, **own[rank]})
+        _write_design(folder, design, structure, spectra, process, gds_layer, layouts[rank], note)
         designs.append(design)
         advance()
     write_array(folder / DESIGNS, result.structure)
@@ -203,7 +209,8 @@ def shifted_edges(problem: Problem, result: Result) -> list[dict[str, EdgeShift]
         name: parameterisation.density(latents, np.inf, eta).astype(np.uint8)
         for name, eta in (("eroded", eroded), ("dilated", dilated))
     }
-    spectra = problem.source.predict(np.concatenate(list(forms.values())))
+    for_all = {name: np.tile(values, len(forms)) for name, values in result.conditions.items()}
+    spectra = predict_at(problem.source, np.concatenate(list(forms.values())), for_all)
     count, pixel_nm = len(latents), parameterisation.pixel_nm
     return [
         {
@@ -253,7 +260,7 @@ def mended(result: Result, problem: Problem, width_nm: float) -> Result:
     """
     pixel_nm = problem.source.metadata().process.pixel_nm
     structures = np.stack([without_small_features(structure, width_nm, pixel_nm) for structure in result.structure])
-    spectra = problem.source.predict(structures)
+    spectra = predict_at(problem.source, structures, result.conditions)
     again = result.judged_again(structures, problem.objective(spectra)[0], spectra)
     evaluated, calls = result.structures_evaluated + len(structures), result.server_calls + 1
     return replace(again, structures_evaluated=evaluated, server_calls=calls)
@@ -309,19 +316,21 @@ def _write_design(
     process: Process,
     gds_layer: tuple[int, int],
     layouts: Sequence[Outlines],
+    note: str,
 ) -> None:
     files, name = design.files, f"design {design.rank:03d}"
     write_array(folder / files.structure, structure)
     for file, layout in zip((files.layout, files.contours), layouts, strict=True):
         assert file is not None
         with replacing(folder / file) as path:
-            write_outlines(path, layout, layer=gds_layer)
+            write_outlines(path, layout, layer=gds_layer, note=note)
     widths = f"narrowest solid {design.solid_nm:.0f} nm, void {design.void_nm:.0f} nm"
     verb = "simulated" if spectra.simulated else "predicted"
     merit = in_words(design.predicted) or f"objective {design.objective:.3f}"
-    title = f"{name}: {verb} {merit}; {widths}"
+    at = f", {note}" if note else ""
+    title = f"{name}{at}: {verb} {merit}; {widths}"
     _save_figure(draw_structure(structure, period_um=process.period_um, title=title), folder / files.picture)
-    title = f"{name}, {verb} by {spectra.label}"
+    title = f"{name}{at}, {verb} by {spectra.label}"
     _save_figure(draw_spectra(spectra, title=title), folder / files.spectra)
 
 
@@ -330,11 +339,20 @@ def _save_figure(figure: Figure, path: Path) -> None:
         figure.savefig(partial, dpi=_DPI)
 
 
+def _own_conditions(result: Result) -> list[dict[str, float]]:
+    """The values of conditions that each design has of its own, by name, in nine digits, which single precision needs."""
+    return [
+        {name: float(f"{values[rank]:.9g}") for name, values in result.conditions.items()}
+        for rank in range(len(result.structure))
+    ]
+
+
 def _history_rows(history: History) -> Iterator[list[Any]]:
     """Rows of history.csv, one per step and start; `binary_value` is empty in steps without a check."""
-    yield ["step", "start", "beta", "value", "binary_value"]
+    yield ["step", "start", "beta", "value", "binary_value", *history.conditions]
     checks = {int(step): values for step, values in zip(history.checked, history.binary_value, strict=True)}
     for step, (beta, values) in enumerate(zip(history.beta, history.value, strict=True)):
         for start, value in enumerate(values):
             binary = repr(float(checks[step][start])) if step in checks else ""
-            yield [step, start, repr(float(beta)), repr(float(value)), binary]
+            own = [repr(float(values[step, start])) for values in history.conditions.values()]
+            yield [step, start, repr(float(beta)), repr(float(value)), binary, *own]

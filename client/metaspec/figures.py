@@ -135,12 +135,15 @@ def draw_spectra(spectra: Spectra, *, title: str = "") -> Figure:
 def draw_history(history: History, *, objective: str) -> Figure:
     """The objective of every start over the steps, their best and median, and the best thresholded structure.
 
+    Conditions of which each start has its own value are drawn below, that of the start with the best design in orange.
+
     Args:
         history: history of a run.
         objective: name of the objective.
     """
-    figure = _Figure(figsize=(9.5, 4.2), layout="constrained")
-    ax = figure.subplots()
+    heights = [4.2, *(1.6 for _ in history.conditions)]
+    figure = _Figure(figsize=(9.5, sum(heights)), layout="constrained")
+    ax, *below = figure.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
     steps = np.arange(1, len(history.value) + 1)
     ax.plot(steps, history.value, color="0.75", lw=0.7)
     ax.plot(steps, np.median(history.value, axis=1), color="tab:blue", lw=1.8, label="median of the starts")
@@ -163,7 +166,12 @@ def draw_history(history: History, *, objective: str) -> Figure:
             fontsize=8,
             color="0.4",
         )
-    ax.set(xlabel="step", ylabel=f"objective {objective}", xlim=(min(1, history.checked[0] + 1), max(2, len(steps))))
+    ax.set(ylabel=f"objective {objective}", xlim=(min(1, history.checked[0] + 1), max(2, len(steps))))
+    for axes, (name, values) in zip(below, history.conditions.items(), strict=True):
+        axes.plot(steps, values, color="0.75", lw=0.7)
+        axes.plot(steps, values[:, history.binary_value.max(axis=0).argmax()], color="tab:orange", lw=1.8)
+        axes.set(ylabel=name)
+    [ax, *below][-1].set(xlabel="step")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     _leave_out_penalties(ax, history)
     ax.legend(fontsize=9, loc="lower right")

@@ -81,6 +81,7 @@ def write_outlines(
     boundary_layer: tuple[int, int] = OUTLINE_LAYER,
     cell: str = "ROUTER",
     array: tuple[int, int] = (1, 1),
+    note: str = "",
 ) -> None:
     """Write the outlines of a structure as GDSII, user unit 1 um. Equal outlines yield identical files: the date is fixed.
 
@@ -91,9 +92,10 @@ def write_outlines(
         boundary_layer: layer and datatype of the unit cell's outline, with the names of the detectors as labels.
         cell: name of the layout cell.
         array: rows and columns of unit cells. More than one yields a top cell `<cell>_ARRAY` that references the unit cell.
+        note: text of a further label at the lower left corner of the unit cell, such as "distance_um 1.25"; printable ASCII.
 
     Raises:
-        ValueError: a layer or the array exceeds the integers of GDSII, or both layers are the same.
+        ValueError: a layer or the array exceeds the integers of GDSII, both layers are the same, or the note is not ASCII.
         ImportError: gdstk is not installed.
     """
     _, unit_um, period_um = outlines
@@ -106,6 +108,8 @@ def write_outlines(
     check_layer(boundary_layer)
     if tuple(layer) == tuple(boundary_layer):
         raise ValueError(f"layer and boundary_layer must differ, both are {layer[0]}/{layer[1]}")
+    if not (note.isascii() and note.isprintable()):
+        raise ValueError(f"note must be printable ASCII, got {note!r:.60}")
     if max(rows, columns) * period_um / unit_um > LARGEST:
         most = int(LARGEST * unit_um / period_um)
         raise ValueError(
@@ -120,6 +124,8 @@ def write_outlines(
     for name, (row, column) in QUADRANTS.items():
         centre = ((0.25 + 0.5 * column) * period_um, (0.75 - 0.5 * row) * period_um)
         unit_cell.add(gdstk.Label(name, centre, layer=boundary_layer[0], texttype=boundary_layer[1]))
+    if note:
+        unit_cell.add(gdstk.Label(note, (0, 0), "sw", layer=boundary_layer[0], texttype=boundary_layer[1]))
     if array != (1, 1):
         spacing = (period_um, period_um)
         library.new_cell(f"{cell}_ARRAY").add(gdstk.Reference(unit_cell, columns=columns, rows=rows, spacing=spacing))

@@ -130,6 +130,19 @@ class Process(BaseModel):
         """Rows and columns of a structure."""
         return self.pixels, self.pixels
 
+    def at(self, conditions: Mapping[str, object]) -> Self:
+        """The device at values of conditions: those that have the name of a field replace it, the others do not count.
+
+        Raises:
+            ValueError: a value is none of its field.
+
+        Example:
+            >>> Process().at({"distance_um": 1.25, "incidence": 3.0}).distance_um
+            1.25
+        """
+        changed = {name: value for name, value in conditions.items() if name in type(self).model_fields}
+        return type(self).model_validate(self.model_dump() | changed) if changed else self
+
     def difference(self, other: Process) -> str:
         """Physical differences from another process, field by field: "period_um 2.0 against 1.6"; "" if there are none.
 

@@ -167,6 +167,11 @@ def shifts(design: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     return {name: design[name] for name in ("eroded", "dilated") if design.get(name)}
 
 
+def own_conditions(report: Mapping[str, Any]) -> list[str]:
+    """Names of the conditions of which each design of a report has its own value."""
+    return list(report["designs"][0].get("conditions") or {})
+
+
 def in_words(merit: Merit) -> str:
     """Colour efficiencies: "min efficiency 0.512 (R 0.512, G 0.540, B 0.530)"; "" where no colour has one."""
     efficiencies = merit.colour_efficiency.model_dump(exclude_none=True)
@@ -224,6 +229,8 @@ def _explanations(report: Mapping[str, Any]) -> Iterable[str]:
             "Eroded and dilated: all edges moved by the stated nm, on average over the design's edges, by another threshold of "
             "the filtered latent; min efficiency."
         )
+    if own := own_conditions(report):
+        yield f"Each design has its own value of {', '.join(own)}, at which its efficiencies are."
     yield RULES
     if any(design.get("klayout") for design in report["designs"]):
         yield KLAYOUT_RULES
@@ -243,6 +250,7 @@ def _columns(report: Mapping[str, Any], simulated: Mapping[int, Any]) -> list[di
         row["objective"] = f"<b>{design['objective']:.4f}</b>"
         row["min efficiency"] = number(merit.get("min_efficiency"))
         row |= {_heading(colour): number(merit["colour_efficiency"].get(colour)) for colour in COLOURS}
+        row |= {html.escape(name): f"{value:.4g}" for name, value in (design.get("conditions") or {}).items()}
         if robust:
             row |= {name: _shift(design.get(name)) for name in ("eroded", "dilated")}
         if simulated:
@@ -307,6 +315,8 @@ def _section(
         f"start {design['start']}, step {design['step'] + 1}"  # steps counted from 1, as in the figure of the history
     )
     entries = {"crosstalk": _colours(merit["crosstalk"]), "found": found}
+    if own := design.get("conditions"):
+        entries["conditions"] = html.escape(stated_conditions(own))
     for name, shifted in shifts(design).items():
         where = f"{name} ({shifted['shift_nm']:+.1f} nm)"
         entries[where] = _colours(shifted["predicted"]["colour_efficiency"])
@@ -316,28 +326,31 @@ def _section(
         entries[f"KLayout, {kind}"] = f"width {rules['width_nm']} nm, space {rules['space_nm']} nm"
     names = [files[kind] for kind in ("structure", "layout", "contours") if files.get(kind)]
     entries["files"] = " ".join(f'<a href="{html.escape(name)}">{html.escape(name)}</a>' for name in names)
-    if link := studio_link(report, folder / files["structure"]):
+    if link := studio_link(report, design, folder):
         entries["studio"] = f'<a href="{html.escape(link)}">open on the page of the server</a>'
     head = f'<section id="design-{design["rank"]}"><h2>Design {design["rank"]:03d}</h2>'
     return f'{head}<div class="pictures">{pictures}</div><dl>{_list(entries)}</dl></section>'
 
 
-def studio_link(report: Mapping[str, Any], path: Path) -> str | None:
+def studio_link(report: Mapping[str, Any], design: Mapping[str, Any], folder: Path) -> str | None:
     """Link to a binary design on the page of the server of a run; None where there is no such page, or no such design.
 
     Args:
         report: contents of `report.json`.
-        path: file of the design.
+        design: entry of the design in it.
+        folder: run folder.
 
     Raises:
         ValueError: the file is damaged.
     """
+    path = folder / design["files"]["structure"]
     if report["url"] is None or not path.is_file():
         return None
     structure = read_array(path)
     if not np.isin(structure, (0, 1)).all():
         return None
-    return structure_link(report["url"], structure.astype(np.uint8), report["model"], report.get("conditions"))
+    conditions = {**(report.get("conditions") or {}), **(design.get("conditions") or {})}
+    return structure_link(report["url"], structure.astype(np.uint8), report["model"], conditions)
 
 
 def _colours(values: Mapping[str, float | None]) -> str:

@@ -183,6 +183,7 @@ class Design(BaseModel):
         predicted: figures of merit of the spectra that the optimiser saw, predicted or simulated.
         eroded: the design with solid eroded, where the run optimised it, too.
         dilated: the design with solid dilated, where the run optimised it, too.
+        conditions: values of conditions by name, where each design has its own: those that the run found for it.
         solid_nm: width of the narrowest solid feature in nm, as the package imageruler measures it: in whole pixels, ignoring
             single pixels at the edges of large features.
         void_nm: width of the narrowest void feature in nm, likewise.
@@ -200,6 +201,7 @@ class Design(BaseModel):
     predicted: Merit
     eroded: EdgeShift | None = None
     dilated: EdgeShift | None = None
+    conditions: dict[str, FiniteFloat] | None = None
     solid_nm: FiniteFloat
     void_nm: FiniteFloat
     klayout: LayoutRules | None = None
@@ -220,7 +222,8 @@ class RunReport(BaseModel):
         settings: settings of the run.
         conditions: values at which the source computed, beside the structures, by name: a number, or those of a vector; left
             out where there are none. Where the process has a field of a condition's name, it has this value.
-        process: device whose spectra the source computes, with every field stated.
+        process: device whose spectra the source computes, with every field stated; that of a design with conditions of its own
+            has their values instead.
         period_um: side of the unit cell in um, the same as the process's.
         pixel_nm: width of a pixel in nm.
         contour_tolerance_nm: largest distance in nm of the smooth contours from the edges of the pixels.
@@ -270,9 +273,27 @@ class RunReport(BaseModel):
         for before, after in itertools.pairwise(self.wavelengths_nm):
             if after <= before:
                 raise ValueError(f"wavelengths_nm must ascend, got {after:g} after {before:g}")
+        named = sorted(self.designs[0].conditions or {})
+        if both := [name for name in named if name in self.conditions]:
+            raise ValueError(f"conditions must not be those of single designs, too, got {both[0]} in both")
+        for row, one in enumerate(self.designs):
+            if (names := sorted(one.conditions or {})) != named:
+                raise ValueError(f"designs.{row}.conditions must have the names of designs.0, {named}, got {names}")
+            try:
+                self.process_of(one)
+            except ValidationError as error:
+                raise ValueError(f"designs.{row}.conditions.{first_error(error)}") from None
         if ranks := [(row, one.rank) for row, one in enumerate(self.designs) if one.rank != row]:
             raise ValueError(f"designs.{ranks[0][0]}.rank must be its row, {ranks[0][0]}, got {ranks[0][1]}")
         return self
+
+    def conditions_of(self, design: Design) -> dict[str, float | list[float]]:
+        """Values at which the source computed a design, by name: those of all designs, and its own."""
+        return self.conditions | (design.conditions or {})
+
+    def process_of(self, design: Design) -> Process:
+        """The device of a design: the process, at the conditions that the design has of its own."""
+        return self.process.at(design.conditions or {})
 
 
 class VerifiedDesign(BaseModel):
@@ -281,6 +302,7 @@ class VerifiedDesign(BaseModel):
     Attributes:
         rank: rank in `report.json`; of structures from files, their number.
         source: file of a structure, and its row where the file holds several.
+        conditions: values of the conditions that a design has of its own, by name, as in `report.json`.
         predicted: figures of merit of the spectra that the optimiser saw, predicted or simulated; of a design.
         simulated: figures of merit of the simulated spectra, by the solver's grid cells per period.
         mae: mean absolute difference of those two spectra, on the finest grid; of a design.
@@ -294,6 +316,7 @@ class VerifiedDesign(BaseModel):
 
     rank: int
     source: str | None = None
+    conditions: dict[str, FiniteFloat] | None = None
     predicted: Merit | None = None
     simulated: dict[str, Merit]
     mae: FiniteFloat | None = None
@@ -312,7 +335,7 @@ class VerifyReport(BaseModel):
         model_version: version of that model or solver, likewise.
         objective: name of the objective, likewise.
         solver: name and version of the solver, and its grids in cells per period.
-        process: device that was simulated.
+        process: device that was simulated; a design with conditions of its own, at their values.
         summary: means over the designs, and the best design as simulated.
         designs: designs that were simulated, best predicted first.
     """

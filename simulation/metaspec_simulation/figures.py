@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
+from metaspec_contract.conditions import stated_conditions
 from metaspec_contract.detectors import COLOUR_NAMES, COLOURS, DETECTOR_LINES
 from metaspec_simulation.drawing import draw_structure, shade_bands
 from metaspec_simulation.verify import Verification
@@ -35,6 +36,7 @@ def draw_verification(result: Verification) -> Figure:
         above, below = axes[:, column]
         draw_structure(above, result.designs.structures[k], result.designs.process.period_um)
         title = f"design {result.ranks[k]:03d}"
+        title += f", {stated_conditions(result.conditions[k])}" if result.conditions[k] else ""
         title += f", non-discreteness {result.non_discreteness[k]:.3f}" if result.grey[k] else ""
         if ranked:
             title += (

@@ -82,10 +82,17 @@ class Task:
 def tasks(designs: Designs, cells: Sequence[int], best: int | None = None) -> list[list[Task]]:
     """The best designs (all by default) on every grid: for each design one task per grid, coarsest first.
 
+    A design that has a distance of its own is simulated at that.
+
     Raises:
         ValueError: the wavelengths of the predicted spectra are not evenly spaced.
     """
-    return tasks_of(designs.structures[:best], process_of_spectra(designs), designs.folder, cells)
+    process = process_of_spectra(designs)
+    found: list[list[Task]] = []
+    for structure, design in zip(designs.structures[:best], designs.report.designs, strict=False):
+        device = process.at(design.conditions or {})
+        found += tasks_of(structure[None], device, designs.folder, cells)
+    return found
 
 
 def tasks_of(densities: NDArray[Any], process: Process, folder: Path, cells: Sequence[int]) -> list[list[Task]]:

@@ -19,7 +19,7 @@ from metaspec_contract.detectors import COLOURS, DETECTORS
 from metaspec_contract.figures_of_merit import colour_efficiency, covered_colours
 from metaspec_contract.process import Process
 from metaspec_contract.run_folder import Merit, VerifiedDesign, VerifyReport
-from metaspec_simulation.data.designs import Designs
+from metaspec_simulation.data.designs import Designs, process_of_spectra
 from metaspec_simulation.simulated import FOLDER, Simulated, Task, collect
 
 Floats = NDArray[np.floating]
@@ -47,8 +47,8 @@ class Verification:
 
     @property
     def process(self) -> Process:
-        """The simulated process, at the wavelengths of the spectra."""
-        return self.tasks[0][0].process
+        """The simulated process, at the wavelengths of the spectra; designs with a distance of their own are at that."""
+        return process_of_spectra(self.designs)
 
     @property
     def wavelengths_nm(self) -> NDArray[np.float64]:
@@ -59,6 +59,11 @@ class Verification:
     def ranks(self) -> list[int]:
         """The report's number for each compared design, (K,)."""
         return self.designs.ranks[: len(self.predicted)]
+
+    @property
+    def conditions(self) -> list[dict[str, float]]:
+        """Conditions of which each compared design has its own value, (K,)."""
+        return [design.conditions or {} for design in self.designs.report.designs[: len(self.predicted)]]
 
     @property
     def error(self) -> NDArray[np.float32]:
@@ -133,7 +138,8 @@ def table(result: Verification) -> str:
         "G": f"G = {' + '.join(DETECTORS['G'])}",
     }
     groups, ranked = [titles[name] for name in result.merits], "min" in result.merits
-    columns = {
+    columns = {name: np.array([one[name] for one in result.conditions]) for name in result.conditions[0]}
+    columns |= {
         "MAE": np.abs(result.error).mean(axis=(1, 2)),
         "rms": np.sqrt((result.error**2).mean(axis=(1, 2))),
         "energy": result.simulated.energy_error[-1],
@@ -158,13 +164,14 @@ def table(result: Verification) -> str:
         notes.append(f"{note}.")
     top = f"{'':4}" + "".join(f"  {name:^15}" for name in groups)
     head = f"{'rank':4}" + ("   optim.  simul." if on_solver else "  predict.  simul.") * len(groups)
-    head += "".join(f"{name:>10}" for name in columns)
+    widths = {name: max(10, len(name) + 1) for name in columns}
+    head += "".join(f"{name:>{width}}" for name, width in widths.items())
     lines = [f"Simulated at {result.cells[-1]} cells per period.", "", top, head]
     for k, rank in enumerate(result.ranks):
         pairs = "".join(
             f"  {ours:8.4f} {theirs:6.4f}" for ours, theirs in zip(predicted[k], simulated[-1, k], strict=True)
         )
-        lines.append(f"{rank:4}{pairs}" + "".join(f"{values[k]:10.4f}" for values in columns.values()))
+        lines.append(f"{rank:4}{pairs}" + "".join(f"{columns[name][k]:{width}.4f}" for name, width in widths.items()))
     lines += ["", *notes] if notes else []
     return "\n".join([*lines, "", *_summary_lines(result)])
 
@@ -248,6 +255,7 @@ def as_report(result: Verification) -> VerifyReport:
     designs = [
         VerifiedDesign(
             rank=rank,
+            conditions=result.conditions[k] or None,
             predicted=Merit.of(result.predicted[k], result.wavelengths_nm),
             simulated=by_grid(result.simulated, k, result.tasks[k]),
             non_discreteness=float(non_discreteness[k]) if grey[k] else None,

@@ -100,8 +100,8 @@ def test_a_problem_subtracts_its_penalties(surrogate: Surrogate) -> None:
         expected = plain.score(latent, beta).value - sum(penalty.score(density) for penalty in penalties)
         np.testing.assert_allclose(problem.score(latent, beta).value, expected, rtol=1e-6)
     # The penalty's part of the gradient, with respect to the latents, by finite differences.
-    value, gradient, _, _ = problem.evaluate(latent, 4.0)
-    bare_value, bare_gradient, _, _ = plain.evaluate(latent, 4.0)
+    value, gradient, *_ = problem.evaluate(latent, 4.0)
+    bare_value, bare_gradient, *_ = plain.evaluate(latent, 4.0)
     assert gradient is not None
     assert bare_gradient is not None
     direction = np.random.default_rng(2).normal(size=latent.shape)

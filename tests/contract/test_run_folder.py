@@ -84,6 +84,44 @@ def test_reports_that_are_refused(write: Callable[..., Path], changes: Document,
     assert re.fullmatch(f"{re.escape(str(folder / REPORT))}: {message}", str(caught.value))
 
 
+def with_conditions(report: Document, *own: object) -> list[Document]:
+    """The designs of a report, with conditions of their own."""
+    return [{**design, "conditions": one} for design, one in zip(report["designs"], own, strict=True)]
+
+
+def test_designs_with_conditions_of_their_own(write: Callable[..., Path], report: Document) -> None:
+    own = with_conditions(report, {"distance_um": 1.25, "angle": 3.5}, {"distance_um": 2.0, "angle": -1.0})
+    found = read_report(write(designs=own, conditions={"incidence": [3.0, 4.0]}))
+    first, second = found.designs
+    assert found.conditions_of(first) == {"incidence": [3.0, 4.0], "distance_um": 1.25, "angle": 3.5}
+    assert (found.process_of(first), found.process_of(second)) == (Process(distance_um=1.25), Process(distance_um=2))
+    plain = read_report(write())
+    assert plain.process_of(plain.designs[0]) is plain.process
+    assert plain.conditions_of(plain.designs[0]) == {}
+
+
+@pytest.mark.parametrize(
+    ("own", "conditions", "message"),
+    [
+        (({"a": 1}, {"b": 1}), {}, r"designs\.1\.conditions must have the names of designs\.0, \['a'\], got \['b'\]"),
+        (({"a": 1}, None), {}, r"designs\.1\.conditions must have the names of designs\.0, \['a'\], got \[\]"),
+        (({"a": 1}, {"a": 2}), {"a": 3}, "conditions must not be those of single designs, too, got a in both"),
+        (({"a": 1}, {"a": "2 um"}), {}, r"designs\.1\.conditions\.a: Input should be a valid number, .*"),
+        (
+            ({"distance_um": 1}, {"distance_um": -1}),
+            {},
+            r"designs\.1\.conditions\.distance_um: .* greater than 0, got -1.*",
+        ),
+    ],
+)
+def test_conditions_of_designs_that_are_refused(
+    write: Callable[..., Path], report: Document, own: tuple[object, object], conditions: Document, message: str
+) -> None:
+    folder = write(designs=with_conditions(report, *own), conditions=conditions)
+    with pytest.raises(ValueError, match=rf"report\.json: {message}$"):
+        read_report(folder)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

@@ -195,6 +195,20 @@ def test_the_router_example_ends_in_a_layout(bundled: RunningServer, tmp_path: P
     assert solid_area(tmp_path / "colour-router" / design["files"]["layout"]) == pytest.approx(solid.mean() * 4.0)
 
 
+def test_the_distance_example_finds_distances(bundled: RunningServer, tmp_path: Path) -> None:
+    shorter = "STARTS, STEPS, SEED = 4, 60, 0", "STARTS, STEPS, SEED = 2, 12, 0"
+    output = run_example("free_distance.py", bundled.url, tmp_path, *shorter)
+    report = json.loads((tmp_path / "free-distance" / "report.json").read_text())
+    found = [design["conditions"]["distance_um"] for design in report["designs"]]
+    said = re.findall(r"^distance (\S+) um, (\S+) um at first: min\(R, G, B\) (\S+)$", output, re.M)
+    assert [float(distance) for distance, _, _ in said] == [round(distance, 3) for distance in found]
+    assert sorted(before for _, before, _ in said) == ["1.500", "2.500"]
+    assert all(1 <= distance <= 3 and distance != float(said[n][1]) for n, distance in enumerate(found))
+    best = re.findall(r"^the best one at (\S+) um: (\S+)$", output, re.M)
+    assert len(best) == 5
+    assert (f"{found[0]:.3f}", said[0][2]) in best
+
+
 def test_the_torch_example_finds_a_router(bundled: RunningServer, tmp_path: Path) -> None:
     output = run_example("torch_gradient.py", bundled.url, tmp_path, "STEPS = 30", "STEPS = 12")
     found = [float(value) for value in re.findall(r"efficiencies (\S+) in the best start", output)]

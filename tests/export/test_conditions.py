@@ -1,4 +1,4 @@
-"""Networks that take conditions: a made-up one with a number and a vector, and the distance of a field net."""
+"""Networks that take conditions: a made-up one with two numbers and a vector, and the distance of a field net."""
 
 from __future__ import annotations
 
@@ -15,12 +15,10 @@ import torch
 import tritonclient.grpc
 import tritonclient.http
 from google.protobuf import text_format
-from torch import Tensor, nn
 from tritonclient.grpc import model_config_pb2
 
-from metaspec_contract.conditions import Condition, check_conditions, spread_conditions
+from metaspec_contract.conditions import check_conditions, spread_conditions
 from metaspec_contract.model import parse_metadata
-from metaspec_contract.process import Process
 from metaspec_contract.provenance import Provenance
 from metaspec_contract.structures import Structure
 from metaspec_export.build import Variants, build
@@ -30,6 +28,7 @@ from metaspec_export.parity import ParityError, check_parity, run, session
 from metaspec_export.precision import reduce
 from metaspec_export.publish import publish
 from metaspec_export.source import Source, read_source
+from metaspec_testing.made_up_network import MadeUpNetConfig
 from metaspec_testing.triton import python_repository, start_triton
 from metaspec_training.fit.checkpoint import load_network
 from metaspec_training.networks.field import DiffractionFieldNet, DiffractionFieldNetConfig
@@ -40,45 +39,26 @@ from metaspec_training.report.evaluation import predict
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
 MakeCheckpoint = Callable[..., Path]
 
+TAKEN = [("distance_um", [1]), ("thickness_um", [1]), ("incidence", [2])]
 TENSORS = {
-    "made_up": ([("structure", [1, 128, 128]), ("distance_um", [1]), ("incidence", [2])], [("spectra", [5, 31])]),
+    "made_up": ([("structure", [1, 128, 128]), *TAKEN], [("spectra", [5, 31])]),
     "made_up_vjp": (
-        [("structure", [1, 128, 128]), ("cotangent", [5, 31]), ("distance_um", [1]), ("incidence", [2])],
-        [("spectra", [5, 31]), ("gradient", [1, 128, 128]), ("gradient_distance_um", [1]), ("gradient_incidence", [2])],
+        [("structure", [1, 128, 128]), ("cotangent", [5, 31]), *TAKEN],
+        [
+            ("spectra", [5, 31]),
+            ("gradient", [1, 128, 128]),
+            *((f"gradient_{name}", shape) for name, shape in TAKEN),
+        ],
     ),
 }
-
-
-class MadeUp(nn.Module):
-    """Efficiencies (N, 2, 2, 31) that depend smoothly on the density, a number and a vector."""
-
-    def __init__(self, process: Process) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.conditions = (
-            Condition(name="distance_um", unit="um", low=1.0, high=3.0, default=process.distance_um),
-            Condition(name="incidence", unit="degrees", low=-20.0, high=20.0, default=(0.0, 5.0), size=2),
-        )
-        self.density, self.distance, self.incidence = (nn.Linear(size, 4 * 31) for size in (64, 1, 2))
-
-    def forward(self, density: Tensor, distance_um: Tensor | None = None, incidence: Tensor | None = None) -> Tensor:
-        rows = density.shape[0]  # len would fix it in the trace
-        given = {"distance_um": distance_um, "incidence": incidence}
-        distance, angles = (
-            torch.tensor(condition.defaults, dtype=density.dtype).expand(rows, -1) if value is None else value
-            for condition, value in zip(self.conditions, given.values(), strict=True)
-        )
-        pooled = density.reshape(-1, 8, 16, 8, 16).mean(dim=(2, 4)).flatten(1)
-        logits = self.density(pooled) + self.distance(distance) * self.incidence(angles / 20).sin()
-        efficiencies: Tensor = torch.sigmoid(logits).reshape(-1, 2, 2, 31)
-        return efficiencies
 
 
 @pytest.fixture(scope="module")
 def made_up(checkpoint: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Source]:
     """A repository of the made-up network over symmetric images: its spread is a fifth channel."""
     known = read_source(checkpoint, [data])
-    source = replace(known, network=MadeUp(known.provenance.process))
+    torch.manual_seed(0)
+    source = replace(known, network=MadeUpNetConfig(known.provenance.process).build().eval())
     repository = tmp_path_factory.mktemp("conditions")
     variants = Variants(name="made_up", precisions=("fp32", "fp16"), images=2)
     publish(repository, 1, list(build(source, variants, "test", lambda line: None)))
@@ -121,7 +101,11 @@ def test_tensors_and_their_free_batch_axis(made_up: tuple[Path, Source], name: s
 
 def test_rows_take_their_own_values(made_up: tuple[Path, Source], unseen: Structure) -> None:
     repository, source = made_up
-    given = {"distance_um": np.array([[1], [3], [2.5]], np.float32), "incidence": np.zeros((3, 2), np.float32)}
+    given = {
+        "distance_um": np.array([[1], [3], [2.5]], np.float32),
+        "thickness_um": np.array([[0.5], [0.6], [0.7]], np.float32),
+        "incidence": np.zeros((3, 2), np.float32),
+    }
     given["incidence"][1] = 20
     served = session(graph_of(repository, "made_up").SerializeToString())
     (together,) = run(served, unseen[:3], conditions=given)

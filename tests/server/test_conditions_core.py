@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from metaspec_contract.model import DEFAULT_MODEL, gradient_model
 from metaspec_server.core.batching import MicroBatch, MicroBatcher
 from metaspec_server.core.cache import computing_repeats_once, keys
+from metaspec_server.core.errors import DeadlineExceeded
 from metaspec_server.core.registry import Registry
 from metaspec_server.core.served_model import Load
 from metaspec_server.core.tensors import Rows
@@ -96,6 +98,32 @@ async def test_one_micro_batch_holds_rows_of_all_callers(with_conditions: Path, 
     given = {condition.name: rows[condition.name] for condition in CONDITIONS}
     np.testing.assert_allclose(found, direct.spectra(structures, **given), atol=1e-6)
     assert [(record.rows, record.requests, record.repeats) for record in records] == [(6, 4, 1)]
+
+
+async def test_deadlines_and_priorities_of_rows_with_conditions(with_conditions: Path, direct: Direct) -> None:
+    """Of equal structures, each at its own values: late ones are never computed, interactive ones go ahead."""
+    model, computed = engine(with_conditions, max_batch=2), list[float]()
+
+    def run(pieces: Sequence[Rows]) -> Rows:
+        computed.extend(value for piece in pieces for value in piece["distance_um"][:, 0].tolist())
+        return model.run(pieces)
+
+    batcher = MicroBatcher(2, 100)
+    structures, rows = drawn(4, 5)
+    rows["structure"][:], structures[:] = rows["structure"][0], structures[0]
+    late = asyncio.create_task(batcher.submit(some(rows, 0, 1), timeout=0.01))
+    bulk = asyncio.create_task(batcher.submit(some(rows, 1, 3)))
+    await asyncio.sleep(0)
+    interactive = asyncio.create_task(batcher.submit(some(rows, 3, 4), priority=1))
+    with pytest.raises(DeadlineExceeded):
+        await late
+    batcher.start(computing_repeats_once(run))
+    answers = await asyncio.gather(bulk, interactive)
+    await batcher.close(60)
+    assert computed == rows["distance_um"][[3, 1, 2], 0].tolist()
+    given = {condition.name: rows[condition.name][1:] for condition in CONDITIONS}
+    found = np.concatenate([answer["spectra"] for answer in answers])
+    np.testing.assert_allclose(found, direct.spectra(structures[1:], **given), atol=1e-6)
 
 
 async def test_a_model_that_is_loaded_on_its_first_request(with_conditions: Path, direct: Direct) -> None:

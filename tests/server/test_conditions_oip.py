@@ -182,6 +182,23 @@ def test_what_is_no_value_of_a_condition(client: Client, name: str, value: Array
     assert message in raised.value.message()
 
 
+def test_priority_and_timeout(client: Client, direct: Direct) -> None:
+    """A request that came too late is refused; the same structures at other values are answered."""
+    structures, conditions = seeded(3, 21)
+    late = {"structure": packed(structures), **conditions, "distance_um": single([[1.1], [1.2], [1.3]])}
+    with pytest.raises(InferenceServerException) as raised:
+        client.ask(NAME, late, timeout=1)
+    assert "not finished within 1e-06 s" in raised.value.message()
+    found = client.ask(NAME, {"structure": packed(structures), **conditions}, priority=1, timeout=60_000_000)
+    np.testing.assert_allclose(found["spectra"], direct.spectra(structures, **conditions), atol=1e-6)
+    cotangent = np.random.default_rng(22).standard_normal((3, 4, 301), np.float32)
+    expected = direct.gradients(structures, cotangent, **conditions)
+    tensors = {"structure": packed(structures), "cotangent": cotangent, **conditions}
+    found = client.ask(GRADIENT, tensors, priority=1, timeout=60_000_000)
+    for name in OUTPUTS:
+        np.testing.assert_allclose(found[name], expected[name], rtol=1e-4, atol=1e-6)
+
+
 def test_statuses_over_http(conditioned: RunningServer, server: RunningServer) -> None:
     structure = {"name": "structure", "datatype": "FP32", "shape": [1, 1, 128, 128], "data": [0] * 16384}
 

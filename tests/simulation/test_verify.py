@@ -283,6 +283,28 @@ def test_designs_that_were_optimised_on_the_solver(
     assert "predicted" in as_report(result).model_dump()["designs"][0], "names of fields stay"
 
 
+def test_designs_with_distances_of_their_own(structures: Structure, tmp_path: Path, command: Command) -> None:
+    distances, solver = [1.25, 2.0], Solver(SPARSE, CELLS)
+    expected = np.stack([solver.simulate(one, at).spectra for one, at in zip(structures, distances, strict=False)])
+    folder = write_run_folder(tmp_path / "run", structures[:2], expected)
+    body = json.loads((folder / "report.json").read_text())
+    for design, distance in zip(body["designs"], distances, strict=True):
+        design["conditions"] = {"distance_um": distance}
+    (folder / "report.json").write_text(json.dumps(body))
+    result = command("verify", folder, "--cells", CELLS)
+    assert result.code == 0, result.err
+    head, *rows = (line for line in result.out.splitlines() if line[:4].strip() in ("rank", "0", "1"))
+    assert " distance_um       MAE" in head
+    assert ["1.2500" in rows[0], "2.0000" in rows[1]] == [True, True]
+    report = VerifyReport.model_validate_json((folder / "verify.json").read_text())
+    assert report.process == SPARSE
+    for design, distance in zip(report.designs, distances, strict=True):
+        assert design.conditions == {"distance_um": distance}
+        assert (design.mae or 0) < 1e-6
+    drawn = texts(draw_verification(compare(read_designs(folder), tasks(read_designs(folder), [CELLS]))))
+    assert "design 000, distance_um 1.25" in drawn
+
+
 def test_another_process(structures: Structure, tmp_path: Path, command: Command, refusal: Refusal) -> None:
     """The process and the wavelengths are those of the report; a file takes their place, and completes what is missing."""
     narrow = Process(period_um=1.6, wavelength_min_nm=450, wavelength_max_nm=750, wavelength_step_nm=10)

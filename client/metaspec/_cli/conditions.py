@@ -1,9 +1,9 @@
-"""`--condition`: values at which a model is used, beside the structures."""
+"""`--condition` and `--free`: values at which a model is used, beside the structures, and bounds of those that are varied."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Annotated
 
 import typer
@@ -20,6 +20,16 @@ ConditionOption = Annotated[
 Distance = Annotated[
     float | None,
     typer.Option(help="Distance of the detectors in um, if the model takes it: --condition distance_um=..."),
+]
+
+FreeOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--free",
+        help="Vary a condition of the model with the structure, between bounds, such as distance_um:1.0:3.0: each start has "
+        "its own value. Repeatable.",
+        metavar="NAME:LOW:HIGH",
+    ),
 ]
 
 _DISTANCE = "distance_um"
@@ -46,6 +56,35 @@ def read_conditions(given: Sequence[str] | None, distance_um: float | None) -> d
             raise ValueError(f"--condition {name.strip()} is given twice")
         values[name.strip()] = _numbers(value.split(","), f"--condition {text}")
     return values
+
+
+def read_free(given: Sequence[str] | None, fixed: Container[str]) -> dict[str, tuple[float, float]]:
+    """Bounds of free conditions, by name.
+
+    Args:
+        given: texts of `--free`.
+        fixed: names of the conditions that have a value.
+
+    Raises:
+        ValueError: a text is not NAME:LOW:HIGH with two numbers that ascend, a name is given twice, or is fixed, too.
+    """
+    free: dict[str, tuple[float, float]] = {}
+    for text in given or ():
+        name, *bounds = (part.strip() for part in text.split(":"))
+        try:
+            low, high = map(float, bounds)
+        except ValueError:
+            low = high = math.nan
+        if not name or not (math.isfinite(low) and math.isfinite(high)):
+            raise ValueError(f"--free must be NAME:LOW:HIGH, such as distance_um:1.0:3.0, got {text!r}")
+        if not low < high:
+            raise ValueError(f"--free {name}: bounds must ascend, got {low:g} and {high:g}")
+        if name in free:
+            raise ValueError(f"--free {name} is given twice")
+        if name in fixed:
+            raise ValueError(f"--free {name}: it has a fixed value, too: leave out one of the two")
+        free[name] = low, high
+    return free
 
 
 def _numbers(texts: Sequence[str], option: str) -> float | list[float]:

@@ -18,9 +18,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bar
 from rich.table import Table
 
+from metaspec._source import predict_at
 from metaspec.optimise import Problem, Progress
+from metaspec_contract.conditions import stated_conditions
 from metaspec_contract.detectors import COLOUR_NAMES, COLOURS
-from metaspec_contract.report_page import in_words, number, polished_from, ranked_by, shifts
+from metaspec_contract.report_page import in_words, number, own_conditions, polished_from, ranked_by, shifts
 from metaspec_contract.run_folder import Merit
 from metaspec_contract.spectra import MERGED_GREENS, Spectra
 
@@ -61,7 +63,7 @@ def designs(report: Mapping[str, Any]) -> Table:
     captions = [f"the {_SHOWN} best of {len(found)} designs"] if len(found) > _SHOWN else []
     origin = ["from", "run", "start"] if polished else [] if robust else ["start"]
     headings = ["design", *origin, "objective", *COLOUR_NAMES.values()]
-    headings += ["end" if polished else "min"]
+    headings += ["end" if polished else "min", *own_conditions(report)]
     if robust:
         headings += ["eroded", "dilated"]
         captions.append(f"eroded, dilated: min efficiency with edges moved by {_shifts_of_all(found)} nm")
@@ -77,6 +79,7 @@ def designs(report: Mapping[str, Any]) -> Table:
         cells += [f"[bold]{design['objective']:.4f}[/]"]
         cells += [number(merit["colour_efficiency"].get(colour)) for colour in COLOURS]
         cells += [number(merit.get("min_efficiency"))]
+        cells += [f"{value:.4g}" for value in (design.get("conditions") or {}).values()]
         if robust:
             cells += [number(one["predicted"].get("min_efficiency")) for one in shifts(design).values()]
         cells += [f"{design['solid_nm']:.0f}", f"{design['void_nm']:.0f}"]
@@ -191,17 +194,19 @@ class RunDisplay:
         best = int(progress.best.argmax())
         if progress.best[best] != self._best:
             self._best = progress.best[best]
-            self._merit = self._merit_of(progress.structure[best])
+            at = {name: float(values[best]) for name, values in progress.conditions.items()}
+            self._merit = self._merit_of(progress.structure[best], at)
         self._progress, self.step, self._notice = progress, progress.step, ""
         self._bar.update(self._task, completed=progress.step, left=f"{self._left()} left")
         every = max(1, self._steps // _LINES)
         if not self._console.is_terminal and (progress.step % every == 0 or progress.step == self._steps):
             self._console.print(self._line(progress), soft_wrap=True)
 
-    def _merit_of(self, structure: NDArray[np.uint8]) -> str:
+    def _merit_of(self, structure: NDArray[np.uint8], conditions: Mapping[str, float]) -> str:
         """The smallest colour efficiency, whatever the objective is; the objective where no colour has an efficiency."""
-        spectra = self._problem.source.predict(structure)
-        return in_words(Merit.of(spectra.values[0], spectra.wavelengths_nm, spectra.channels)) or f"{self._best:.4f}"
+        spectra = predict_at(self._problem.source, structure, conditions)
+        merit = in_words(Merit.of(spectra.values[0], spectra.wavelengths_nm, spectra.channels)) or f"{self._best:.4f}"
+        return f"{merit} at {stated_conditions(conditions)}" if conditions else merit
 
     def _line(self, progress: Progress) -> str:
         return (

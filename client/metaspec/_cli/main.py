@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from metaspec import objectives, optimise
 from metaspec._cli import bulk, display, runs
-from metaspec._cli.conditions import ConditionOption, Distance
+from metaspec._cli.conditions import ConditionOption, Distance, FreeOption, read_free
 from metaspec._cli.jobs import jobs
 from metaspec._cli.mcp import mcp
 from metaspec._cli.polish import polish
@@ -33,12 +33,22 @@ from metaspec._cli.sources import (
     Workers,
     choose_source,
 )
-from metaspec._cli.starts import StartCell, StartFiles, StartLayer, read_starts, start_settings, starting, starts_on
+from metaspec._cli.starts import (
+    StartCell,
+    StartFiles,
+    StartLayer,
+    read_starts,
+    start_settings,
+    starting,
+    starting_conditions,
+    starts_on,
+)
 from metaspec._design.features import import_imageruler
 from metaspec._design.filters import RADIUS_NM
 from metaspec._run_progress import recorded
 from metaspec._surrogate.base import DEFAULT_URL
 from metaspec._version import __version__
+from metaspec.optimise.free_conditions import STEPPING, varies_conditions
 from metaspec.optimise.stopping import Patience
 from metaspec.topology import Parameterisation
 from metaspec_contract.detectors import SPREAD
@@ -217,6 +227,7 @@ def design(
     process: ProcessFile = None,
     condition: ConditionOption = None,
     distance_um: Distance = None,
+    free: FreeOption = None,
     wait: Wait = LONGEST_WAIT,
     check: runs.Check = False,
 ) -> None:
@@ -233,10 +244,14 @@ def design(
     stop_rule: dict[str, Any] = {"patience": patience, "min_gain": min_gain} if patience else {}
     layer = runs.solid_layer(gds_layer)
     drawings = read_starts(start, start_cell, start_layer)
-    if not getattr(optimise.find(optimiser, starts), "needs_gradient", True) and drawings:
+    kind = optimise.find(optimiser, starts)
+    if not getattr(kind, "needs_gradient", True) and drawings:
         raise ValueError(f"--start needs an optimiser with gradients, got --optimiser {optimiser}")
     starts = _number_of_starts(context, starts, sum(drawing.count for drawing in drawings))
     chosen = choose_source(context, source)
+    bounds = read_free(free, chosen.conditions)
+    if bounds and not varies_conditions(kind):
+        raise ValueError(f"--free needs an optimiser of single gradient steps, {STEPPING}, got --optimiser {optimiser}")
     settings = {
         **runs.run_settings(
             objective=objective,
@@ -255,6 +270,7 @@ def design(
         **runs.layout_settings(gds_unit_nm, contour_tolerance_nm),
         **start_settings(drawings, start_cell, start_layer),
         **chosen.settings,
+        **({"free": {name: list(ends) for name, ends in bounds.items()}} if bounds else {}),
     }
     if check or runs.is_done(out, settings):
         return
@@ -274,7 +290,7 @@ def design(
         parameterisation = runs.parameterisation_for(
             info, radius_nm, None if symmetry == "none" else symmetry, min_feature_nm
         )
-        problem = optimise.Problem(origin, goal, parameterisation, robust_delta=robust_delta)
+        problem = optimise.Problem(origin, goal, parameterisation, robust_delta=robust_delta, free=bounds)
         runs.check_layouts(info.process, gds_unit_nm, contour_tolerance_nm)
         given = starts_on(drawings, info.process, parameterisation) if drawings else None
         method, structure = starting(optimiser, starts, seed, info, parameterisation, given)
@@ -284,7 +300,10 @@ def design(
         verb = "Resuming" if checkpoint.exists() else "Optimising"
         address = f" at {url}" if source == SURROGATE else ""
         rows = len(method.ask())
-        typer.echo(f"{verb} objective {objective}, {rows} starts, {optimiser}; {info.label}{address}{chosen.stated}")
+        varied = "".join(f", {name} free from {low:g} to {high:g}" for name, (low, high) in bounds.items())
+        typer.echo(
+            f"{verb} objective {objective}, {rows} starts, {optimiser}; {info.label}{address}{chosen.stated}{varied}"
+        )
         for remark in [] if given is None else given.remarks:
             typer.echo(remark)
         if info.merged_greens:
@@ -297,6 +316,7 @@ def design(
                     method,
                     steps,
                     structure=structure,
+                    conditions=None if given is None else starting_conditions(problem, rows, len(given.structure)),
                     checkpoint=checkpoint,
                     callback=recorded(out, shown),
                     progress=False,

@@ -44,6 +44,7 @@ from metaspec._cli.sources import (
 from metaspec._design.features import import_imageruler
 from metaspec._design.filters import RADIUS_NM
 from metaspec._run_progress import recorded
+from metaspec._source import predict_at
 from metaspec._surrogate.base import DEFAULT_URL
 from metaspec_contract.files import read_array
 from metaspec_contract.model import DEFAULT_MODEL
@@ -92,7 +93,7 @@ def polish(
     from metaspec.designs import predicted, write_designs  # needs the extra "optimise"
 
     found = read_report(folder)
-    designs = _read_designs(folder, found)[:best]
+    designs, own = _read_designs(folder, found)[:best], _own_conditions(found, best)
     name = _SHARPER.get(found.objective, found.objective) if objective is None else objective
     goal = objectives.by_name(name)
     layer = solid_layer(gds_layer)
@@ -110,6 +111,7 @@ def polish(
         "gds_layer": gds_layer,
         **layout_settings(gds_unit_nm, contour_tolerance_nm),
         **chosen.settings,
+        **({"each_at": own} if own else {}),
     }
     if check or is_done(out, settings):
         return
@@ -127,16 +129,24 @@ def polish(
         check_answers(origin)
         context.with_resource(working_in(out, settings))
         verb = "Resuming" if checkpoint.exists() else "Polishing"
-        typer.echo(f"{verb} {len(designs)} designs of {folder}, objective {name}; {info.label}{chosen.stated}")
+        each = "".join(f", each at its {condition}" for condition in own)
+        typer.echo(f"{verb} {len(designs)} designs of {folder}, objective {name}; {info.label}{chosen.stated}{each}")
         shown = display.RunDisplay(console, problem, steps)
         with resumable(shown.where):
             with shown:
                 result = optimise.polish(
-                    problem, designs, steps, checkpoint=checkpoint, callback=recorded(out, shown), progress=False
+                    problem,
+                    designs,
+                    steps,
+                    conditions=own,
+                    checkpoint=checkpoint,
+                    callback=recorded(out, shown),
+                    progress=False,
                 )
             origin.close()  # its worker processes
             with console.status("Simulating, measuring, drawing and writing the designs ..."):
-                before, after = exact.predict(designs), exact.predict(result.structure)
+                before = predict_at(exact, designs, own)
+                after = predict_at(exact, result.structure, result.conditions)
                 unpolished = [
                     Unpolished(rank=rank, predicted=found.designs[rank].predicted, simulated=predicted(before[rank]))
                     for rank in range(len(designs))
@@ -166,6 +176,12 @@ def _width_of(folder: Path, report: RunReport) -> float:
     if isinstance(width, bool) or not isinstance(width, int | float) or width < 0:
         raise ValueError(f"{folder / REPORT}: settings.min_feature_nm must be a number of at least 0, got {width!r}")
     return float(width)
+
+
+def _own_conditions(report: RunReport, best: int) -> dict[str, list[float]]:
+    """Values of the conditions of which each design has its own, of the best designs, by name."""
+    first = [design.conditions or {} for design in report.designs[:best]]
+    return {name: [one[name] for one in first] for name in first[0]}
 
 
 def _read_designs(folder: Path, report: RunReport) -> Structure:

@@ -12,6 +12,7 @@ import typer
 from numpy.typing import NDArray
 
 from metaspec import optimise
+from metaspec.optimise.free_conditions import spread
 from metaspec.topology import Parameterisation, without_small_features
 from metaspec_contract.drawings import ENDINGS, Drawing, read_drawing
 from metaspec_contract.layouts import parse_layer
@@ -111,6 +112,21 @@ def starts_on(drawings: Sequence[Drawing], process: Process, parameterisation: P
         structures.append(kept)
         latents.append(latent)
     return Starts(np.concatenate(structures), np.concatenate(latents), remarks)
+
+
+def starting_conditions(problem: optimise.Problem, starts: int, given: int) -> dict[str, NDArray[np.float64]]:
+    """Where free conditions start, (starts,) by name: given structures at the default or the nearest bound, others spread.
+
+    Args:
+        problem: problem of the run.
+        starts: number of starts.
+        given: number of given structures, which are the first starts.
+    """
+    values = spread(problem.free, starts)
+    for condition in problem.source.metadata().conditions:
+        if condition.name in values:
+            values[condition.name][:given] = np.clip(condition.defaults[0], *problem.free[condition.name])
+    return values
 
 
 def starting(

@@ -169,6 +169,6 @@ def _words(job: Job) -> str | None:
     try:
         settings = json.loads((job.folder / SETTINGS).read_text(encoding="utf-8"))
         words = ranked_by(settings["objective"], settings.get("robust_delta", 0.0), settings.get("spread_penalty", 0.0))
-        return compared(words, settings.get("conditions", {}))
+        return compared(words, settings.get("conditions", {}), settings.get("free", {}))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from zipfile import BadZipFile
@@ -59,14 +59,14 @@ def figures(folder: Path) -> Figures:
         objective, rank, cells, merit = report.designs[0].objective, 0, None, report.designs[0].predicted
     files = report.designs[rank].files
     return Figures(
-        ranked_by=compared(ranked_by, report.conditions),
+        ranked_by=compared(ranked_by, report.conditions, report.designs[0].conditions or ()),
         objective=objective,
         verified=bool(simulated) or report.simulated,
         min_efficiency=merit.min_efficiency,
         cells=cells,
         rank=rank,
         layout=files.layout,
-        link=studio_link(report.model_dump(mode="json"), folder / files.structure),
+        link=studio_link(report.model_dump(mode="json"), report.designs[rank].model_dump(mode="json"), folder),
     )
 
 
@@ -93,6 +93,13 @@ def _verified(folder: Path, report: RunReport) -> list[tuple[float, int, int, Me
     return found
 
 
-def compared(words: str, conditions: Mapping[str, float | Sequence[float]]) -> str:
-    """What runs are ranked among, in words: with the same objective, at the same conditions, since others are other devices."""
-    return f"{words}, at {stated_conditions(conditions)}" if conditions else words
+def compared(words: str, conditions: Mapping[str, float | Sequence[float]], free: Iterable[str] = ()) -> str:
+    """What runs are ranked among, in words: with the same objective, at the same conditions, since others are other devices.
+
+    Args:
+        words: what designs of a run are ranked by.
+        conditions: values of the conditions that are fixed.
+        free: names of those of which each design has its own value.
+    """
+    at = f", at {stated_conditions(conditions)}" if conditions else ""
+    return words + at + "".join(f", {name} free" for name in free)

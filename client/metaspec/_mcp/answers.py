@@ -113,6 +113,9 @@ class Routed(BaseModel):
     objective: float
     min_efficiency: float | None
     efficiency: ByColour
+    conditions: dict[str, float] | None = Field(
+        default=None, description="Values of the conditions that each design has of its own."
+    )
     solid_nm: float
     void_nm: float
     structure: str = Field(description="File of the structure.")
@@ -264,6 +267,7 @@ def _routed(design: Design, folder: str) -> Routed:
         objective=significant(design.objective),
         min_efficiency=_rounded(merit.min_efficiency),
         efficiency=_by_colour(merit.colour_efficiency),
+        conditions=design.conditions,
         solid_nm=design.solid_nm,
         void_nm=design.void_nm,
         structure=f"{folder}/{design.files.structure}",

@@ -44,6 +44,7 @@ def write_gds(
     array: tuple[int, int] = (1, 1),
     unit_nm: float | None = None,
     tolerance_nm: float | None = None,
+    note: str = "",
 ) -> None:
     """Write a structure as GDSII, user unit 1 um: its exact pixels, or smooth contours.
 
@@ -62,15 +63,15 @@ def write_gds(
             of ten in which a pixel is a whole number of steps, so that they are exact: 1 pm for pixels of 15.625 nm.
         tolerance_nm: largest distance of contours from the edges of the pixels in nm, before rounding, at least 0.75 pixels;
             None for pixels.
+        note: text of a further label at the lower left corner of the unit cell, such as "distance_um 1.25"; printable ASCII.
 
     Raises:
         InvalidStructure: the structure is not two-dimensional and square, or not binary.
-        ValueError: a pixel is not a multiple of 1e-15 m, the period not one of the database unit, the tolerance too small, or
-            a layer or the array exceeds the integers of GDSII,
-            or both layers are the same.
+        ValueError: a pixel is not a multiple of 1e-15 m, the period not one of the database unit, the tolerance too small,
+            a layer or the array exceeds the integers of GDSII, both layers are the same, or the note is not ASCII.
     """
     outlines = solid_outlines(structure, period_um, unit_nm, tolerance_nm)
-    write_outlines(path, outlines, layer=layer, boundary_layer=boundary_layer, cell=cell, array=array)
+    write_outlines(path, outlines, layer=layer, boundary_layer=boundary_layer, cell=cell, array=array, note=note)
 
 
 def solid_polygons(

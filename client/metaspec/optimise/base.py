@@ -20,10 +20,12 @@ class Optimiser(ABC):
 
     Attributes:
         needs_gradient: whether `tell` requires the gradient; if not, it is not computed.
+        line_search: whether it compares values along a line, so that the objective must stay the same function of the latents.
         settings: configuration fingerprint as JSON, compared when a checkpoint is resumed.
     """
 
     needs_gradient: bool = True
+    line_search: bool = False
     settings: dict[str, Any]
     _asked: Array | None = None
 

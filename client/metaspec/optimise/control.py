@@ -27,6 +27,7 @@ class ControlPoints(Optimiser):
         if not all(4 <= count <= pixels for count, pixels in zip(points, shape, strict=True)):
             raise ValueError(f"points must be from 4 to as many as the {shape} pixels along each side, got {points}")
         self.optimiser, self.needs_gradient = optimiser, optimiser.needs_gradient
+        self.line_search = optimiser.line_search
         self.settings = {"points": list(points), **optimiser.settings}
         self._rows, self._columns = (_weights(count, pixels) for count, pixels in zip(points, shape, strict=True))
 

@@ -27,6 +27,8 @@ class Invrs(Optimiser):
         ValueError: no such function.
     """
 
+    line_search = True  # of its default, L-BFGS-B
+
     def __init__(
         self, start: ArrayLike, algorithm: str = "density_lbfgsb", length_pixels: int = 5, **settings: Any
     ) -> None:

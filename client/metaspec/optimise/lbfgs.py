@@ -26,6 +26,8 @@ class LBFGSB(Optimiser):
         memory: number of corrections of the approximate Hessian.
     """
 
+    line_search = True
+
     def __init__(self, start: ArrayLike, memory: int = 10) -> None:
         self._start = check_latents(start)
         self.memory = memory

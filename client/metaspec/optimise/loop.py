@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from metaspec.optimise import checkpoint as checkpoints
 from metaspec.optimise.base import Array, Optimiser, digest
+from metaspec.optimise.free_conditions import STEPPING, BatchConditions, varies_conditions
 from metaspec.optimise.problem import Problem
 from metaspec.optimise.record import History, Progress, Record, Result
 from metaspec.optimise.refinement import Refined, Refinement
@@ -37,6 +38,7 @@ def run(
     patience: int | None = None,
     min_gain: float = 1e-3,
     structure: ArrayLike | None = None,
+    conditions: Mapping[str, ArrayLike] | None = None,
     checkpoint: str | PathLike[str] | None = None,
     save_every_s: float = 30.0,
     callback: Callable[[Progress], None] | None = None,
@@ -51,6 +53,9 @@ def run(
     that break it are penalised in the end (see `Problem.evaluate`), and the best structures are refined in the last 15 % of the
     steps (see `refine`). So all structures of the result have it. A gradient-free optimiser proposes repaired structures
     in all steps. With robust variants, a fabrication or penalties, there is no refinement.
+
+    Free conditions of the problem (`Problem(free=...)`) move with the densities, each row's on their own, and stay at those of
+    the best structure while that is refined.
 
     With `patience`, a stage of constant beta ends early where neither its densities nor the binary structures gain (see
     `metaspec.optimise.stopping`), and so does the run in its last stage, at the next evaluation of binary structures. The
@@ -71,18 +76,25 @@ def run(
         min_gain: smallest rise of the objective that counts as a gain.
         structure: binary structures (M, y, x) that the rows start from. They are evaluated before the first step: the result
             is never worse than they are.
+        conditions: values of conditions by name, (M,) or a number: where free ones start, instead of being spread over their
+            intervals; others stay, one value for each row.
         checkpoint: path of the checkpoint, which is resumed if it exists.
         save_every_s: shortest time between two checkpoints in seconds.
         callback: callback after each step.
         progress: whether to show a progress bar in a terminal.
 
     Raises:
-        ValueError: a setting is out of range, or `checkpoint` is damaged or belongs to another run.
+        ValueError: a setting is out of range, `checkpoint` is damaged or belongs to another run, or conditions are free and
+            the optimiser cannot vary them.
+        InvalidCondition: a condition is unknown or a vector, or a value is outside its range or its bounds.
         SourceError: the source failed.
     """
     if steps < 1 or check_every < 1:
         raise ValueError(f"steps and check_every must be at least 1, got {steps} and {check_every}")
     waiting = Patience(patience, min_gain)
+    if problem.free and not varies_conditions(optimiser):
+        kind = type(optimiser).__name__
+        raise ValueError(f"free conditions need an optimiser of single gradient steps, {STEPPING}, got {kind}")
     with_rule = problem.parameterisation.min_feature_nm is not None
     refines = optimiser.needs_gradient and with_rule and problem.refinable
     if betas is None:
@@ -101,6 +113,8 @@ def run(
         settings |= {"patience": patience, "min_gain": float(min_gain)}
     ends = {steps - 1, *(step - 1 for step in range(1, steps) if betas[step - 1] < betas[step] == np.inf)}
     checked = [step for step in range(steps) if step % check_every == 0 or step in ends]
+    if conditions:
+        settings["conditions"] = {name: digest(np.asarray(one, np.float64)) for name, one in conditions.items()}
     if structure is not None:
         known = check_binary(structure, shape[1:])
         if len(known) != shape[0]:
@@ -108,7 +122,8 @@ def run(
         settings["structure"] = digest(known)
         checked = [_BEFORE, *checked]
     info = problem.source.metadata()
-    record = Record.empty(steps, len(checked), shape, info)
+    batch = BatchConditions(info.conditions, problem.free, conditions, shape[0])
+    record = Record.empty(steps, len(checked), shape, info, len(batch.names))
     file = None if checkpoint is None else Path(checkpoint)
     done, spent = 0, np.zeros(3)
     refinement: Refinement | None = None
@@ -118,13 +133,15 @@ def run(
         record.restore(arrays)
         optimiser.restore(_without_prefix(arrays, "optimiser."))
         waiting.restore(_without_prefix(arrays, "waiting."))
+        batch.restore(_without_prefix(arrays, "conditions."))
         if state := _without_prefix(arrays, "refinement."):
-            refinement = _refinement(problem, record)
+            refinement = _refinement(problem, record, batch)
             refinement.restore(state)
     origin = _spent(problem) - spent
 
     def state_after(step: int) -> tuple[int, Array, dict[str, Array]]:
         arrays = _with_prefix(optimiser.state(), "optimiser.") | _with_prefix(waiting.state(), "waiting.")
+        arrays |= _with_prefix(batch.state(), "conditions.")
         if refinement is not None:
             arrays |= _with_prefix(refinement.state(), "refinement.")
         return step, _spent(problem) - origin, arrays
@@ -137,7 +154,7 @@ def run(
             checkpoints.save(file, settings, record.arrays() | state | {"done": np.array(done), "spent": spent})
 
     if structure is not None and not done:
-        again = problem.score(optimiser.ask(), structure=known)
+        again = problem.score(optimiser.ask(), structure=known, conditions=batch.named(batch.ask()))
         record.check(
             0,
             checked.index(_BEFORE),
@@ -145,6 +162,7 @@ def run(
             structure=known,
             value=again.value,
             spectra=again.spectra,
+            conditions=batch.ask(),
         )
     saved = time.monotonic()
     with tqdm(total=steps, initial=done, unit="step", disable=None if progress else True) as bar:
@@ -153,25 +171,29 @@ def run(
             while step < steps:
                 beta = betas[step]
                 if refines and step and beta == np.inf:
-                    refinement = refinement or _refinement(problem, record)
+                    refinement = refinement or _refinement(problem, record, batch)
                     _refine(problem, refinement)
                     latent, value, binary = record.latent, refinement.value, refinement.result()
-                    objective = value
+                    objective, at = value, record.condition
                 else:
                     if step and beta != betas[step - 1]:
                         optimiser.restart()
-                    latent = optimiser.ask()
-                    gradient = optimiser.needs_gradient
-                    score = problem.evaluate(latent, beta, step) if gradient else problem.score(latent, beta)
+                    latent, at = optimiser.ask(), batch.ask()
+                    named = batch.named(at)
+                    if optimiser.needs_gradient:
+                        score = problem.evaluate(latent, beta, step, named)
+                    else:
+                        score = problem.score(latent, beta, conditions=named)
                     value, objective = score.value, score.objective
                     if step in checked:
                         structure = problem.parameterisation.binary(latent)
-                        again = score if beta == np.inf else problem.score(latent, structure=structure)
+                        again = score if beta == np.inf else problem.score(latent, np.inf, structure, named)
                         binary = Refined(structure, again.value, again.spectra)
                     optimiser.tell(value, score.gradient)
+                    batch.tell(value, score.conditions)
                 if step in checked:
-                    record.check(step, checked.index(step), latent=latent, **binary._asdict())
-                record.value[step] = objective
+                    record.check(step, checked.index(step), latent=latent, conditions=at, **binary._asdict())
+                record.value[step], record.conditions[step] = objective, at
                 following = next_stage(betas, step) if waiting.is_over(beta, value, record.best) else step + 1
                 if following == steps and step not in checked:  # the last structures are evaluated, too
                     following = step + 1
@@ -183,11 +205,12 @@ def run(
                 bar.update(following - step)
                 if callback is not None:
                     best, structure = record.best.copy(), record.structure.copy()
-                    callback(Progress(following, steps, beta, record.value[step].copy(), best, structure))
+                    named = batch.named(record.condition.copy())
+                    callback(Progress(following, steps, beta, record.value[step].copy(), best, structure, named))
                 step = following
         finally:
             save()
-    return _result(record, betas, checked, complete[1], problem)
+    return _result(record, betas, checked, complete[1], problem, batch)
 
 
 def _default_betas(steps: int, with_rule: bool, refines: bool) -> list[float]:
@@ -200,12 +223,15 @@ def _default_betas(steps: int, with_rule: bool, refines: bool) -> list[float]:
     return [*searched.tolist(), *kept.tolist(), *[np.inf] * (steps - bound)]
 
 
-def _refinement(problem: Problem, record: Record) -> Refinement:
+def _refinement(problem: Problem, record: Record, batch: BatchConditions) -> Refinement:
     """The refinement of the best structures so far."""
     parameterisation = problem.parameterisation
     assert parameterisation.min_feature_nm is not None
     width, symmetry = parameterisation.min_feature_nm, parameterisation.symmetry
-    return Refinement(problem.source, problem.objective, record.structure, width, symmetry=symmetry)
+    conditions = batch.named(record.condition.copy())
+    return Refinement(
+        problem.source, problem.objective, record.structure, width, symmetry=symmetry, conditions=conditions
+    )
 
 
 def _refine(problem: Problem, refinement: Refinement) -> None:
@@ -229,7 +255,14 @@ def _spent(problem: Problem) -> Array:
     return np.array([problem.structures_evaluated, problem.server_calls, time.monotonic()])
 
 
-def _result(record: Record, betas: Sequence[float], checked: list[int], spent: Array, problem: Problem) -> Result:
+def _result(
+    record: Record,
+    betas: Sequence[float],
+    checked: list[int],
+    spent: Array,
+    problem: Problem,
+    batch: BatchConditions,
+) -> Result:
     info = problem.source.metadata()
     order = np.argsort(-record.best, kind="stable")
     shape = record.structure.shape
@@ -244,9 +277,16 @@ def _result(record: Record, betas: Sequence[float], checked: list[int], spent: A
         latent=record.latent[order],
         row=order,
         found=number[record.found[order]],
-        history=History(np.array(betas, float)[made], record.value[made], steps, record.binary_value[kept]),
+        history=History(
+            np.array(betas, float)[made],
+            record.value[made],
+            steps,
+            record.binary_value[kept],
+            batch.named(record.conditions[made]),
+        ),
         trajectory=unpack(record.bits[kept], (shape[1], shape[2])).reshape(-1, *shape[1:]),
         structures_evaluated=int(spent[0]),
         server_calls=int(spent[1]),
         wall_s=float(spent[2]),
+        conditions=batch.named(record.condition[order]),
     )

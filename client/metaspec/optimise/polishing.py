@@ -31,7 +31,8 @@ def polish(problem: Problem, structure: ArrayLike, steps: int = 90, **settings: 
         problem: problem to solve, on an exact source.
         structure: binary structures (N, y, x); features that are too small are repaired first.
         steps: number of steps, each of one gradient for every structure.
-        **settings: further arguments of `run`, such as `checkpoint` and `callback`.
+        **settings: further arguments of `run`, such as `checkpoint`, `callback`, and `conditions` of structures that have
+            their own.
 
     Raises:
         InvalidStructure: not binary structures.

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from metaspec._source import check_source
+from metaspec._source import check_source, evaluate_at, gradients_at, predict_at
 from metaspec.conditions import FixedConditions
 from metaspec.fabrication import BlurAndBias
 from metaspec.optimise.base import Array
+from metaspec.optimise.free_conditions import Bounds, check_bounds
 from metaspec.optimise.variants import Etched, Fabricated, Nominal, Variant
 from metaspec.penalties import Penalty
 from metaspec.topology import Parameterisation, robust_etas
@@ -33,12 +34,14 @@ class Score(NamedTuple):
         spectra: spectra of the nominal structures.
         objective: values without the penalty on features below the minimum feature size, float64 (N,): what progress and
             history show.
+        conditions: gradient with respect to each free condition of the problem, float64 (N,) by name; empty if not requested.
     """
 
     value: Array
     gradient: Array | None
     spectra: Spectra
     objective: Array
+    conditions: dict[str, Array]
 
 
 class Problem:
@@ -59,6 +62,8 @@ class Problem:
         robust: "worst" or "mean" of the variants, the nominal structure among them.
         fabrication: blur and bias of a process; None for none.
         penalties: functions of the nominal density that are subtracted from the objective.
+        free: bounds of conditions that are design variables, each with its own value in each row, such as
+            `{"distance_um": (1.0, 3.0)}`. Variants of a row share its values.
 
     Attributes:
         structures_evaluated: number of structures whose spectra were computed for this problem; gradients do not count.
@@ -66,6 +71,8 @@ class Problem:
 
     Raises:
         ValueError: `robust_delta` or `robust` is out of range.
+        InvalidCondition: a free condition is unknown or a vector, or has no bounds within its range.
+        SourceError: some conditions are free, and the source's description could not be requested.
         TypeError: the source is not a source, such as an `AsyncSurrogate`, or a penalty is not one.
     """
 
@@ -79,6 +86,7 @@ class Problem:
         robust: str = "worst",
         fabrication: BlurAndBias | None = None,
         penalties: Sequence[Penalty] = (),
+        free: Bounds | None = None,
     ) -> None:
         check_source(source)
         if not 0 <= robust_delta < 0.5:
@@ -90,6 +98,7 @@ class Problem:
         self.source, self.objective, self.parameterisation = source, objective, parameterisation
         self.robust_delta, self.robust = robust_delta, robust
         self.fabrication, self.penalties = fabrication, tuple(penalties)
+        self.free = check_bounds(source.metadata().conditions, free) if free else {}
         self.structures_evaluated = self.server_calls = 0
 
     def __repr__(self) -> str:
@@ -100,7 +109,13 @@ class Problem:
         """Whether the objective of a binary structure is that of its spectra alone, which `refine` improves."""
         return not (self.robust_delta or self.fabrication or self.penalties)
 
-    def evaluate(self, latent: ArrayLike, beta: float, step: int | None = None) -> Score:
+    def evaluate(
+        self,
+        latent: ArrayLike,
+        beta: float,
+        step: int | None = None,
+        conditions: Mapping[str, ArrayLike] | None = None,
+    ) -> Score:
         """The objective of latents and its gradient: two calls of the source.
 
         Where the parameterisation has a minimum feature size, `Parameterisation.violation` is subtracted at a beta of 20 or
@@ -110,6 +125,7 @@ class Problem:
             latent: latents (N, y, x) in [0, 1].
             beta: steepness of the projection, finite.
             step: number of the step, which draws its own corners of the fabrication; None for those of `score`.
+            conditions: values of conditions by name, (N,); defaults of the source for the others.
 
         Raises:
             ValueError: `beta` is not positive and finite, or the parameterisation has pixels of another device.
@@ -119,7 +135,8 @@ class Problem:
         if not 0 < beta < np.inf:
             raise ValueError(f"beta must be positive and finite for a gradient, got {beta}")
         nominal = self.parameterisation.density(latent, beta)
-        value, gradient, spectra = self._evaluate(latent, nominal, beta, self._variants(step))
+        at = _rows(conditions, len(latent))
+        value, gradient, spectra, by_condition = self._evaluate(latent, nominal, beta, self._variants(step), at)
         if self.penalties:
             value = value - self._penalty(nominal)
             by_density = np.sum([penalty.cotangent(nominal) for penalty in self.penalties], axis=0)
@@ -129,7 +146,7 @@ class Problem:
             violation, by_latent = self.parameterisation.violation(latent, beta)
             weight = _RULE * beta**3
             value, gradient = value - weight * violation, gradient - weight * by_latent
-        return Score(value, gradient, spectra, objective)
+        return Score(value, gradient, spectra, objective, by_condition)
 
     def _variants(self, step: int | None = None) -> list[Variant]:
         """All variants, the nominal one in between or first."""
@@ -142,34 +159,48 @@ class Problem:
         return variants
 
     def _evaluate(
-        self, latent: Array, nominal: Array, beta: float, variants: list[Variant]
-    ) -> tuple[Array, Array, Spectra]:
-        """The objective of latents, its gradient with respect to them, and the nominal spectra."""
+        self, latent: Array, nominal: Array, beta: float, variants: list[Variant], at: dict[str, Array]
+    ) -> tuple[Array, Array, Spectra, dict[str, Array]]:
+        """The objective of latents, its gradient, the nominal spectra, and the gradient with respect to free conditions."""
         if len(variants) == 1:
             self._check_pixels()
-            value, by_density, spectra = self.source.predict_and_gradient(nominal, self.objective)
+            found = evaluate_at(self.source, nominal, self.objective, at)
             self.server_calls += 2
             self.structures_evaluated += len(latent)
-            pulled = self.parameterisation.pull_back(latent, by_density, beta)
-            return _checked_values(value, len(latent)), pulled.astype(np.float64), spectra
+            pulled = self.parameterisation.pull_back(latent, found.gradient, beta).astype(np.float64)
+            by_condition = {name: np.asarray(found.conditions[name], np.float64) for name in self.free}
+            return _checked_values(found.value, len(latent)), pulled, found.spectra, by_condition
         densities = np.stack([variant.density(latent, nominal, beta) for variant in variants])
-        values, weights, cotangent, spectra = self._predict(densities)
+        values, weights, cotangent, spectra = self._predict(densities, at)
         wanted = weights > 0  # only the worst variant has a gradient: the others are not computed
-        gradients = self.source.gradient(densities[wanted], cotangent[wanted] * weights[wanted][:, None, None])
+        there = {name: np.broadcast_to(one, wanted.shape)[wanted] for name, one in at.items()}
+        weighted = cotangent[wanted] * weights[wanted][:, None, None]
+        gradients = gradients_at(self.source, densities[wanted], weighted, there)
         self.server_calls += 1
         gradient = np.zeros(latent.shape)
-        parts = iter(np.split(gradients, np.cumsum(wanted.sum(axis=1))[:-1]))
+        parts = iter(np.split(gradients.structure, np.cumsum(wanted.sum(axis=1))[:-1]))
         for variant, rows in zip(variants, wanted, strict=True):
             gradient[rows] += variant.pull_back(latent[rows], nominal[rows], next(parts), beta)
-        return (weights * values).sum(axis=0), gradient, spectra
+        by_condition = {name: np.zeros(wanted.shape) for name in self.free}
+        for name, each in by_condition.items():
+            each[wanted] = gradients.conditions[name]
+        totals = {name: each.sum(axis=0) for name, each in by_condition.items()}
+        return (weights * values).sum(axis=0), gradient, spectra, totals
 
-    def score(self, latent: ArrayLike, beta: float = np.inf, structure: ArrayLike | None = None) -> Score:
+    def score(
+        self,
+        latent: ArrayLike,
+        beta: float = np.inf,
+        structure: ArrayLike | None = None,
+        conditions: Mapping[str, ArrayLike] | None = None,
+    ) -> Score:
         """The objective of latents without its gradient: one call of the source.
 
         Args:
             latent: latents (N, y, x) in [0, 1].
             beta: steepness of the projection; infinite for binary structures.
             structure: `parameterisation.binary(latent)` if already known; used at infinite beta only.
+            conditions: values of conditions by name, (N,); defaults of the source for the others.
         """
         latent = np.asarray(latent)
         if beta < np.inf:
@@ -177,9 +208,10 @@ class Problem:
         else:
             nominal = self.parameterisation.binary(latent) if structure is None else np.asarray(structure)
         densities = np.stack([variant.density(latent, nominal, beta) for variant in self._variants()])
-        values, weights, _, spectra = self._predict(densities.astype(np.uint8) if beta == np.inf else densities)
+        densities = densities.astype(np.uint8) if beta == np.inf else densities
+        values, weights, _, spectra = self._predict(densities, _rows(conditions, len(latent)))
         value = (weights * values).sum(axis=0) - self._penalty(nominal.astype(np.float64))
-        return Score(value, None, spectra, value)
+        return Score(value, None, spectra, value, {})
 
     def _penalty(self, nominal: Array) -> Array:
         """Sum of the penalties of nominal densities, (N,)."""
@@ -195,11 +227,12 @@ class Problem:
                 "Parameterisation(pixel_nm=source.metadata().process.pixel_nm)"
             )
 
-    def _predict(self, densities: Array) -> tuple[Array, Array, Array, Spectra]:
+    def _predict(self, densities: Array, at: dict[str, Array]) -> tuple[Array, Array, Array, Spectra]:
         """Values (variants, N), their weights in the objective, cotangents, and the nominal spectra."""
         self._check_pixels()
         variants, count = densities.shape[:2]
-        spectra = self.source.predict(densities.reshape(-1, *densities.shape[2:]))
+        for_all = {name: np.tile(one, variants) for name, one in at.items()}
+        spectra = predict_at(self.source, densities.reshape(-1, *densities.shape[2:]), for_all)
         self.server_calls += 1
         self.structures_evaluated += variants * count
         parts = (spectra[n * count : (n + 1) * count] for n in range(variants))
@@ -237,6 +270,7 @@ class Problem:
             "robust": self.robust,
             **({"fabrication": _named(self.fabrication)} if self.fabrication else {}),
             **({"penalties": _named(self.penalties)} if self.penalties else {}),
+            **({"free": {name: list(bounds) for name, bounds in self.free.items()}} if self.free else {}),
         }
 
 
@@ -246,6 +280,11 @@ def _checked_values(value: ArrayLike, count: int) -> Array:
     if values.shape != (count,):
         raise ValueError(f"an objective must return one value for each of {count} structures, got shape {values.shape}")
     return values
+
+
+def _rows(conditions: Mapping[str, ArrayLike] | None, count: int) -> dict[str, Array]:
+    """Values of conditions, (count,) by name."""
+    return {name: np.broadcast_to(np.asarray(one), count) for name, one in (conditions or {}).items()}
 
 
 def _named(thing: object) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from html import escape
 from typing import Self
 
@@ -30,6 +30,7 @@ class Progress:
         value: values of the objective in the last step, (M,), without the penalty of a minimum feature size.
         best: value of the best binary structure of each row so far, (M,).
         structure: best binary structure of each row so far, uint8 (M, y, x).
+        conditions: values of its conditions by name, (M,), where rows have their own.
     """
 
     step: int
@@ -38,6 +39,7 @@ class Progress:
     value: Array
     best: Array
     structure: Array
+    conditions: dict[str, Array] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, repr=False)
@@ -49,12 +51,14 @@ class History:
         value: values of the objective, (steps, M), without the penalty of a minimum feature size.
         checked: steps in which the thresholded structures were evaluated, (checks,).
         binary_value: values of the thresholded structures, (checks, M).
+        conditions: values of conditions by name, (steps, M), where rows have their own.
     """
 
     beta: Array
     value: Array
     checked: Array
     binary_value: Array
+    conditions: dict[str, Array] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         steps, rows = self.value.shape
@@ -77,6 +81,7 @@ class Result:
         structures_evaluated: number of structures whose spectra were computed.
         server_calls: number of calls of the source.
         wall_s: wall time in seconds, without interruptions.
+        conditions: values of conditions by name, (M,), where designs have their own.
     """
 
     structure: Array
@@ -90,6 +95,7 @@ class Result:
     structures_evaluated: int
     server_calls: int
     wall_s: float
+    conditions: dict[str, Array] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         return f"<Result: {self._summary}>"
@@ -104,6 +110,7 @@ class Result:
                 html.structure_picture(self.structure[n], size=64),
                 f"{self.value[n]:.4f}",
                 *(f"{value:.3f}" for value in each),
+                *(f"{one[n]:.4g}" for one in self.conditions.values()),
                 str(self.row[n]),
                 str(self.found[n] + 1),  # as in figures and progress, counted from 1
             ]
@@ -112,7 +119,7 @@ class Result:
         if len(self.value) > _SHOWN:
             rows.append([f"... and {len(self.value) - _SHOWN} more"])
         colours = (COLOUR_NAMES[colour] for colour in first.colours)
-        head = ["design", "structure", "objective", *colours, "start", "found in step"]
+        head = ["design", "structure", "objective", *colours, *self.conditions, "start", "found in step"]
         return f"<div>{escape(self._summary)}{html.table(rows, head)}</div>"
 
     @property
@@ -131,6 +138,7 @@ class Result:
         values = np.asarray(value, np.float64)
         order = np.argsort(-values, kind="stable")
         rows = {name: getattr(self, name)[order] for name in ("latent", "row", "found")}
+        rows["conditions"] = {name: one[order] for name, one in self.conditions.items()}
         return replace(self, structure=structure[order], value=values[order], spectra=spectra[order], **rows)
 
 
@@ -147,6 +155,8 @@ class Record:
         structure: its structure, uint8 (M, y, x).
         latent: its latent, float32 (M, y, x).
         spectra: its spectra, float32 (M, channels, wavelengths).
+        condition: values of its conditions, (M, conditions), where rows have their own.
+        conditions: values of conditions in each step, (steps, M, conditions).
         version: version of the model or solver that these spectra are from, ().
     """
 
@@ -158,10 +168,12 @@ class Record:
     structure: Array
     latent: Array
     spectra: Array
+    condition: Array
+    conditions: Array
     version: Array
 
     @classmethod
-    def empty(cls, steps: int, checks: int, shape: tuple[int, ...], info: SourceInfo) -> Self:
+    def empty(cls, steps: int, checks: int, shape: tuple[int, ...], info: SourceInfo, conditions: int) -> Self:
         """The record of a run that has not started.
 
         Args:
@@ -169,6 +181,7 @@ class Record:
             checks: number of evaluations of the thresholded structures.
             shape: shape of the latents, (M, y, x).
             info: description of the source.
+            conditions: number of conditions of which each row has its own value.
         """
         rows = shape[0]
         return cls(
@@ -180,10 +193,22 @@ class Record:
             structure=np.zeros(shape, np.uint8),
             latent=np.zeros(shape, np.float32),
             spectra=np.zeros((rows, *info.spectra_shape), np.float32),
+            condition=np.full((rows, conditions), np.nan),
+            conditions=np.full((steps, rows, conditions), np.nan),
             version=np.array(info.version, "U64"),
         )
 
-    def check(self, step: int, number: int, *, latent: Array, structure: Array, value: Array, spectra: Spectra) -> None:
+    def check(
+        self,
+        step: int,
+        number: int,
+        *,
+        latent: Array,
+        structure: Array,
+        value: Array,
+        spectra: Spectra,
+        conditions: Array,
+    ) -> None:
         """Record an evaluation of the thresholded structures, and keep those that improve on their row's best.
 
         Values of different versions of the model are not compared: a new version starts from these structures.
@@ -195,6 +220,7 @@ class Record:
             structure: thresholded structures, (M, y, x).
             value: their values, (M,).
             spectra: their spectra.
+            conditions: values of their conditions, (M, conditions).
         """
         if spectra.version != self.version:
             self.version[...] = spectra.version
@@ -204,7 +230,7 @@ class Record:
         better = value > self.best
         self.best[better], self.found[better] = value[better], step
         self.structure[better], self.latent[better] = structure[better], latent[better]
-        self.spectra[better] = spectra.values[better]
+        self.spectra[better], self.condition[better] = spectra.values[better], conditions[better]
 
     def arrays(self) -> dict[str, Array]:
         """Arrays for the checkpoint."""

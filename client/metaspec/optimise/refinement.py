@@ -9,7 +9,7 @@ a gradient only where the objective has improved.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike
 
 from metaspec._design.features import without_small_features
 from metaspec._design.filters import check_symmetry, conic_filter, symmetrise
-from metaspec._source import check_source
+from metaspec._source import check_source, gradients_at, predict_at
 from metaspec.optimise.base import Array
 from metaspec_contract.source import ObjectiveFunction, Source, value_and_cotangent
 from metaspec_contract.spectra import Spectra
@@ -49,6 +49,7 @@ def refine(
     steps: int = 100,
     *,
     symmetry: str | None = None,
+    conditions: Mapping[str, ArrayLike] | None = None,
     callback: Callable[[Refinement], None] | None = None,
 ) -> Refined:
     """Improve binary structures, keeping a minimum feature size. See `Refinement`, which can also be saved and resumed.
@@ -61,6 +62,7 @@ def refine(
         min_feature_nm: minimum width of solid and void in nm.
         steps: largest number of steps.
         symmetry: None or "diagonal", which the structures must have.
+        conditions: values of conditions by name, (N,), which stay; defaults of the source for the others.
         callback: callback after each step.
 
     Raises:
@@ -68,7 +70,7 @@ def refine(
         ValueError: a setting is out of range.
         SourceError: the source failed.
     """
-    refinement = Refinement(source, objective, structure, min_feature_nm, symmetry=symmetry)
+    refinement = Refinement(source, objective, structure, min_feature_nm, symmetry=symmetry, conditions=conditions)
     for _ in range(steps):
         if refinement.finished:
             break
@@ -92,6 +94,7 @@ class Refinement:
         structure: binary structures (N, y, x); features that are too small are repaired.
         min_feature_nm: minimum width of solid and void in nm.
         symmetry: None or "diagonal", which the structures must have.
+        conditions: values of conditions by name, (N,), which stay; defaults of the source for the others.
 
     Attributes:
         structure: structures so far, uint8 (N, y, x), all without features that are too small.
@@ -113,6 +116,7 @@ class Refinement:
         min_feature_nm: float,
         *,
         symmetry: str | None = None,
+        conditions: Mapping[str, ArrayLike] | None = None,
     ) -> None:
         check_source(source)
         check_symmetry(symmetry)
@@ -122,6 +126,7 @@ class Refinement:
         binary = check_binary(structure, self._info.pixels)
         self.structure = np.stack([without_small_features(one, self._width, self._pixel) for one in binary])
         count = len(binary)
+        self._at = {name: np.broadcast_to(np.asarray(one), count) for name, one in (conditions or {}).items()}
         self.size = np.full(count, binary[0].size / 256)
         self.value = np.full(count, -np.inf)
         self.structures_evaluated = self.server_calls = 0
@@ -149,7 +154,7 @@ class Refinement:
         if not len(rows):
             self.size = size
             return
-        found = self._source.predict(trial[rows])
+        found = predict_at(self._source, trial[rows], {name: values[rows] for name, values in self._at.items()})
         if self._version and found.version != self._version:  # values of two versions of a model are not compared
             self._version = ""
             self.step()
@@ -159,7 +164,10 @@ class Refinement:
         known = Spectra.of_model(spectra, self._info, found.version)
         value, cotangent = map(np.asarray, value_and_cotangent(self._objective, known))
         better = rows[value[rows] > self.value[rows]] if self._version else rows
-        gradient = self._source.gradient(trial[better], cotangent[better]) if len(better) else self._gradient[:0]
+        gradient = self._gradient[:0]
+        if len(better):
+            at = {name: values[better] for name, values in self._at.items()}
+            gradient = gradients_at(self._source, trial[better], cotangent[better], at).structure
         if self._version:
             size[better] *= _GROWTH
         size[np.setdiff1d(rows, better)] /= 2

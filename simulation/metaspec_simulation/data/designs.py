@@ -73,7 +73,8 @@ def read_designs(folder: Path, process: Process | None = None) -> Designs:
         ValueError: a file is missing or damaged, or two of them contradict each other.
     """
     report = _read_report(folder, process)
-    if other := [name for name in report.conditions if name not in Process.model_fields]:
+    conditions = report.conditions_of(report.designs[0])
+    if other := [name for name in conditions if name not in Process.model_fields]:
         raise ValueError(
             f"{folder / REPORT}: the designs were made at a condition that the solver does not have, {other[0]}"
         )
